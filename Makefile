@@ -1,0 +1,64 @@
+# Every routine as one word. `make help` lists them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+# One thread: the tests' models are so small that a second one would only wait for the first.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+.DEFAULT_GOAL := help
+
+help: ## list these
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/ready ## make the virtual environment and install everything into it
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/ready ## a text from the bundled model
+	$(BIN)/python -m minigpt.generate "Once upon a time" --top-p 0.9 --seed 7 --max-new-tokens 120 --echo --stream
+
+check: lint types unit ## what to run before a commit
+
+lint: $(VENV)/ready ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready ## mypy --strict on the package
+	$(BIN)/mypy
+
+unit: $(VENV)/ready ## tests of single modules, and the examples in docstrings
+	$(TESTS) tests/unit minigpt
+
+test: $(VENV)/ready ## every test that needs nothing from outside
+	$(TESTS) -m "not hub and not slow"
+	@echo "not run, for they need the Hugging Face hub (make test-hub) or minutes (make parity-full):"
+	@$(TESTS) --collect-only -m "hub or slow" | grep '::' | sed 's/^/  not run: /'
+
+parity: $(VENV)/ready ## against transformers, and the commands as a user runs them
+	$(TESTS) -m "not hub and not slow" tests/parity tests/e2e
+
+parity-full: $(VENV)/ready ## logits at the real shapes, distilgpt2 to gpt2-xl (10 minutes, 16 GB)
+	$(BIN)/python -m pytest -q -m slow
+
+test-hub: $(VENV)/ready ## the real gpt2 from the Hugging Face hub (needs a network)
+	$(TESTS) -m hub
+
+bench: $(VENV)/ready ## speed against transformers, in the same run
+	$(BIN)/python scripts/bench.py
+
+bench-readme: $(VENV)/ready ## ... and its table into README.md
+	$(BIN)/python scripts/bench.py --update README.md
+
+readme: $(VENV)/ready ## the output that README.md shows
+	$(BIN)/python scripts/readme.py
+
+train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt and val.txt
+	$(BIN)/python scripts/train_bundled.py --corpus $(CORPUS)
+
+clean: ## remove what can be made again
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-readme readme train clean

@@ -1,0 +1,122 @@
+"""What the model remembers of tokens it has read: their keys and values, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from minigpt.config import GPT2Config
+
+# Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · H heads · K width of a head
+
+
+class KVCache:
+    """Room for the keys and values of `n_max` tokens in each of `rows` rows, reserved once.
+
+    `length` is the only clock. Slots from `length` on are scratch: a forward pass fills them and commits
+    with `advance`, so a pass that fails half-way leaves the cache as it was.
+
+    `pad` (B,), if given, says how many of the first slots of each row are padding.
+
+    >>> import torch
+    >>> cache = KVCache(GPT2Config(n_layer=1, n_head=2, n_embd=8), 5, rows=1, like=torch.zeros(1))
+    >>> new = torch.ones(2, 1, 2, 3, 4)                         # keys of 3 tokens, and their values
+    >>> keys, values = cache.layers[0].extend(new)
+    >>> cache.advance(3)
+    >>> cache.length, keys.shape
+    (3, torch.Size([1, 2, 3, 4]))
+    """
+
+    def __init__(
+        self, config: GPT2Config, n_max: int, rows: int, *, like: Tensor, pad: Tensor | None = None
+    ) -> None:
+        self.n_max = n_max
+        self.length = 0
+        self._store(like.new_empty(config.n_layer, 2, rows, config.n_head, n_max, config.head_width))
+        self._pad_rows(pad)
+
+    @property
+    def rows(self) -> int:
+        return self._slots.size(2)
+
+    def advance(self, n: int) -> None:
+        """Commits the `n` tokens that the layers have just stored."""
+        self.length += n
+
+    def rewind(self, length: int) -> None:
+        """Forgets every token from position `length` on.
+
+        Raises:
+            ValueError: the cache holds fewer tokens than that.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} tokens")
+        self.length = length
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Row i becomes a copy of old row `rows[i]`: a repeat forks a row, an omission drops it.
+
+        With as many rows as before, only the rows that change are copied.
+        """
+        changed = [i for i, row in enumerate(rows) if i != row]
+        if len(rows) != self.rows:
+            shape = list(self._slots.shape)
+            shape[2] = len(rows)
+            fewer_or_more = self._slots.new_empty(shape)
+            fewer_or_more[..., : self.length, :] = self._slots[:, :, list(rows), :, : self.length]
+            self._store(fewer_or_more)
+        elif changed:
+            moved = self._slots[:, :, [rows[i] for i in changed], :, : self.length]  # indexing copies
+            self._slots[:, :, changed, :, : self.length] = moved
+        if self.pad is not None:
+            self._pad_rows(self.pad[list(rows)])
+
+    def _store(self, slots: Tensor) -> None:
+        self._slots = slots  # (layer, key | value, B, H, n_max, K)
+        self.layers = [LayerCache(self, slots[layer]) for layer in range(len(slots))]
+
+    def _pad_rows(self, pad: Tensor | None) -> None:
+        self.pad = None if pad is None else pad.to(self._slots.device)
+        # Kept as a number, so that asking for the longest row costs no wait for the device.
+        self.least_pad = 0 if pad is None else int(pad.min())
+
+
+class LayerCache:
+    """One layer's share of a `KVCache`."""
+
+    def __init__(self, cache: KVCache, slots: Tensor) -> None:
+        self._cache, self._slots = cache, slots  # (key | value, B, H, n_max, K)
+
+    def extend(self, kv: Tensor) -> tuple[Tensor, ...]:
+        """Stores new keys and values; returns all of them, old and new, without copying the old.
+
+        Shapes: (key | value, B, H, T, K)  ->  (B, H, S, K) each
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        start, n_new = self._cache.length, kv.size(-2)
+        stop = start + n_new
+        if stop > self._cache.n_max:
+            raise ValueError(f"token {stop} does not fit a cache reserved for {self._cache.n_max}")
+        self._slots.narrow(-2, start, n_new).copy_(kv)
+        return self._slots.narrow(-2, 0, stop).unbind()
+
+
+class NoCache:
+    """Stands where a `KVCache` would when nothing is to be remembered: scoring, training."""
+
+    length = 0
+
+    def __init__(self, config: GPT2Config, pad: Tensor | None = None) -> None:
+        self.pad = pad
+        self.rows = None if pad is None else len(pad)  # None: as many as come
+        self.least_pad = 0 if pad is None else int(pad.min())
+        self.layers = [self] * config.n_layer
+
+    def extend(self, kv: Tensor) -> tuple[Tensor, ...]:
+        return kv.unbind()
+
+    def advance(self, n: int) -> None:
+        pass

@@ -1,0 +1,26 @@
+"""A linear layer that keeps its weights the way GPT-2's files do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """x @ weight + bias, with the weight as (in, out); torch's own nn.Linear keeps it as (out, in).
+
+    OpenAI stored GPT-2 this way round (as `Conv1D`), so tensors go from file to model as they are. On a
+    CPU it is also the faster way to multiply few rows, which is what decoding does.
+
+    The weights are for the model to initialise, or to load.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (..., in)  ->  (..., out)."""
+        rows = x.reshape(-1, x.size(-1))
+        return torch.addmm(self.bias, rows, self.weight).view(*x.shape[:-1], -1)

@@ -1,0 +1,253 @@
+"""GPT-2: embed, twelve times attend and think, unembed. Reads top to bottom as the paper does."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt import hub, weights
+from minigpt.attention import CausalAttention, sight
+from minigpt.cache import KVCache, LayerCache, NoCache
+from minigpt.config import GPT2Config
+from minigpt.files import all_or_none
+from minigpt.linear import Linear
+
+# Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · D n_embd · V vocab_size
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+# GPT-2 was trained with the tanh form; the exact one (`gelu`, used by Cerebras-GPT) shifts its logits.
+tanh_gelu = partial(F.gelu, approximate="tanh")
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "gelu_fast": tanh_gelu,
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class FeedForward(nn.Module):
+    """Lets every token think for itself: widen, bend, narrow."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.up = Linear(config.n_embd, config.mlp_width)
+        self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
+        self.down = Linear(config.mlp_width, config.n_embd)
+        self.dropout = config.resid_pdrop
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(self.activation(self.up(x)))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One layer: what attention and the feed-forward find is added to the stream, never put in its place."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalAttention(config, layer)
+        self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, past: LayerCache | NoCache, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), past, mask)
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+class TiedHead(nn.Module):
+    """Logits by likeness to each token's embedding: tied by having no weights of its own."""
+
+    def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
+        return F.linear(x, token_embedding)
+
+
+class UntiedHead(nn.Module):
+    """Logits by a matrix of the head's own, for `tie_word_embeddings: false`."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
+
+    def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class GPT2(nn.Module):
+    """The decoder-only transformer of Radford et al. 2019.
+
+    `GPT2(config)` is fresh, with GPT-2's own initialisation, and in training mode, as any new module.
+
+    >>> model = GPT2(GPT2Config(vocab_size=100, n_positions=16, n_embd=32, n_layer=2, n_head=4)).eval()
+    >>> model(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 100])
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.head = TiedHead() if config.tie_word_embeddings else UntiedHead(config)
+        self._initialise()
+
+    def forward(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Logits after every token.
+
+        Rows of unequal length are padded on the left with any id; `pad` counts the padding of each row,
+        and a padded row then gives the logits that it gives alone.
+
+        Shapes: tokens (B, T), pad (B,)  ->  (B, T, V); logits at padded slots mean nothing
+
+        Raises:
+            ValueError: the tokens do not fit the model's window, or `pad` does not fit the tokens.
+        """
+        if pad is not None:
+            pad = pad.to(tokens.device)
+        return self.unembed(self.trunk(tokens, NoCache(self.config, pad)))
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Reads `tokens` into the cache; logits for the token that follows.
+
+        Shapes: (B, T)  ->  (B, V)
+
+        Raises:
+            ValueError: as for `trunk`.
+        """
+        logits = self.unembed(self._read(tokens, cache)[:, -1])
+        cache.advance(tokens.size(1))
+        return logits
+
+    def trunk(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
+        """Everything but the head.
+
+        Shapes: (B, T)  ->  (B, T, D)
+
+        Raises:
+            ValueError: the tokens do not fit the model's window, the cache's room, or its rows.
+        """
+        x = self._read(tokens, cache)
+        cache.advance(tokens.size(1))
+        return x
+
+    def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
+        """The pass itself; whoever calls it commits to the cache when all has gone well."""
+        _check_fit(tokens, cache, self.config)
+        n_new = tokens.size(1)
+        mask = sight(n_new, cache.length + n_new, cache.pad, tokens.device)
+        positions = _positions(cache, n_new, tokens.device)
+        x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
+        x = F.dropout(x, self.config.embd_pdrop, self.training)
+        for block, past in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, past, mask)
+        x = self.final_norm(x)
+        return x
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """The logits that the trunk's output stands for: (..., D)  ->  (..., V)."""
+        logits: Tensor = self.head(x, self.token_embedding.weight)
+        return logits
+
+    def new_cache(self, n_max: int, rows: int = 1, pad: Tensor | None = None) -> KVCache:
+        """An empty cache with room for `n_max` tokens, padding included, in each of `rows` rows.
+
+        Shapes: pad (B,), how many of each row's first tokens will be padding
+        """
+        return KVCache(self.config, n_max, rows, like=self.position_embedding.weight, pad=pad)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> Self:
+        """The bundled model, one in a directory, or one from the Hugging Face hub; in evaluation mode.
+
+        Without a `dtype`, weights are float32 on a CPU and as stored elsewhere. The weights go straight
+        into place: there is never a second copy of them in memory.
+
+        Raises:
+            OSError: there is no such model, or it cannot be fetched.
+            ValueError: it is no GPT-2, or config.json and weights do not fit each other.
+        """
+        directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
+        config, checkpoint = GPT2Config.load(directory), weights.Checkpoint(directory)
+        if config.tie_word_embeddings and checkpoint.twins_differ():
+            warnings.warn(f"{directory}: wte and lm_head differ; loading them untied", stacklevel=2)
+            config = replace(config, tie_word_embeddings=False)
+        with torch.device("meta"):
+            model = cls(config)
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        model.load_state_dict(checkpoint.read(shapes, dtype, torch.device(device)), assign=True)
+        return model.eval()
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes config.json, generation_config.json and model.safetensors as transformers does.
+
+        They are written aside and moved into place when all are whole.
+        """
+        with all_or_none(directory) as aside:
+            weights.save(self.state_dict(), aside / "model.safetensors")
+            self.config.save(aside, str(self.position_embedding.weight.dtype).removeprefix("torch."))
+
+    @property
+    def device(self) -> torch.device:
+        return self.position_embedding.weight.device
+
+    def _initialise(self) -> None:
+        """Normal weights, zero biases; the projections onto the residual stream shrink with its depth.
+
+        Source: Radford et al. 2019, section 2.3, so that the sum of 2 * n_layer additions keeps its size.
+        """
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("attn.out.weight", "mlp.down.weight")):
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer))
+            elif "norm" not in name:
+                nn.init.normal_(parameter, std=std)
+
+
+def _check_fit(tokens: Tensor, cache: KVCache | NoCache, config: GPT2Config) -> None:
+    if tokens.dim() != 2 or not tokens.numel():
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}; they must be (rows, tokens), at least one each"
+        )
+    rows = tokens.size(0) if cache.rows is None else cache.rows
+    if tokens.size(0) != rows:  # torch would stretch one row over all
+        raise ValueError(f"there are {tokens.size(0)} rows of tokens, but {rows} in the cache or its padding")
+    length = cache.length + tokens.size(1) - cache.least_pad
+    if length > config.n_positions:
+        raise ValueError(f"{length} tokens do not fit: this model reads at most {config.n_positions}")
+
+
+def _positions(cache: KVCache | NoCache, n_new: int, device: torch.device) -> Tensor:
+    """The place of each new token in its own row, counted without padding: (T,), or (B, T) with padding."""
+    slots = torch.arange(cache.length, cache.length + n_new, device=device)
+    return slots if cache.pad is None else (slots - cache.pad[:, None]).clamp_min(0)

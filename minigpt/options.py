@@ -1,0 +1,91 @@
+"""A strategy's fields as command-line flags, so that a new strategy needs no code of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import TYPE_CHECKING, Any
+
+from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.sampler import find, name_of, names
+from minigpt.sampler.strategy import Strategy
+
+if TYPE_CHECKING:
+    from minigpt.tokenizer import Tokenizer
+
+
+def add_flags(groups: Mapping[str, Any]) -> None:
+    """Adds every option of every strategy to the group of flags that it names."""
+    for flag, option in strategy_flags().items():
+        groups[option.metadata["group"]].add_argument(
+            flag, dest=option.name, help=option.metadata["help"], metavar=option.metadata["metavar"],
+            type=_reader(option), default=None,
+            action="append" if option.metadata["collect"] else "store",
+        )  # fmt: skip
+
+
+def _reader(option: Field[Any]) -> Callable[[str], Any]:
+    """Reads an option's value from the command line, and says what it takes if it cannot."""
+    parse = option.metadata["parse"]
+    wanted = {int: "a whole number", float: "a number"}.get(parse, option.metadata["metavar"])
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except (ValueError, KeyError):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+    return read
+
+
+def strategy_flags() -> dict[str, Any]:
+    """Every option of every strategy, by its flag; an option that several share is one flag."""
+    return {
+        f"--{option.metadata['flag'] or option.name.replace('_', '-')}": option
+        for name in names()
+        for option in fields(find(name))
+        if option.metadata
+    }
+
+
+def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
+    """The strategy that was named, or the simplest that the flags imply."""
+    flags = strategy_flags()
+    given = {option.name: flag for flag, option in flags.items() if getattr(args, option.name) is not None}
+    strategies = [find(name) for name in names()]
+    implying = frozenset().union(*(strategy.implied_by for strategy in strategies)) & given.keys()
+    if args.strategy is None and not implying:
+        chosen = find("greedy")
+    elif args.strategy is None:
+        able = [strategy for strategy in strategies if implying <= strategy.implied_by]
+        chosen = min(able, key=lambda strategy: len(strategy.implied_by))
+    elif args.strategy == "beam" and implying & find("sample").implied_by:
+        chosen = find("beam-sample")
+    else:
+        chosen = find(args.strategy)
+    for name, flag in given.items():
+        if name not in {option.name for option in fields(chosen)}:
+            having = [kind for kind in strategies if name in {option.name for option in fields(kind)}]
+            having.sort(key=lambda kind: len(kind.implied_by))  # the simplest first
+            raise Failure(
+                BAD_FLAGS,
+                f"{flag} has no meaning for {name_of(chosen)}; it belongs to {', '.join(map(name_of, having))}:"
+                f" use --strategy {name_of(having[0])}, or leave it out",
+            )
+    return chosen
+
+
+def build_strategy(kind: type[Strategy], args: argparse.Namespace, tokenizer: Tokenizer | None) -> Strategy:
+    """The strategy from its flags; without a tokenizer yet, only to check the numbers."""
+    values = {}
+    for option in fields(kind):
+        value = getattr(args, option.name, None) if option.metadata else None
+        if value is not None and option.metadata["collect"]:
+            value = option.metadata["collect"](value, tokenizer) if tokenizer else None
+        if value is not None:
+            values[option.name] = value
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise Failure(BAD_FLAGS, error) from error

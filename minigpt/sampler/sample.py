@@ -1,0 +1,90 @@
+"""Sampling: each next token is drawn from the model's distribution, reshaped as asked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.sampler.strategy import Event, LanguageModel, Request, Strategy, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Strategy):
+    """The options of every strategy that draws lots."""
+
+    temperature: float = option(
+        1.0, "below 1 plays safe, above 1 takes risks (0.7 to 1.2)", group="sampling", metavar="T"
+    )
+    top_k: int = option(
+        0,
+        "draw from the K likeliest tokens (40 is usual); 0 is off",
+        group="sampling",
+        parse=int,
+        metavar="K",
+    )
+    top_p: float = option(
+        1.0, "draw from the likeliest tokens that hold P of the probability (0.9 to 0.95)",
+        group="sampling", metavar="P",
+    )  # fmt: skip
+    min_p: float | None = option(
+        None,
+        "drop tokens less than P times as likely as the best (0.05 to 0.1)",
+        group="sampling",
+        metavar="P",
+    )
+    typical_p: float = option(
+        1.0, "draw from tokens of average surprise that hold P of the probability (0.2 to 0.95)",
+        group="sampling", metavar="P",
+    )  # fmt: skip
+    seed: int | None = option(
+        None, "the same seed gives the same text; without one a fresh one is drawn and printed",
+        group="sampling", parse=int, metavar="N",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(32))  # known from now on, so it can be repeated
+        elif self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+
+SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Sampling):
+    """Draws each next token: varied and lively, at the price of an unlikely word now and then.
+
+    Text j of a prompt draws from a generator of its own, seeded by (seed, j): its place in the batch and
+    what else is in it change nothing. Two equal prompts give equal texts; for different ones ask for
+    several sequences.
+    """
+
+    implied_by = SAMPLING
+
+    num_return_sequences: int = option(
+        1, "how many texts for each prompt", group="beams", parse=int, metavar="N"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_return_sequences < 1:
+            raise ValueError(f"num_return_sequences must be at least 1, got {self.num_return_sequences}")
+
+    def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
+        from minigpt.sampler.chance import Chance
+        from minigpt.sampler.steps import one_by_one
+
+        assert self.seed is not None
+        chances: dict[tuple[int, int], Chance] = {}
+        for i in range(len(requests)):
+            for j in range(self.num_return_sequences):
+                chances[i, j] = Chance(self.seed, j)
+
+        def draw(logits: Any, texts: list[Any]) -> Any:
+            return Chance.draw(logits, [chances[text.prompt_index, text.index] for text in texts])
+
+        return one_by_one(model, requests, self, draw, copies=self.num_return_sequences)

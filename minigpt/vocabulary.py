@@ -1,0 +1,200 @@
+"""GPT-2's tokenizer files: reading every form of them that is met, and writing those that all tools read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+END_OF_TEXT = "<|endoftext|>"
+
+# What tokenizer.json says around its tokens if it is GPT-2's.
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+RECIPE: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": BYTE_LEVEL,
+    "post_processor": BYTE_LEVEL,
+    "decoder": BYTE_LEVEL,
+    "model": {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    },
+}
+# Flags of added tokens that would take in or look at the text around them.
+NEIGHBOUR_FLAGS = ("single_word", "lstrip", "rstrip")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a directory's tokenizer files say."""
+
+    source: Path  # the file that holds the vocabulary
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+    special_tokens: dict[str, int]
+    words: dict[str, int]
+    settings: dict[str, Any]
+
+
+def read(directory: Path) -> Found:
+    """Reads vocab.json and merges.txt, or tokenizer.json where those are absent, and what is beside them.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: a file cannot be read, or describes something else than GPT-2's byte-level BPE.
+    """
+    settings = _read_settings(directory / "tokenizer_config.json")
+    whole = _read_whole(directory / "tokenizer.json")
+    source = directory / "vocab.json"
+    if source.is_file() and (directory / "merges.txt").is_file():
+        vocab, merges = _read_object(source), _read_merges(directory / "merges.txt")
+    elif whole:
+        source = directory / "tokenizer.json"
+        vocab, merges = whole["model"]["vocab"], _pairs(whole["model"]["merges"], source)
+    else:
+        raise FileNotFoundError(f"{directory} has neither vocab.json and merges.txt nor tokenizer.json")
+    special, words = _added_tokens(directory, settings, whole)
+    return Found(source, vocab, merges, special, words, settings)
+
+
+def write(
+    directory: Path,
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    special_tokens: Mapping[str, int],
+    words: Mapping[str, int],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes both forms, vocab.json + merges.txt and tokenizer.json, and tokenizer_config.json."""
+    lines = [f"{left} {right}" for left, right in merges]
+    _write_json(directory / "vocab.json", vocab)
+    text = "\n".join(["#version: 0.2", *lines, ""])
+    (directory / "merges.txt").write_text(text, encoding="utf-8", newline="\n")
+    plain = dict.fromkeys([*NEIGHBOUR_FLAGS, "normalized"], False)
+    added = [
+        {"id": token, "content": text, "special": text in special_tokens, **plain}
+        for text, token in sorted({**words, **special_tokens}.items(), key=lambda item: item[1])
+    ]
+    model = {**RECIPE["model"], "vocab": vocab, "merges": lines}
+    _write_json(directory / "tokenizer.json", {**RECIPE, "added_tokens": added, "model": model})
+
+    # Said even if there is none: transformers would make up an <|endoftext|> of its own.
+    end = END_OF_TEXT if any(token["content"] == END_OF_TEXT for token in added) else None
+    own = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(["bos_token", "eos_token", "unk_token"], end)}
+    decoder = {token["id"]: {name: token[name] for name in token if name != "id"} for token in added}
+    _write_json(
+        directory / "tokenizer_config.json", {**own, **settings, "added_tokens_decoder": decoder}, indent=2
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, Any], indent: int | None = None) -> None:
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=indent), encoding="utf-8", newline="\n")
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    """A tokenizer.json, if there is one, provided that it describes GPT-2's way to tokenize."""
+    if not path.is_file():
+        return {}
+    whole = _read_object(path)
+    normalizer, splitter, processor, model = (
+        whole.get(part) or {} for part in ("normalizer", "pre_tokenizer", "post_processor", "model")
+    )
+    _refuse_others(path, "normalizer.type", normalizer.get("type"), None)
+    _refuse_others(path, "pre_tokenizer.type", splitter.get("type"), "ByteLevel")
+    _refuse_others(path, "pre_tokenizer.add_prefix_space", splitter.get("add_prefix_space"), False)
+    _refuse_others(path, "pre_tokenizer.use_regex", splitter.get("use_regex", True), True)
+    _refuse_others(
+        path, "post_processor.type", processor.get("type"), "ByteLevel", "TemplateProcessing", None
+    )
+    _refuse_others(path, "post_processor.special_tokens", processor.get("special_tokens", {}), {})
+    _refuse_others(path, "model.type", model.get("type", "BPE"), "BPE")  # files of 2020 do not say it
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        _refuse_others(path, f"model.{option}", model.get(option), None, "", False)
+    for part, kind in {"vocab": dict, "merges": list}.items():
+        if not isinstance(model.get(part), kind):
+            raise ValueError(f"{path}: model.{part} is {model.get(part)!r:.60}, not a {kind.__name__}")
+    return whole
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A tokenizer_config.json, if there is one."""
+    settings = _read_object(path) if path.is_file() else {}
+    for option in ("add_prefix_space", "add_bos_token", "add_eos_token"):
+        _refuse_others(path, option, settings.get(option, False), False, None)
+    return settings
+
+
+def _refuse_others(path: Path, name: str, found: Any, *supported: Any) -> None:
+    if found not in supported:
+        raise ValueError(
+            f"{path}: {name} is {found!r}; minigpt reads GPT-2's byte-level BPE only, where it is {supported[0]!r}"
+        )
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    lines = _read_text(path).removesuffix("\n").split("\n")
+    return _pairs([line for line in lines if not line.startswith("#version")], path)
+
+
+def _pairs(merges: Iterable[Any], path: Path) -> list[tuple[str, str]]:
+    """Merges written as "a b", the older form, or as ["a", "b"]."""
+    pairs = []
+    for number, merge in enumerate(merges, start=1):
+        match merge.split(" ") if isinstance(merge, str) else merge:
+            case [str(left), str(right)] if left and right:
+                pairs.append((left, right))
+            case _:
+                raise ValueError(
+                    f"{path}: merge {number} is {merge!r}, not two tokens with a space between them"
+                )
+    return pairs
+
+
+def _added_tokens(
+    directory: Path, settings: Mapping[str, Any], whole: Mapping[str, Any]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Ids of the special tokens and of the words that were added; of two sources, the later knows better."""
+    old = directory / "added_tokens.json"
+    pairs = _read_object(old).items() if old.is_file() else ()
+    entries: list[dict[str, Any]] = [{"content": text, "id": number} for text, number in pairs]
+    entries += [{**entry, "id": int(n)} for n, entry in settings.get("added_tokens_decoder", {}).items()]
+    entries += whole.get("added_tokens") or []
+    special: dict[str, int] = {}
+    words: dict[str, int] = {}
+    for text, entry in {entry["content"]: entry for entry in entries}.items():
+        for flag in NEIGHBOUR_FLAGS:
+            if entry.get(flag):
+                raise ValueError(
+                    f"{directory}: added token {text!r} has {flag}=True; only False is supported"
+                )
+        (special if entry.get("special", True) else words)[text] = entry["id"]
+    return special, words
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None

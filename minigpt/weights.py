@@ -1,0 +1,214 @@
+"""GPT-2's published tensors into our modules and back; the only file that knows both sets of names."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+NAMES = {  # checkpoint -> ours ("#" is the layer)
+    "wte": "token_embedding",
+    "wpe": "position_embedding",
+    "h.#.ln_1": "blocks.#.attn_norm",
+    "h.#.attn.c_attn": "blocks.#.attn.qkv",
+    "h.#.attn.c_proj": "blocks.#.attn.out",
+    "h.#.ln_2": "blocks.#.mlp_norm",
+    "h.#.mlp.c_fc": "blocks.#.mlp.up",
+    "h.#.mlp.c_proj": "blocks.#.mlp.down",
+    "ln_f": "final_norm",
+    "lm_head": "head",
+}
+THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
+EMBEDDING, HEAD = "token_embedding.weight", "head.weight"  # the pair that GPT-2 ties
+
+# What wrappers put before the names: DDP, torch.compile, transformers and models that hold a GPT-2.
+# They compose in any order, so they are taken off one by one.
+PREFIX = re.compile(r"^(_orig_mod|module|model|gpt|lm|transformer)\.")
+STORED_MASK = re.compile(r"^h\.\d+\.attn\.(bias|masked_bias)$")  # the causal triangle, saved as a tensor
+OTHER_HEAD = re.compile(r"^(score|classifier|v_head|multiple_choice_head)\.")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies, and what its file's header says of it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Reads the tensor, converted on the way: no second copy of it is ever in memory."""
+        # Opened for each tensor, so that the pages of the file are let go of as soon as they are copied.
+        with _open(self.file) as file:
+            tensor: Tensor = file.get_tensor(self.name)
+            return tensor.to(device, dtype, copy=True)
+
+
+class Checkpoint:
+    """The tensors of a directory's model.safetensors, or of its shards, under our names.
+
+    Opening reads headers only.
+
+    Raises:
+        ValueError: a file is damaged, or a tensor has no place in a GPT-2.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.tensors: dict[str, Stored] = {}
+        unknown, other_heads = [], []
+        for stored in _headers(directory):
+            name = _without_prefixes(stored.name)
+            if STORED_MASK.match(name) and _is_mask(stored.shape):
+                continue
+            ours = to_ours(name)
+            if OTHER_HEAD.match(name):
+                other_heads.append(stored.name)
+            elif ours is None:
+                unknown.append(stored.name)
+            elif ours in self.tensors:
+                both = f"{self.tensors[ours].name} and {stored.name}"
+                raise ValueError(f"{directory}: {both} are the same tensor of the model")
+            else:
+                self.tensors[ours] = stored
+        if unknown:
+            raise ValueError(f"{directory}: GPT-2 has no place for {_list(unknown)}")
+        if other_heads:
+            warnings.warn(
+                f"{directory}: left out {_list(other_heads)}: not a language-modelling head", stacklevel=3
+            )
+
+    def twins_differ(self) -> bool:
+        """Whether the file holds both the embedding and a head, and they are not the same numbers."""
+        pair = [self.tensors[name] for name in (EMBEDDING, HEAD) if name in self.tensors]
+        cpu = torch.device("cpu")
+        return len(pair) == 2 and not torch.equal(*(twin.read(twin.dtype, cpu) for twin in pair))
+
+    def read(
+        self, shapes: Mapping[str, torch.Size], dtype: torch.dtype | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Every tensor that `shapes` names, one after the other, on its device.
+
+        Without a `dtype`: float32 on a CPU, the file's own elsewhere.
+
+        Raises:
+            ValueError: tensors are missing, or have other shapes; each is named.
+        """
+        tensors = dict(self.tensors)
+        if HEAD not in shapes and HEAD in tensors:  # tied: either twin serves as both
+            tensors.setdefault(EMBEDDING, tensors[HEAD])
+            del tensors[HEAD]
+        self._check(tensors, shapes)
+        own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
+        return {name: tensors[name].read(dtype or own, device) for name in shapes}
+
+    def _check(self, tensors: Mapping[str, Stored], shapes: Mapping[str, torch.Size]) -> None:
+        missing = [to_theirs(name) for name in shapes if name not in tensors]
+        if missing:
+            raise ValueError(f"{self.directory}: the weights lack {_list(missing)}")
+        extra = [tensors[name].name for name in tensors if name not in shapes]
+        if extra:
+            raise ValueError(f"{self.directory}: config.json leaves no place for {_list(extra)}")
+        wrong = [
+            f"{tensors[name].name} {tensors[name].shape} (config.json: {tuple(shape)})"
+            for name, shape in shapes.items()
+            if tensors[name].shape != tuple(shape)
+        ]
+        if wrong:
+            raise ValueError(f"{self.directory}: shapes differ from config.json's: {_list(wrong)}")
+
+
+def save(state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors under GPT-2's names, as transformers does: the exact inverse of reading them."""
+    stored = {to_theirs(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(stored, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors lets the owner alone read it
+
+
+def to_ours(name: str) -> str | None:
+    """Our name of a checkpoint's tensor, or None.
+
+    >>> to_ours("h.7.attn.c_proj.weight")
+    'blocks.7.attn.out.weight'
+    """
+    return _translate(name, NAMES, r"^h\.(\d+)\.", "h.#.")
+
+
+def to_theirs(name: str) -> str:
+    """The name that transformers gives to one of our tensors.
+
+    >>> to_theirs("blocks.7.attn.out.weight"), to_theirs("head.weight")
+    ('transformer.h.7.attn.c_proj.weight', 'lm_head.weight')
+    """
+    theirs = _translate(name, THEIRS, r"^blocks\.(\d+)\.", "blocks.#.")
+    assert theirs is not None, f"our own tensor {name} has no entry in NAMES"
+    return theirs if theirs.startswith("lm_head") else f"transformer.{theirs}"
+
+
+def _translate(name: str, table: Mapping[str, str], layer: str, placeholder: str) -> str | None:
+    number = re.match(layer, name)
+    stem, _, leaf = re.sub(layer, placeholder, name).rpartition(".")
+    if stem not in table or leaf not in ("weight", "bias"):
+        return None
+    return table[stem].replace("#", number[1] if number else "") + "." + leaf
+
+
+def _without_prefixes(name: str) -> str:
+    while PREFIX.match(name):
+        name = PREFIX.sub("", name)
+    return name
+
+
+def _is_mask(shape: tuple[int, ...]) -> bool:
+    """A square of ones, or the single number that was written over it."""
+    return len(shape) < 1 or (len(shape) == 4 and shape[2] == shape[3])
+
+
+def _files(directory: Path) -> list[Path]:
+    """model.safetensors, or the shards; `hub.model_files` has seen to it that they are there."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    return sorted({directory / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+
+
+def _headers(directory: Path) -> list[Stored]:
+    return [stored for file in _files(directory) for stored in _header(file)]
+
+
+def _header(path: Path) -> list[Stored]:
+    stored = []
+    with _open(path) as file:
+        for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
+            part = file.get_slice(name)
+            bare = _without_prefixes(name)
+            dropped = STORED_MASK.match(bare) or OTHER_HEAD.match(bare)
+            if part.get_dtype() not in DTYPES and not dropped:
+                raise ValueError(
+                    f"{path}: {name} is stored as {part.get_dtype()}; {', '.join(DTYPES)} are read"
+                )
+            dtype = DTYPES.get(part.get_dtype(), torch.bool)
+            stored.append(Stored(path, name, tuple(part.get_shape()), dtype))
+    return stored
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or incomplete ({error}); fetch or save it again") from None
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -1,0 +1,16 @@
+"""A skip is loud: in CI, skipping a test that needs nothing from outside is a failure."""
+
+import os
+
+import pytest
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_sessionfinish(session, exitstatus):
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    needless = [report for report in skipped if "needs" not in report.longrepr[2]]
+    if os.environ.get("CI") and needless:
+        reporter.write_line(f"{len(needless)} tests skipped that need nothing from outside", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

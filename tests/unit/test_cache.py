@@ -1,0 +1,130 @@
+"""Split = whole, cached = uncached, and a cache that survives what goes wrong."""
+
+import pytest
+import torch
+
+from minigpt import GPT2, GPT2Config
+
+CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
+PADS = torch.tensor([0, 3])
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = GPT2(CONFIG).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def tokens(rows=2, length=20):
+    return torch.randint(61, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+SPLITS = [(20,), (1,) * 20, (7, 13), (5, 1, 9, 5), (19, 1), (1, 19)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_any_split_through_the_cache_gives_the_whole_pass(model, split):
+    cache = model.new_cache(20, rows=2)
+    parts = [model.unembed(model.trunk(part, cache)) for part in tokens().split(split, 1)]
+    close(torch.cat(parts, 1), model(tokens()))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_any_split_of_padded_rows_gives_the_whole_pass(model, split):
+    cache = model.new_cache(20, rows=2, pad=PADS)
+    parts = [model.unembed(model.trunk(part, cache)) for part in tokens().split(split, 1)]
+    whole = model(tokens(), pad=PADS)
+    close(torch.cat(parts, 1)[0], whole[0])
+    close(torch.cat(parts, 1)[1, 3:], whole[1, 3:])
+
+
+def test_next_logits_is_the_whole_pass_at_its_end(model):
+    close(model.next_logits(tokens(), model.new_cache(20, rows=2)), model(tokens())[:, -1])
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_pass_that_fails_half_way_leaves_the_cache_usable(model, failing):
+    cache = model.new_cache(20, rows=2)
+    model.next_logits(tokens()[:, :11], cache)
+
+    def fail(*_):
+        raise RuntimeError("on purpose")
+
+    hook = model.blocks[failing].attn.mix.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        model.next_logits(torch.zeros(2, 4, dtype=torch.long), cache)
+    hook.remove()
+    assert cache.length == 11
+    close(model.next_logits(tokens()[:, 11:], cache), model(tokens())[:, -1])
+
+
+def test_rewound_tokens_are_forgotten(model):
+    cache = model.new_cache(20, rows=2)
+    model.next_logits(torch.cat([tokens()[:, :11], torch.zeros(2, 5, dtype=torch.long)], 1), cache)
+    cache.rewind(11)
+    close(model.next_logits(tokens()[:, 11:], cache), model(tokens())[:, -1])
+    with pytest.raises(ValueError, match="cannot rewind to 21: the cache holds 20 tokens"):
+        cache.rewind(21)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0, 1], [1, 1, 1], [2], [0, 2], [0, 0, 1, 1, 2, 2]])
+def test_selected_rows_go_on_as_copies_of_the_old(model, rows):
+    batch, pads = tokens(3), torch.tensor([0, 3, 1])
+    cache = model.new_cache(20, rows=3, pad=pads)
+    model.next_logits(batch[:, :11], cache)
+    cache.select(rows)
+    assert cache.rows == len(rows)
+    going_on = model.next_logits(batch[rows, 11:], cache)
+    close(going_on, model(batch, pad=pads)[rows, -1])
+
+
+def test_two_generations_interleave(model):
+    a, b = model.new_cache(20, rows=2), model.new_cache(20, rows=2)
+    other = tokens().flip(1)
+    for start in range(0, 20, 5):
+        mine = model.next_logits(tokens()[:, start : start + 5], a)
+        theirs = model.next_logits(other[:, start : start + 5], b)
+    close(mine, model(tokens())[:, -1])
+    close(theirs, model(other)[:, -1])
+
+
+def test_a_full_cache_and_a_full_window_say_so(model):
+    cache = model.new_cache(4)
+    with pytest.raises(ValueError, match="token 5 does not fit a cache reserved for 4"):
+        model.next_logits(tokens(1, 5), cache)
+    with pytest.raises(ValueError, match="49 tokens do not fit: this model reads at most 48"):
+        model(torch.zeros(1, 49, dtype=torch.long))
+    model(torch.zeros(1, 50, dtype=torch.long), pad=torch.tensor([2]))  # 48 tokens: the rest is padding
+
+
+def test_rows_that_do_not_fit_are_refused(model):
+    cache = model.new_cache(8, rows=2)
+    with pytest.raises(ValueError, match="there are 1 rows of tokens, but 2 in the cache"):
+        model.next_logits(tokens(1, 4), cache)  # torch would stretch the row over both
+    with pytest.raises(ValueError, match="there are 2 rows of tokens, but 3 in the cache or its padding"):
+        model(tokens(), pad=torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"tokens have shape \(4,\); they must be \(rows, tokens\)"):
+        model(torch.zeros(4, dtype=torch.long))
+
+
+def test_a_head_that_fails_leaves_the_cache_usable(model, monkeypatch):
+    cache = model.new_cache(20, rows=2)
+    model.next_logits(tokens()[:, :11], cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "unembed", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.next_logits(tokens()[:, 11:], cache)
+    close(model.next_logits(tokens()[:, 11:], cache), model(tokens())[:, -1])
+
+
+def test_next_logits_builds_no_graph():
+    model = GPT2(CONFIG)
+    assert not model.next_logits(tokens(), model.new_cache(20, rows=2)).requires_grad

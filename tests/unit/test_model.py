@@ -1,0 +1,149 @@
+"""What holds for the model as an nn.Module: tied by construction, seen by hooks, quiet about its state."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt import GPT2, GPT2Config
+from minigpt.files import all_or_none
+
+CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
+TOKENS = torch.arange(10)[None]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT2(CONFIG).eval()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        lambda model: model.to(torch.float64).to(torch.float32),
+        lambda model: (model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()}), model)[1],
+        lambda model: (model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True), model)[1],
+    ],
+    ids=["deepcopy", "to", "load_state_dict", "assign"],
+)
+def test_the_head_stays_tied_whatever_is_done_to_the_model(model, change):
+    changed = change(model)
+    hidden = torch.randn(1, 2, 32)
+    assert torch.equal(changed.unembed(hidden), hidden @ changed.token_embedding.weight.t())
+    assert not any(name.startswith("head") for name, _ in changed.named_parameters())
+
+
+def test_each_block_is_called_once_through_its_hooks(model):
+    calls = []
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    model(TOKENS)
+    model.next_logits(TOKENS, model.new_cache(10))
+    assert calls == [0, 1, 2, 0, 1, 2]
+
+
+def test_modules_have_the_promised_names(model):
+    names = {name for name, _ in model.named_modules()}
+    assert {"token_embedding", "position_embedding", "blocks", "final_norm"} <= names
+    assert {f"blocks.0.{part}" for part in ("attn_norm", "attn", "mlp_norm", "mlp")} <= names
+
+
+def test_a_linear_layer_may_be_any_module(model):
+    """Quantised layers come later: nothing may assume which class a linear layer is of."""
+
+    class Other(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.a, self.b = linear.weight.detach(), linear.bias.detach()
+
+        def forward(self, x):
+            return x @ self.a + self.b
+
+    expected = model(TOKENS)
+    for block in model.blocks:
+        block.attn.qkv, block.attn.out = Other(block.attn.qkv), Other(block.attn.out)
+        block.mlp.up, block.mlp.down = Other(block.mlp.up), Other(block.mlp.down)
+    torch.testing.assert_close(model(TOKENS), expected)
+    cache = model.new_cache(10)
+    torch.testing.assert_close(model.next_logits(TOKENS, cache), expected[:, -1])
+
+
+def test_an_untrained_model_is_as_lost_as_chance():
+    model = GPT2(GPT2Config(vocab_size=1000, n_positions=64, n_embd=64, n_layer=2, n_head=2)).eval()
+    tokens = torch.randint(1000, (4, 64))
+    loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert loss.item() == pytest.approx(6.908, abs=0.15)  # ln 1000
+
+
+def test_saving_is_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minigpt.config._write_json", fail)  # the weights are written by then
+    with pytest.raises(OSError, match="No space left"):
+        GPT2(CONFIG).save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_block_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "old").write_text("old")
+
+    def write():
+        with all_or_none(tmp_path) as aside:
+            (aside / "old").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [file.name for file in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+def test_a_loaded_model_is_stored_as_a_fresh_one_is(model, tmp_path):
+    """Optimisers and file formats flatten parameters, which must then lie row by row."""
+    model.save_pretrained(tmp_path)
+    assert all(parameter.is_contiguous() for parameter in GPT2.from_pretrained(tmp_path).parameters())
+
+
+MEASURE = """
+import pathlib, sys
+from minigpt import GPT2
+
+def peak():
+    return int(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+GPT2.from_pretrained(sys.argv[1] + "/small")        # whatever a first call needs
+before = peak()
+model = GPT2.from_pretrained(sys.argv[1] + "/large")
+print((peak() - before) * 1024, sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to read the peak of memory")
+def test_loading_holds_no_second_copy_of_the_weights(model, tmp_path):
+    model.save_pretrained(tmp_path / "small")
+    large = GPT2(GPT2Config(vocab_size=1000, n_positions=64, n_embd=768, n_layer=6, n_head=12))
+    large.save_pretrained(tmp_path / "large")
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    taken, weights = map(int, measured)
+    assert weights < taken < 1.2 * weights
+
+
+def test_loading_leaves_no_second_name_for_the_file(model, tmp_path):
+    """Weights are copied out of the file: saving over it later must not change the model."""
+    model.save_pretrained(tmp_path)
+    loaded = GPT2.from_pretrained(tmp_path)
+    expected = loaded(TOKENS)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\0" * file.stat().st_size)
+    assert torch.equal(loaded(TOKENS), expected)
