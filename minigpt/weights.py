@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import re
 import warnings
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ EMBEDDING, HEAD = "token_embedding.weight", "head.weight"  # the pair that GPT-2
 PREFIX = re.compile(r"^(_orig_mod|module|model|gpt|lm|transformer)\.")
 STORED_MASK = re.compile(r"^h\.\d+\.attn\.(bias|masked_bias)$")  # the causal triangle, saved as a tensor
 OTHER_HEAD = re.compile(r"^(score|classifier|v_head|multiple_choice_head)\.")
+HUGE_PAGE = 2 << 20  # bytes
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -51,7 +54,7 @@ class Stored:
         # Opened for each tensor, so that the pages of the file are let go of as soon as they are copied.
         with _open(self.file) as file:
             tensor: Tensor = file.get_tensor(self.name)
-            return tensor.to(device, dtype, copy=True)
+            return _reserve(self.shape, dtype, device).copy_(tensor)
 
 
 class Checkpoint:
@@ -126,6 +129,22 @@ class Checkpoint:
         ]
         if wrong:
             raise ValueError(f"{self.directory}: shapes differ from config.json's: {_list(wrong)}")
+
+
+def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a tensor, on Linux in huge pages.
+
+    Decoding reads every weight for every token; in pages of 4 KiB, looking up where they lie costs about 2%.
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or n_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    try:
+        room = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"there are no {n_bytes:,} bytes left for a tensor of shape {shape}") from error
+    room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=dtype).view(shape)
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:
