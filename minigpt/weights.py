@@ -8,6 +8,7 @@ import mmap
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +144,8 @@ def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
         room = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"there are no {n_bytes:,} bytes left for a tensor of shape {shape}") from error
-    room.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a hint, which a kernel built without huge pages does not take
+        room.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(room, dtype=dtype).view(shape)
 
 

@@ -1,6 +1,7 @@
 """What holds for the model as an nn.Module: tied by construction, seen by hooks, quiet about its state."""
 
 import copy
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,15 @@ def test_large_tensors_are_loaded_as_they_were_saved(tmp_path, dtype):
     loaded = copy.deepcopy(GPT2.from_pretrained(tmp_path, dtype=dtype))
     for name, tensor in large.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.skipif(
+    not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs Linux: huge pages are asked for there alone"
+)
+def test_a_kernel_without_huge_pages_loads_all_the_same(monkeypatch):
+    monkeypatch.setattr("minigpt.weights.mmap.MADV_HUGEPAGE", 9999)  # no such advice: EINVAL
+    room = weights._reserve((1024, 1024), torch.float32, torch.device("cpu"))
+    assert room.fill_(2).sum() == 2 << 20
 
 
 def test_weights_for_which_there_is_no_memory_are_told(monkeypatch):
