@@ -55,10 +55,16 @@ bench-readme: $(VENV)/ready ## ... and its table into README.md
 readme: $(VENV)/ready ## the output that README.md shows
 	$(BIN)/python scripts/readme.py
 
-train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt and val.txt
+bench-train: $(VENV)/ready ## training: speed against transformers, and the losses of known recipes (20 minutes)
+	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update README.md
+
+train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt, val.txt and MANIFEST.tsv (hours)
 	$(BIN)/python scripts/train_bundled.py --corpus $(CORPUS)
+
+size-study: $(VENV)/ready ## which size it should have, measured
+	$(BIN)/python scripts/size_study.py --corpus $(CORPUS)
 
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-readme readme train clean
+.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-readme bench-train readme train size-study clean

@@ -63,7 +63,12 @@ def _hyphens(argv: Sequence[str]) -> list[str]:
     return [*flags, *argv[end:]]
 
 
-def run(command: str, body: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
+def run(
+    command: str,
+    body: Callable[[Sequence[str]], int],
+    argv: Sequence[str] | None,
+    saves_memory: str = "fewer or shorter texts, fewer beams, a smaller model, or --dtype bfloat16",
+) -> int:
     """Runs a command; the exit code. What a user can cause never ends in a traceback."""
     try:
         with warnings.catch_warnings():
@@ -83,8 +88,7 @@ def run(command: str, body: Callable[[Sequence[str]], int], argv: Sequence[str] 
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        advice = "ask for fewer or shorter texts, fewer beams, a smaller model, or --dtype bfloat16"
-        note(command, Failure(OUT_OF_MEMORY, f"out of memory ({error}); {advice}"))
+        note(command, Failure(OUT_OF_MEMORY, f"out of memory ({error}); ask for {saves_memory}"))
         return OUT_OF_MEMORY
 
 
@@ -135,10 +139,10 @@ def load(args: argparse.Namespace) -> tuple[GPT2, Tokenizer]:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
-    device = _device(args.device)
+    chosen = device(args.device)
     try:
         model, tokenizer = load_both(
-            args.model, device=device, dtype=dtype, revision=args.revision, offline=args.offline
+            args.model, device=chosen, dtype=dtype, revision=args.revision, offline=args.offline
         )
     except (OSError, ValueError) as error:
         raise Failure(NO_MODEL, error) from error
@@ -150,7 +154,7 @@ def load(args: argparse.Namespace) -> tuple[GPT2, Tokenizer]:
     return model, tokenizer
 
 
-def _device(wanted: str) -> torch.device:
+def device(wanted: str) -> torch.device:
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

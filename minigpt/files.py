@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = ".unfinished-"  # what a process that was killed leaves behind begins with this
+
 
 @contextmanager
 def all_or_none(directory: str | os.PathLike[str]) -> Iterator[Path]:
@@ -25,10 +27,51 @@ def all_or_none(directory: str | os.PathLike[str]) -> Iterator[Path]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Inside the target, because moving is only a rename within one file system.
-    aside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=directory))
-    try:
+    with _aside(directory) as aside:
         yield aside
         for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)
+
+
+@contextmanager
+def whole_folder(directory: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `directory`, which must not exist yet, when the block ends well.
+
+    Its files are on the disk before it gets its name, so that not even a power cut leaves half of it.
+
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with whole_folder(Path(parent, "new")) as aside:
+    ...         _ = (aside / "a.txt").write_text("whole")
+    ...     os.listdir(parent)
+    ['new']
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _aside(directory.parent) as aside:
+        yield aside
+        for file in aside.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        os.rename(aside, directory)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all, over an older one."""
+    with all_or_none(path.parent) as aside:
+        (aside / path.name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what a process that was killed has left half written in a folder."""
+    for left in directory.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _aside(parent: Path) -> Iterator[Path]:
+    aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+    aside.chmod(0o755)  # mkdtemp lets the owner alone read it
+    try:
+        yield aside
     finally:
-        shutil.rmtree(aside)
+        if aside.exists():
+            shutil.rmtree(aside)

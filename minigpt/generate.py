@@ -198,10 +198,10 @@ def check_output(args: argparse.Namespace) -> None:
 def make_requests(
     args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer, texts: list[str]
 ) -> list[Request]:
-    prompts = [
-        tokenizer.encode(text, allow_special=args.allow_special) or _nothing(tokenizer) for text in texts
-    ]
     try:
+        prompts = [
+            tokenizer.encode(text, allow_special=args.allow_special) or _nothing(tokenizer) for text in texts
+        ]
         requests = prepare(
             model,
             prompts,

@@ -16,20 +16,42 @@ BYTES = _byte_alphabet()  # "A" -> 65, "Ġ" -> 32, the space, and so on for all 
 
 
 def spell(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-    """The bytes of every token that is a single byte or a merged pair."""
-    missing = [byte for character, byte in BYTES.items() if character not in vocab]
-    if missing:
-        raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 bytes, byte {missing[0]} for one")
-    spelled = {character: bytes([byte]) for character, byte in BYTES.items()}
+    """The bytes of every token that is a single byte or a merged pair; a vocabulary need not have all bytes.
+
+    Raises:
+        ValueError: there is no byte at all, or a merge uses or makes what the vocabulary lacks.
+    """
+    spelled = {character: bytes([byte]) for character, byte in BYTES.items() if character in vocab}
+    if not spelled:
+        raise ValueError("the vocabulary has none of the 256 bytes: it is empty, or not of GPT-2's kind")
     for number, (left, right) in enumerate(merges, start=1):
         if left not in spelled or right not in spelled:
             raise ValueError(
-                f"merge {number}, {left!r} with {right!r}, needs both to be bytes or made by merges before it"
+                f"merge {number}, {left!r} with {right!r}, needs both to be bytes of the vocabulary"
+                " or made by merges before it"
             )
         if left + right not in vocab:
             raise ValueError(f"merge {number} makes {left + right!r}, which the vocabulary lacks")
         spelled[left + right] = spelled[left] + spelled[right]
     return spelled
+
+
+def check_ids(vocab: Mapping[str, int], added: Mapping[str, int]) -> None:
+    """Refuses an id that is none, that two tokens share, or that an added token has beside its own.
+
+    Raises:
+        ValueError: as above; the message names the token and the id.
+    """
+    owner: dict[int, str] = {}
+    for token, number in [*vocab.items(), *added.items()]:
+        if type(number) is not int or number < 0:
+            raise ValueError(f"the id of {token!r} is {number!r}, not a whole number of at least 0")
+        if owner.setdefault(number, token) != token:
+            raise ValueError(f"{owner[number]!r} and {token!r} have the same id, {number}")
+        if vocab.get(token, number) != number:
+            raise ValueError(
+                f"the added token {token!r} has id {number}, but {vocab[token]} in the vocabulary"
+            )
 
 
 def makeable(merges: Sequence[tuple[str, str]]) -> list[str]:

@@ -14,7 +14,7 @@ import tiktoken
 
 from minigpt import vocabulary
 from minigpt.files import all_or_none
-from minigpt.merges import makeable, spell
+from minigpt.merges import BYTES, check_ids, makeable, spell
 from minigpt.vocabulary import END_OF_TEXT
 
 UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
@@ -32,7 +32,8 @@ class Tokenizer:
     """Turns text into token ids and ids back into text.
 
     Args:
-        vocab: the id of every token; tokens are written in the byte alphabet, as in vocab.json.
+        vocab: the id of every token; tokens are written in the byte alphabet, as in vocab.json. Bytes may
+            be missing; text that needs them cannot be encoded.
         merges: the pairs to join, the most urgent first, as in merges.txt.
         special_tokens: ids of tokens such as <|endoftext|>, which text stands for only if it is allowed to.
             Whatever `vocab` holds beyond single bytes and merged pairs is one, too.
@@ -40,7 +41,7 @@ class Tokenizer:
         settings: further entries of tokenizer_config.json, kept for whoever reads the saved files.
 
     Raises:
-        ValueError: the vocabulary lacks a byte or a merged pair, an id is none or is taken twice, or a merge
+        ValueError: the vocabulary lacks every byte or a merged pair, an id is none or is taken twice, or a merge
             uses a token before it can exist.
 
     Source: Radford et al. 2019, section 2.2.
@@ -68,7 +69,7 @@ class Tokenizer:
         self.special_tokens = rest | dict(special_tokens or {})
         self._added = self.words | self.special_tokens
         self._vocab, self._merges, self._settings = dict(vocab), list(merges), dict(settings or {})
-        _check_ids(vocab, self._added)
+        check_ids(vocab, self._added)
 
         self._bytes = {token: text.encode() for text, token in self._added.items()}
         self._bytes |= {vocab[token]: spelling for token, spelling in spelled.items()}
@@ -77,8 +78,10 @@ class Tokenizer:
 
         # tiktoken's ids say which merge goes first; the vocabulary's are free to be in another order.
         made = makeable(merges)
-        self._ids = [vocab[token] for token in made]
-        ranks = {spelled[token]: rank for rank, token in enumerate(made)}
+        # It panics on a byte without a rank, so it has all 256; whether the vocabulary has them is seen later.
+        self._ids = [vocab.get(token, -1) for token in made]
+        self._missing = frozenset(rank for rank, token in enumerate(made) if token not in vocab)
+        ranks = {spelled.get(token) or bytes([BYTES[token]]): rank for rank, token in enumerate(made)}
         self._encoding = tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={})
         self._find_words, self._find_added = _any_of(self.words), _any_of(self._added)
 
@@ -129,6 +132,9 @@ class Tokenizer:
 
         Half a surrogate pair, which is no character, becomes U+FFFD.
 
+        Raises:
+            ValueError: the vocabulary lacks a byte of some character; the message names the first such.
+
         >>> from minigpt.merges import BYTES
         >>> tokenizer = Tokenizer(BYTES, [], special_tokens={"<|end|>": 256})
         >>> tokenizer.encode("a<|end|>", allow_special=True)
@@ -142,8 +148,22 @@ class Tokenizer:
             if i % 2:  # `split` returns what it found between the pieces
                 tokens.append(self._added[piece])
             else:
-                tokens.extend(self._ids[rank] for rank in self._encoding.encode_ordinary(piece))
+                ranks = self._encoding.encode_ordinary(piece)
+                if self._missing:
+                    self._refuse_missing(ranks)
+                tokens.extend(self._ids[rank] for rank in ranks)
         return tokens
+
+    def _refuse_missing(self, ranks: Sequence[int]) -> None:
+        if self._missing.isdisjoint(ranks):
+            return
+        in_doubt = self._encoding.decode(ranks)
+        unknown = next(c for c in in_doubt if not self._missing.isdisjoint(self._encoding.encode_ordinary(c)))
+        n_known = len(self._ids) - len(self._missing)
+        raise ValueError(
+            f"this tokenizer has no token for {unknown!r} (a vocabulary of {n_known} characters or bytes): "
+            "leave it out, or use a tokenizer that has all 256 bytes"
+        )
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; what is not UTF-8, and an id without a token, becomes U+FFFD.
@@ -275,16 +295,3 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Finds any of the texts, and of those that begin at one place the longest."""
     longest_first = sorted(filter(None, texts), key=len, reverse=True)
     return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")  # (?!) is never found
-
-
-def _check_ids(vocab: Mapping[str, int], added: Mapping[str, int]) -> None:
-    owner: dict[int, str] = {}
-    for token, number in [*vocab.items(), *added.items()]:
-        if type(number) is not int or number < 0:
-            raise ValueError(f"the id of {token!r} is {number!r}, not a whole number of at least 0")
-        if owner.setdefault(number, token) != token:
-            raise ValueError(f"{owner[number]!r} and {token!r} have the same id, {number}")
-        if vocab.get(token, number) != number:
-            raise ValueError(
-                f"the added token {token!r} has id {number}, but {vocab[token]} in the vocabulary"
-            )

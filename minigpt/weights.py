@@ -150,9 +150,16 @@ def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:
-    """Writes tensors under GPT-2's names, as transformers does: the exact inverse of reading them."""
+    """Writes tensors under GPT-2's names, as transformers does: the exact inverse of reading them.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written for another reason.
+    """
     stored = {to_theirs(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(stored, path, metadata={"format": "pt"})
+    try:
+        save_file(stored, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # which is no OSError
+        raise OSError(f"{path} cannot be written ({error})") from None
     path.chmod(0o644)  # safetensors lets the owner alone read it
 
 

@@ -39,9 +39,10 @@ class Result(NamedTuple):
     def mistake(self) -> str:
         """The one line that tells the user what was wrong."""
         (line,) = self.err.splitlines()
-        assert line.startswith("minigpt.generate: ")
+        command, _, message = line.partition(": ")
+        assert command.startswith("minigpt.")
         assert self.out == ""
-        return line.removeprefix("minigpt.generate: ")
+        return message
 
 
 class _Stream(io.TextIOWrapper):

@@ -159,7 +159,15 @@ def _bias(text: str) -> tuple[int, float]:
 
 def _spellings(words: list[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:
     # GPT-2 writes a word with its space before it, except where a text or a line begins.
-    return tuple(tuple(tokenizer.encode(start + word)) for word in words for start in ("", " "))
+    spelled = (_spelling(start + word, tokenizer) for word in words for start in ("", " "))
+    return tuple(tokens for tokens in spelled if tokens)
+
+
+def _spelling(text: str, tokenizer: Any) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text))
+    except ValueError:  # what the vocabulary cannot spell is never written
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)

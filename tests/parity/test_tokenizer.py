@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from minigpt.alphabets import byte_tokenizer, character_tokenizer
 from minigpt.merges import BYTES
 from minigpt.tokenizer import Tokenizer
 from minigpt.vocabulary import END_OF_TEXT
@@ -23,6 +24,7 @@ VOCABULARIES = [
     "owned",
     "shuffled",  # ids that are not in order of merges
     "hand-made",  # merges that no training yields
+    "bytes",  # no merges at all
     "extended",  # with added words and special tokens, written by our `save_pretrained`
     pytest.param(
         "gpt2", marks=pytest.mark.skipif(not GPT2.is_dir(), reason=f"needs GPT-2's vocabulary in {GPT2}")
@@ -81,6 +83,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     elif name == "extended":
         added = {"special_tokens": {"<pad>": len(VOCAB)}, "words": {"Zürich": len(VOCAB) + 1}}
         Tokenizer(VOCAB, MERGES, **added).save_pretrained(directory)
+    elif name == "bytes":
+        byte_tokenizer().save_pretrained(directory)
     else:
         vocab = helpers_bpe.shuffled(VOCAB, seed=5) if name == "shuffled" else VOCAB
         helpers_bpe.write(directory, vocab, MERGES)
@@ -140,6 +144,35 @@ def test_saved_tokenizers_are_read_alike(both: tuple[Tokenizer, Any], form: str,
         assert ours.encode(text) == again[0].encode(text)
         assert ours.encode(text, allow_special=True) == again[0].encode(text, allow_special=True)
         assert_same_ids(*again, text)
+
+
+CHARACTERS = TEXT + "".join(PARTS)
+
+
+@pytest.fixture(scope="module", params=["ascii", "unicode"])
+def both_of_characters(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Tokenizer, Any]:
+    """The characters, and a tokenizer of them as we and as transformers read it."""
+    known = "".join(c for c in CHARACTERS if c.isascii()) if request.param == "ascii" else CHARACTERS
+    directory = tmp_path_factory.mktemp("characters")
+    character_tokenizer([known]).save_pretrained(directory)
+    return known, *load_both(directory)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_same_ids_for_known_characters(
+    both_of_characters: tuple[str, Tokenizer, Any], data: st.DataObject
+) -> None:
+    known, ours, theirs = both_of_characters
+    parts = [part for part in PARTS if set(part) <= set(known)]
+    text = data.draw(st.text(st.sampled_from(known)) | st.lists(st.sampled_from(parts)).map("".join))
+    assert_same_ids(ours, theirs, text)
+    assert len(ours.encode(text)) == len(text)
+    assert theirs.decode(ours.encode(text), clean_up_tokenization_spaces=False) == text
+    assert theirs.eos_token_id == ours.end_token == len(set(known))
+    assert len(theirs) == ours.vocab_size
 
 
 def test_a_vocabulary_without_an_end_token_gets_none_from_transformers(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import pytest
 import minigpt
 
 PACKAGE = Path(minigpt.__file__).parent
-COMMANDS = {"generate", "session", "options", "cli"}
+COMMANDS = {
+    "generate", "merge_lora", "score", "train", "train_tokenizer", "session", "options", "cli", "figures"
+}  # fmt: skip
 MAY_IMPORT = {
     "config": set(),
     "files": set(),
     "vocabulary": set(),
     "merges": set(),
     "tokenizer": {"files", "merges", "vocabulary", "hub"},  # hub inside `from_pretrained` alone
+    "alphabets": {"merges", "tokenizer", "vocabulary"},
     "hub": set(),
     "linear": set(),
     "cache": {"config"},
@@ -23,6 +26,10 @@ MAY_IMPORT = {
     "weights": {"config"},
     "model": {"attention", "cache", "config", "files", "hub", "linear", "weights"},
     "pretrained": {"hub", "model", "tokenizer"},
+    "scoring": {"cache"},
+    "last_word": {"scoring"},
+    "progress": set(),
+    "plot": {"files"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -60,6 +67,12 @@ def test_every_module_has_its_rule(path):
 def test_nothing_imports_a_command(path):
     if path.stem not in COMMANDS:
         assert not imported(path) & COMMANDS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_training_and_commands_know_of_training(path):
+    if path.stem not in COMMANDS and path.parent.name != "training":
+        assert "training" not in imported(path)
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "sampler").glob("*.py")), ids=lambda path: path.stem)

@@ -359,7 +359,7 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         ("vocab.json", b"{", r"vocab\.json is not JSON: Expecting property name"),
         ("vocab.json", b"[1]", r"vocab\.json holds a JSON list, not an object"),
         ("vocab.json", b'{"\xff": 1}', r"vocab\.json is not UTF-8: .*0xff"),
-        ("vocab.json", b"{}", r"vocab\.json: the vocabulary lacks 256 of the 256 bytes, byte 33 for one"),
+        ("vocab.json", b"{}", r"vocab\.json: the vocabulary has none of the 256 bytes: it is empty"),
         ("merges.txt", b"a b c\n", r"merges\.txt: merge 1 is 'a b c', not two tokens with a space between"),
         ("merges.txt", b"a b\n\nb c\n", r"merges\.txt: merge 2 is '', not two tokens"),
         ("merges.txt", b"\xff b\n", r"merges\.txt is not UTF-8: .*0xff"),
@@ -367,7 +367,7 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         (
             "merges.txt",
             b"th e\nt h\n",
-            r"vocab\.json: merge 1, 'th' with 'e', needs both to be bytes or made by",
+            r"vocab\.json: merge 1, 'th' with 'e', needs both to be bytes of the vocabulary or made by",
         ),
         (
             "tokenizer_config.json",

@@ -1,0 +1,57 @@
+"""Makes a plain model of a base and a LoRA adapter: `python -m minigpt.merge_lora --adapter DIR --out DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, DONE, NO_MODEL, Failure
+
+ABOUT = """Add a LoRA adapter to the model that it was trained on, and save the sum as a plain model.
+
+The adapter is a folder written by minigpt.train --lora or by PEFT; the result is read by whatever reads a GPT-2.
+It has the precision that the base is loaded in: see --dtype.
+"""
+
+EXAMPLES = """examples:
+  python -m minigpt.merge_lora --adapter my-lora --out my-model                     the bundled model's adapter
+  python -m minigpt.merge_lora --model gpt2 --adapter my-lora --out my-model        one of GPT-2 itself
+  python -m minigpt.generate --model my-model "Once upon a time"                    and then
+
+exit codes: 0 done, 2 wrong flags, 3 no such model or adapter, 5 out of memory, 130 Ctrl-C
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("merge_lora", merge_files, argv)
+
+
+def merge_files(argv: Sequence[str]) -> int:
+    """The whole command: load both, add them, save model and tokenizer."""
+    parser = cli.Parser("merge_lora", description=ABOUT, epilog=EXAMPLES)
+    cli.add_model_flags(parser)
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter, as PEFT saves it")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the merged model goes")
+    args = parser.parse(argv)
+    cli.check_model_flags(args)
+    if (Path(args.out) / "config.json").exists():
+        raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")
+    if not Path(args.adapter).is_dir():
+        raise Failure(NO_MODEL, f"--adapter {args.adapter}: there is no such folder")
+    model, tokenizer = cli.load(args)
+    from minigpt.training.adapters import load_adapter  # these import torch, which --help does without
+    from minigpt.training.lora import merge
+
+    try:
+        load_adapter(model, args.adapter)
+    except (OSError, ValueError) as error:
+        raise Failure(NO_MODEL, error) from error
+    tokenizer.save_pretrained(args.out)  # first: config.json, by which a model is known, comes last
+    merge(model).save_pretrained(args.out)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

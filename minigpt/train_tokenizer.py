@@ -1,0 +1,198 @@
+"""Trains a byte-level BPE on text: `python -m minigpt.train_tokenizer book.txt --vocab-size 4096 --out tok`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, DONE, Failure
+from minigpt.vocabulary import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from minigpt.tokenizer import Tokenizer
+
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")  # what the command writes
+FEWEST, MOST = 257, 1_000_000  # tokens; the library takes memory for all of them at once
+SAMPLE = 1_000_000  # characters on which the closing line measures
+
+ABOUT = """Train a tokenizer of GPT-2's kind, a byte-level BPE, on your own text.
+
+It begins with <|endoftext|>, which is id 0, and the 256 bytes, and joins the most frequent pair of
+neighbouring tokens into a new one until there are --vocab-size tokens. So any text can be encoded, and
+what is frequent in yours takes few tokens. In a text file, documents are separated by lines <|endoftext|>;
+a .jsonl file has one JSON object a line; of a folder, all .txt and .jsonl files are read.
+"""
+
+EXAMPLES = """examples:
+  python -m minigpt.train_tokenizer tales.txt --vocab-size 4096 --out tok       one file
+  python -m minigpt.train_tokenizer books/ --vocab-size 16384 --out tok         a folder of .txt and .jsonl files
+  python -m minigpt.train_tokenizer web.jsonl --text-field content --vocab-size 8192 --out tok
+
+then:
+  python -c "import minigpt; print(minigpt.Tokenizer.load('tok').encode('Once upon a time'))"
+
+How many tokens? 1000 to 8000 suit a small model and some megabytes of text; GPT-2 has 50257.
+The same text gives the same files, which transformers reads, too.
+
+exit codes: 0 done, 2 wrong flags or text that cannot be read, 130 Ctrl-C (nothing is written)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("train_tokenizer", run, argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The whole command: read the flags, train, save."""
+    args = parser().parse(argv)
+    check_numbers(args)
+    check_out(args.out, args.text)
+    try:
+        tokenizer, bytes_per_token = train(args)
+    except (OSError, ValueError) as error:  # the text cannot be read
+        raise Failure(BAD_FLAGS, error) from error
+    tokenizer.save_pretrained(args.out)
+    if not args.quiet:
+        report(args, tokenizer.vocab_size, bytes_per_token)
+    return DONE
+
+
+def parser() -> cli.Parser:
+    usage = "python -m minigpt.train_tokenizer FILE_OR_DIR... --vocab-size N --out DIR [options]"
+    parser = cli.Parser("train_tokenizer", usage=usage, description=ABOUT, epilog=EXAMPLES)
+    parser.add_argument(
+        "text", nargs="+", type=Path, metavar="FILE_OR_DIR", help="text to train on, UTF-8: files and folders"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N",
+        help=f"how many tokens in all, at least {FEWEST}: {END_OF_TEXT}, the 256 bytes, and what they are joined to",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder to write the tokenizer into"
+    )
+    parser.add_argument(
+        "--min-frequency", type=int, default=2, metavar="N",
+        help="join a pair only if it occurs so often (default: 2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text-field", default="text", metavar="NAME", help="the field of a .jsonl file (default: text)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    return parser
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    if not FEWEST <= args.vocab_size <= MOST:
+        raise Failure(
+            BAD_FLAGS,
+            f"--vocab-size must be from {FEWEST}, which is {END_OF_TEXT} and the 256 bytes, to {MOST},"
+            f" got {args.vocab_size}",
+        )
+    if args.min_frequency < 1:
+        raise Failure(BAD_FLAGS, f"--min-frequency must be at least 1, got {args.min_frequency}")
+
+
+def check_out(out: Path, text: Sequence[Path]) -> None:
+    """Refuses a folder that cannot be written into, or should not be."""
+    for name in FILES:
+        if (out / name).exists():
+            raise Failure(BAD_FLAGS, f"--out {out} holds a tokenizer already ({name}): name another folder")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Failure(BAD_FLAGS, f"--out {out}: {there} is no folder that can be written into")
+    for folder in text:
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise Failure(
+                BAD_FLAGS,
+                f"--out {out} lies in {folder}, so merges.txt would be text to train on next time: "
+                "name a folder elsewhere",
+            )
+
+
+def train(args: argparse.Namespace) -> tuple[Tokenizer, float]:
+    """The tokenizer, and how many bytes of the text's beginning one of its tokens stands for."""
+    try:
+        from tokenizers import ByteLevelBPETokenizer
+    except ImportError:
+        raise Failure(
+            BAD_FLAGS, "training takes the package tokenizers: pip install 'minigpt[train]'"
+        ) from None
+    from minigpt.tokenizer import Tokenizer
+    from minigpt.training.text import documents, fingerprint
+
+    learner = ByteLevelBPETokenizer()
+    interruptible(
+        learner.train_from_iterator,
+        documents(args.text, args.text_field),
+        vocab_size=args.vocab_size,
+        min_frequency=min(args.min_frequency, sys.maxsize),
+        special_tokens=[END_OF_TEXT],
+        show_progress=sys.stderr.isatty() and not args.quiet,
+    )
+    learned = json.loads(learner.to_str())["model"]
+    tokenizer = Tokenizer(
+        learned["vocab"],
+        [(left, right) for left, right in learned["merges"]],
+        settings={"trained_on": {"sha256": fingerprint(args.text)}},
+    )
+    sample = list(beginning(documents(args.text, args.text_field), SAMPLE))
+    n_tokens = sum(len(tokenizer.encode(text)) for text in sample)
+    return tokenizer, sum(len(text.encode()) for text in sample) / n_tokens
+
+
+def interruptible(learn: Callable[..., object], texts: Iterable[str], **how: Any) -> None:
+    """Calls `learn(texts, **how)` such that Ctrl-C ends it at the next text.
+
+    The library reads the texts in threads of its own, while the one that called it is deaf to Ctrl-C.
+    """
+    interrupted = False
+
+    def until_interrupted() -> Iterator[str]:
+        for text in texts:
+            if interrupted:
+                raise KeyboardInterrupt
+            yield text
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            pool.submit(learn, until_interrupted(), **how).result()
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+
+
+def beginning(texts: Iterable[str], n_characters: int) -> Iterator[str]:
+    """The first texts, the last of them cut, so that they have so many characters in all.
+
+    >>> list(beginning(["once", "upon", "a time"], 6))
+    ['once', 'up']
+    """
+    for text in texts:
+        yield text[:n_characters]
+        n_characters -= len(text)
+        if n_characters <= 0:
+            return
+
+
+def report(args: argparse.Namespace, n_tokens: int, bytes_per_token: float) -> None:
+    if n_tokens < args.vocab_size:
+        cli.note(
+            "train_tokenizer",
+            f"only {n_tokens} tokens came out, not {args.vocab_size}: no further pair occurs {args.min_frequency}"
+            " times; give more text, or lower --min-frequency or --vocab-size",
+        )
+    cli.note(
+        "train_tokenizer",
+        f"{n_tokens} tokens, {bytes_per_token:.2f} bytes per token at the text's beginning, saved in {args.out}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Checkpoints of a run: written aside, sealed with their checksums, renamed; the newest whole one is found again.
+
+A checkpoint is a folder in torch.distributed.checkpoint's format, which any number of processes reads and
+writes. `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE` makes one file of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+
+from minigpt.files import UNFINISHED, remove_unfinished
+from minigpt.training.processes import Processes
+
+SEAL = "seal.json"  # written last: the facts of the run at this step, and the sha256 of them and every other file
+FACTS = "facts"
+KEPT = 2  # the newest and the one before it, in case the newest is damaged
+
+
+class Checkpoints:
+    """The checkpoints in a folder, one subfolder a step."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self.folder, self.processes = folder, processes
+
+    def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Writes one; all processes call it together. Older ones than the last two are removed.
+
+        Raises:
+            OSError: it could not be written; those before it are as they were.
+        """
+        target = self.folder / f"step-{step:08}"
+        aside = self.folder / f"{UNFINISHED}{target.name}"
+        if self.processes.first:
+            remove_unfinished(self.folder)
+            aside.mkdir(parents=True)
+        self.processes.wait()
+        try:
+            with _single_process_is_fine():
+                state_dict_saver.save(dict(state), checkpoint_id=aside)
+            if self.processes.first:
+                _seal(aside, facts)
+                self._put(aside, target)
+        except (CheckpointException, OSError) as error:
+            if self.processes.first:
+                shutil.rmtree(aside, ignore_errors=True)
+            cause = _cause(error)
+            if isinstance(cause, KeyboardInterrupt):  # nothing is wrong: somebody does not want to wait
+                raise cause from None
+            reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
+            raise OSError(f"cannot write the checkpoint of step {step}: {reason}") from error
+        self.processes.wait()
+
+    def _put(self, aside: Path, target: Path) -> None:
+        """Gives a finished checkpoint its name, and removes those that are no longer needed."""
+        ahead = [path for path in self._steps() if path >= target]  # damaged, or the run would be there
+        for path in ahead:
+            shutil.rmtree(path)
+        os.rename(aside, target)
+        for path in self._steps()[:-KEPT]:
+            shutil.rmtree(path)
+
+    def newest(self, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, and its facts; those that are damaged are told of."""
+        for path in reversed(self._steps()):
+            try:
+                return path, _open_sealed(path)
+            except ValueError as error:
+                tell(f"{path} is damaged ({error}); falling back to the one before")
+        return None
+
+    def load(self, path: Path, state: dict[str, Any]) -> None:
+        """Reads a checkpoint into the tensors of `state`, whichever processes wrote it."""
+        with _single_process_is_fine():
+            state_dict_loader.load(state, checkpoint_id=path)
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    sums = {FACTS: _sha256(facts)}
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as opened:
+            sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+            os.fsync(opened.fileno())  # on the disk, not only on its way: a power cut must not undo it
+    with (folder / SEAL).open("w") as opened:
+        json.dump({FACTS: dict(facts), "sha256": sums}, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _open_sealed(folder: Path) -> dict[str, Any]:
+    """The facts of a checkpoint, when every file is as it was written.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    try:
+        seal = json.loads((folder / SEAL).read_text())
+        facts: dict[str, Any] = seal[FACTS]
+        for name, sha256 in seal["sha256"].items():
+            if sha256 != _sha256(facts if name == FACTS else folder / name):
+                raise ValueError(f"{name} has changed")
+        return facts
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _sha256(of: Path | Mapping[str, Any]) -> str:
+    if not isinstance(of, Path):
+        return hashlib.sha256(json.dumps(dict(of)).encode()).hexdigest()
+    with of.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def _single_process_is_fine() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+        warnings.filterwarnings("ignore", message=".*TypedStorage is deprecated.*")
+        yield
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first process's own error, out of all that torch wraps around it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error

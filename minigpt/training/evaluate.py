@@ -1,0 +1,86 @@
+"""How well a model predicts text that it does not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.scoring import Score
+from minigpt.tokenizer import Tokenizer
+from minigpt.training.processes import Processes
+from minigpt.training.tokens import TokenFile
+from minigpt.training.windows import Ring
+
+
+class Validation:
+    """Windows of a held-out text, side by side, the same ones each time.
+
+    The documents are joined, as in training, so that a window may hold the end of one and the beginning of
+    the next; `minigpt.score` reads each document alone. If the text has more than `most` tokens, windows
+    are taken at equal distances.
+
+    Args:
+        tokens: where the text lies.
+        spans: which stretches of it: (documents, 2).
+        length: tokens in a window.
+        most: how many tokens to read, about.
+        tokenizer: knows how many bytes each token is.
+
+    Raises:
+        ValueError: the text is too short for anything to be predicted.
+    """
+
+    def __init__(
+        self, tokens: TokenFile, spans: np.ndarray, length: int, most: int, tokenizer: Tokenizer
+    ) -> None:
+        ring = Ring(tokens, spans)
+        if len(ring) < 2:
+            raise ValueError("the validation text is a single token: hold out more, or give a file as --val")
+        self.length = min(length, len(ring) - 1)
+        n = (len(ring) - 1) // self.length
+        chosen = np.unique(np.linspace(0, n - 1, max(1, min(n, most // self.length))).astype(np.int64))
+        rows = [ring.read(int(i) * self.length, self.length + 1) for i in chosen]
+        self.windows = torch.from_numpy(np.stack(rows).astype(np.int64))
+        self.n_tokens = self.windows[:, 1:].numel()
+        self.n_bytes = int(_sizes(tokenizer)[self.windows[:, 1:]].sum())
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: nn.Module,
+        batch_size: int,
+        device: torch.device,
+        processes: Processes,
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> Score:
+        """The model's loss on all windows; the processes share the work."""
+        batches = torch.split(self.windows, batch_size)
+        nats = torch.zeros((), device=device)
+        model.eval()
+        for first in range(0, len(batches), processes.world):
+            # A sharded model must be called by all at once: whoever has no batch left reads one for nothing.
+            own = first + processes.rank
+            batch = batches[own % len(batches)].to(device)
+            with autocast():
+                logits = model(batch[:, :-1])
+            nats += sum_loss(logits, batch[:, 1:]) * (own < len(batches))
+        model.train()
+        return Score(processes.total(nats).item(), self.n_tokens, self.n_bytes, n_words=0)
+
+
+def sum_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The sum of every target's negative log-probability, in float32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def _sizes(tokenizer: Tokenizer) -> Tensor:
+    """How many bytes of text each token is; special tokens are none."""
+    special = set(tokenizer.special_tokens.values())
+    return torch.tensor(
+        [0 if i in special else len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)]
+    )

@@ -1,0 +1,81 @@
+"""One step of learning: read windows, compare predictions with what came, move the weights a little."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from minigpt.model import GPT2
+from minigpt.training import optimiser as optim
+from minigpt.training.evaluate import sum_loss
+from minigpt.training.machine import autocast
+from minigpt.training.processes import Processes, Sharded, Whole
+from minigpt.training.settings import Settings
+from minigpt.training.windows import Windows
+
+CLIP = 1.0  # the longest gradient; GPT-3 (Brown et al. 2020, appendix B) and its followers
+
+
+class Learner:
+    """A model and its optimiser, which learn from windows of a text.
+
+    Whatever is random in a step follows from the seed and the step's number, and so does what is read. That
+    is why weights, optimiser and the number of steps are all that a checkpoint needs.
+    """
+
+    def __init__(
+        self, model: GPT2, windows: Windows, settings: Settings, dtype: str, processes: Processes
+    ) -> None:
+        self.windows, self.settings, self.processes = windows, settings, processes
+        self.device = model.device
+        self.autocast = partial(autocast, self.device, dtype)
+        if settings.gradient_checkpointing:
+            for block in model.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if settings.compile:
+            model.compile()
+        self.spread = Sharded(model) if settings.shard else Whole(model, processes)
+        self.model = self.spread.model
+        assert settings.lr is not None
+        self.optimiser = optim.adamw(self.model, settings.lr, settings.weight_decay, settings.beta2)
+        self.model.train()
+
+    def step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Learns from the windows of one step, counted from 0; this process's loss, and the gradient's length."""
+        s = self.settings
+        assert s.lr is not None
+        assert s.warmup is not None
+        torch.manual_seed(_seed(s.seed, step, self.processes.rank))  # for dropout
+        optim.set_learning_rate(self.optimiser, optim.learning_rate(step, s.steps, s.warmup, s.lr))
+        loss = torch.zeros((), device=self.device)
+        for part in range(s.accumulate):
+            first = (step * s.accumulate + part) * s.batch_size
+            rows = self.windows.rows(self.processes.share(range(first, first + s.batch_size)))
+            with self.spread.last_of_step(part == s.accumulate - 1):
+                loss += self._learn(rows.to(self.device, non_blocking=True))
+        norm = torch.nn.utils.clip_grad_norm_(optim.trainable(self.model), CLIP)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _learn(self, rows: Tensor) -> Tensor:
+        """Adds to the gradients; the loss that these rows add to the step's. Shapes: (B, T + 1)."""
+        with self.autocast():
+            logits = self.spread.forward(rows[:, :-1])
+        loss = sum_loss(logits, rows[:, 1:]) / rows[:, 1:].numel() / self.settings.accumulate
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint must hold, by reference; frozen weights are the base's and stay there."""
+        weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {"model": weights, "optimiser": optim.state_by_name(self.model, self.optimiser)}
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits

@@ -1,0 +1,53 @@
+"""What the machine can do at most, and how much of it a model needs for each token."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from minigpt.config import GPT2Config
+
+FASTER = 1.2  # times, or half precision is not worth its rounding
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Floating-point operations a second in one large matrix product, the fastest of those that fit the time."""
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
+    best, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        # reading one number waits for the device
+        (a @ b)[0, 0].item()
+        best = max(best, 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+def choose_dtype(device: torch.device, wanted: str) -> tuple[str, float]:
+    """The type to compute in, and the machine's peak in it; `auto` takes bfloat16 where it is faster."""
+    if wanted != "auto":
+        return wanted, matmul_rate(device, getattr(torch, wanted), 1.0)
+    rates = {name: matmul_rate(device, getattr(torch, name), 0.5) for name in ("float32", "bfloat16")}
+    chosen = "bfloat16" if rates["bfloat16"] > FASTER * rates["float32"] else "float32"
+    return chosen, rates[chosen]
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
+    """Matrix products in `dtype`, all else in float32."""
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def training_flops(config: GPT2Config, n_parameters: int, context: int) -> int:
+    """Floating-point operations to train on one token: forward, and twice that backward.
+
+    Source: Chowdhery et al. 2022 (arXiv:2204.02311), appendix B; attention counted in full, as there.
+
+    >>> training_flops(GPT2Config(), 124_439_808, 1024) // 10**6
+    855
+    """
+    n_matrices = n_parameters - config.n_positions * config.n_embd  # positions are looked up, not multiplied
+    return 6 * n_matrices + 12 * config.n_layer * config.n_embd * context

@@ -1,0 +1,218 @@
+"""What decides a training run: each setting is a flag of `minigpt.train`, and a line of the run's run.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from minigpt.config import PUBLISHED, GPT2Config
+from minigpt.files import replace_text
+
+RUN = "run.json"
+
+# Shapes to learn with: a minute's, and that of the bundled model.
+SMALL = {
+    "tiny": GPT2Config(n_layer=4, n_head=4, n_embd=128, n_positions=128),
+    "small": GPT2Config(n_layer=6, n_head=4, n_embd=256, n_positions=512),
+}
+SHAPES = {**SMALL, **PUBLISHED}
+SHAPE_FLAGS = ("config", "n_layer", "n_head", "n_embd")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    parse: Callable[[str], Any] = int,
+    least: float | None = None,
+    below: float = math.inf,
+    fixed: bool = True,
+    **how: Any,
+) -> Any:
+    """A field that is a flag, too.
+
+    Args:
+        default: as of a dataclass field; None where it follows from other settings.
+        help: one line for `--help`.
+        group: the heading under which `--help` shows it.
+        parse: one value from its text.
+        least: the smallest value allowed.
+        below: every value is less than this.
+        fixed: a run keeps it to its end; the others may be given anew with `--resume`.
+        how: whatever else argparse needs.
+    """
+    metadata = {"help": help, "group": group, "parse": parse, "least": least, "below": below, "how": how}
+    return field(default=default, metadata={**metadata, "fixed": fixed})
+
+
+def _switch(help: str, *, group: str) -> Any:
+    return setting(False, help, group=group, parse=bool, fixed=False, action="store_true")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of them; None where a default follows from others, until `settled`.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    # fmt: off
+    data: tuple[str, ...] = setting((), "text to learn: .txt files (documents separated by lines <|endoftext|>), "
+        ".jsonl files, or folders of them", group="data", parse=str, nargs="+", metavar="FILE_OR_DIR", fixed=False)
+    val: str = setting("0.05", "validation text, or the share of whole documents to hold out (default: 0.05)",
+        group="data", parse=str, metavar="FILE_OR_SHARE", fixed=False)
+    text_field: str = setting("text", "the field of a .jsonl object that holds the text (default: text)",
+        group="data", parse=str, metavar="NAME")
+    tokenizer: str | None = setting(None, "a model's folder or name; bytes; or chars, the text's own characters "
+        "(default: the bundled model's, or that of --init)", group="data", parse=str, metavar="NAME_OR_DIR")
+    token_cache: str | None = setting(None, "where token files are kept (default: ~/.cache/minigpt/tokens)",
+        group="data", parse=str, metavar="DIR", fixed=False)
+
+    init: str | None = setting(None, "fine-tune this model: bundled, a folder, or a hub name such as gpt2",
+        group="model", parse=str, metavar="NAME_OR_DIR")
+    config: str | None = setting(None, f"a new model of this shape: {', '.join(SHAPES)} (default: tiny)",
+        group="model", parse=str, choices=list(SHAPES), metavar="NAME")
+    n_layer: int | None = setting(None, "layers, if not those of --config", group="model", metavar="N", least=1)
+    n_head: int | None = setting(None, "heads", group="model", metavar="N", least=1)
+    n_embd: int | None = setting(None, "width", group="model", metavar="N", least=1)
+    context: int | None = setting(None, "tokens read at once (default: the model's window)", group="model",
+        metavar="N", least=1)
+    dropout: float = setting(0.0, "share of numbers dropped in training; 0.1 or more helps when a text is read many "
+        "times over (default: 0)", group="model", parse=float, metavar="P", least=0, below=1)
+    lora: int | None = setting(None, "train a low-rank adapter of this rank beside the frozen weights of --init",
+        group="model", metavar="RANK", least=1)
+
+    steps: int = setting(2000, "updates of the weights (default: 2000)", group="training", metavar="N", least=1,
+        fixed=False)
+    batch_size: int = setting(12, "windows at once, over all processes (default: 12)", group="training", metavar="N",
+        least=1)
+    accumulate: int = setting(1, "batches to an update (default: 1)", group="training", metavar="N", least=1)
+    lr: float | None = setting(None, "the highest learning rate (default: 6e-4 * sqrt(768 / width) from scratch, 1e-4 "
+        "with --init, 5e-4 with --lora)", group="training", parse=float, metavar="LR", least=0)
+    warmup: int | None = setting(None, "steps until it is reached; then a cosine down to zero (default: a twentieth)",
+        group="training", metavar="N", least=0)
+    weight_decay: float = setting(0.1, "of matrices, not of biases and norms (default: 0.1)", group="training",
+        parse=float, metavar="X", least=0)
+    beta2: float = setting(0.99, "AdamW's memory of squared gradients; 0.95 for large batches (default: 0.99)",
+        group="training", parse=float, metavar="X", least=0, below=1)
+    seed: int = setting(0, "decides weights, order and dropout (default: 0)", group="training", metavar="N", least=0,
+        below=2**63)
+    dtype: str = setting("auto", "what matrix products compute in; weights stay float32 (auto: bfloat16 where a "
+        "one-second measurement finds it faster)", group="training", parse=str,
+        choices=["auto", "float32", "bfloat16"])
+
+    eval_every: int = setting(250, "steps between validations (default: 250)", group="while it runs", metavar="N",
+        least=1, fixed=False)
+    eval_tokens: int = setting(200_000, "validation tokens to read each time, spread evenly (default: 200000)",
+        group="while it runs", metavar="N", least=1)
+    checkpoint_every: int = setting(250, "steps between checkpoints, which --resume goes on from (default: 250)",
+        group="while it runs", metavar="N", least=1, fixed=False)
+    logger: str | None = setting(None, "also write TensorBoard's files", group="while it runs", parse=str,
+        choices=["tensorboard"], fixed=False)
+
+    device: str = setting("auto", "where to compute; auto takes a GPU if there is one", group="machine", parse=str,
+        choices=["auto", "cpu", "cuda", "mps"], fixed=False)
+    threads: int | None = setting(None, "CPU threads (default: one a core)", group="machine", metavar="N", least=1,
+        below=1025, fixed=False)
+    compile: bool = _switch("compile the model first: slow start, faster steps", group="machine")
+    gradient_checkpointing: bool = _switch("compute each layer twice, to hold less in memory", group="machine")
+    shard: bool = _switch("under torchrun: split weights and optimiser over the processes (FSDP2)", group="machine")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, least, below = getattr(self, f.name), f.metadata["least"], f.metadata["below"]
+            # `not (a <= b)`, because NaN compares false with everything
+            if value is not None and least is not None and not least <= value < below:
+                upper = "" if below == math.inf else f" and below {below:g}"
+                raise ValueError(f"{flag_of(f.name)} must be at least {least:g}{upper}, got {value}")
+        share = self.val_share
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"--val {self.val} must be a file, or a share above 0 and below 1")
+        if self.init is not None:
+            taken = [flag_of(name) for name in SHAPE_FLAGS if getattr(self, name) is not None]
+            if taken:
+                raise ValueError(
+                    f"{', '.join(taken)}: the shape comes with --init; leave one or the other out"
+                )
+        elif self.lora is not None:
+            raise ValueError("--lora adapts a model that has learned something: add --init")
+
+    @property
+    def val_share(self) -> float | None:
+        """The share to hold out, if it is not a file's name."""
+        try:
+            return float(self.val)
+        except ValueError:
+            return None
+
+    def shape(self, vocab_size: int, end_token: int | None) -> GPT2Config:
+        """The configuration of a new model.
+
+        Raises:
+            ValueError: the numbers do not fit together.
+        """
+        given = {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd")}
+        given["n_positions"] = self.context
+        base = replace(SHAPES[self.config or "tiny"], vocab_size=vocab_size, bos_token_id=end_token)
+        base = replace(base, eos_token_id=end_token)
+        return self.with_dropout(replace(base, **{k: v for k, v in given.items() if v is not None}))
+
+    def with_dropout(self, config: GPT2Config) -> GPT2Config:
+        return replace(config, resid_pdrop=self.dropout, embd_pdrop=self.dropout, attn_pdrop=self.dropout)
+
+    def settled(self, n_embd: int) -> Settings:
+        """With every default that follows from others put in."""
+        scratch = round(
+            6e-4 * math.sqrt(768 / n_embd), 6
+        )  # nanoGPT's at GPT-2's width; narrower learns faster
+        lr = scratch if self.init is None else 1e-4 if self.lora is None else 5e-4
+        warmup = self.steps // 20
+        return replace(
+            self,
+            lr=lr if self.lr is None else self.lr,
+            warmup=warmup if self.warmup is None else self.warmup,
+        )
+
+    def save(self, out: Path, facts: Mapping[str, Any]) -> None:
+        """Writes run.json: the settings, and what else is to be known of the run."""
+        replace_text(out / RUN, json.dumps({"settings": asdict(self), **facts}, indent=2) + "\n")
+
+    def resumed(self, given: Mapping[str, Any]) -> Settings:
+        """These settings with those newly given that a run may change on its way.
+
+        Raises:
+            ValueError: a setting was given that cannot change; the message names it and both values.
+        """
+        for f in fields(self):
+            before = getattr(self, f.name)
+            if f.metadata["fixed"] and given.get(f.name, before) != before:
+                raise ValueError(
+                    f"{flag_of(f.name)} {given[f.name]}: this run began with {before}, and goes on with it; "
+                    "leave the flag out, or begin another run in another --out"
+                )
+        return replace(self, **given)
+
+
+def load(out: Path) -> tuple[Settings, dict[str, Any]]:
+    """The settings of the run in a folder, and the other facts of its run.json.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        facts = json.loads((out / RUN).read_text(encoding="utf-8"))
+        values = facts.pop("settings")
+        return Settings(**{**values, "data": tuple(values["data"])}), facts
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{out / RUN} is damaged ({error}): begin another run in another --out") from None
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")

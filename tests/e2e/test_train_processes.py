@@ -1,0 +1,261 @@
+"""`minigpt.train` in two processes, started by torchrun: the run of one process, up to the order of sums.
+
+The processes talk over gloo, on the CPU. Each start takes seconds, so most tests look at the same few runs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import Result, start
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from trainer import checkpoints, flags, learned, metrics, said, train, well, write_text
+
+from minigpt.weights import to_theirs
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+COMMAND = ("-m", "minigpt.train")
+# The learning rate of a step must not depend on how many there will be: some runs here end where they are stopped.
+SHAPE = ("--n-layer", 2, "--accumulate", 2, "--val", 0.2, "--lr", 0.3, "--warmup", 1000, "--device", "cpu")
+RHYTHM = ("--steps", 8, "--eval-every", 4, "--checkpoint-every", 4)
+ENDLESS = ("--steps", 3000)
+
+# A worker that sends a signal at the beginning of a step, counted from 0.
+SIGNALLING = """
+import os, signal, sys
+from minigpt import train
+from minigpt.training.learner import Learner
+
+def step(self, number, step=Learner.step):
+    if (number, self.processes.rank) == ({number}, {rank}):
+        os.kill({whom}, signal.{signal})
+    return step(self, number)
+
+Learner.step = step
+sys.exit(train.main())
+"""
+
+# torch.save, in torch's own converter of checkpoints, calls a class of its own that it warns of
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+
+Folder = Callable[[str], Path]
+
+
+def torchrun(*flags: object, worker: tuple[object, ...] = COMMAND) -> Result:
+    """Runs the command in two processes, to its end."""
+    process = start(*worker, *flags, python=TORCHRUN)
+    try:
+        out, err = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun passes it on
+        process.communicate(timeout=60)
+        raise
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+def ours(result: Result) -> list[str]:
+    """What we said among all that torchrun says; a traceback of ours is not to be found there."""
+    assert "[rank" not in result.err, result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("minigpt.train: ")]
+    return said(Result(result.code, "", "\n".join(lines)))
+
+
+def left_at(step: int, run: Path, out: Path) -> Path:
+    """A copy of a run, as if it had come no further than to a checkpoint."""
+    shutil.copytree(run, out)
+    for checkpoint in checkpoints(out):
+        if checkpoint > f"step-{step:08}":
+            shutil.rmtree(out / "checkpoints" / checkpoint)
+    return out
+
+
+def assert_close(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+def assert_like(run: Path, other: Path) -> None:
+    """The same run, up to the order of sums: losses, validations, learning rates, weights; no step twice."""
+    (lines, models), (other_lines, other_models) = learned(run), learned(other)
+    assert [line["step"] for line in lines] == list(range(1, len(other_lines) + 1))
+    for line, other_line in zip(lines, other_lines, strict=True):
+        assert line == pytest.approx(other_line, rel=1e-5)
+    for model, other_model in zip(models, other_models, strict=True):
+        assert_close(model, other_model)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return lambda name: tmp_path_factory.mktemp("run") / name
+
+
+@pytest.fixture(scope="module")
+def text(folder: Folder) -> Path:
+    return write_text(folder("tales.txt"), n_documents=40)
+
+
+@pytest.fixture(scope="module")
+def alone(text: Path, folder: Folder) -> Path:
+    """One process, never stopped: what all others are compared with."""
+    out = folder("alone")
+    well(train(*flags(text, out, *SHAPE, *RHYTHM)))
+    losses = [line["loss"] for line in metrics(out)]
+    assert losses[-1] < losses[0] - 0.1
+    return out
+
+
+@pytest.fixture(scope="module")
+def doubled(alone: Path, folder: Folder) -> tuple[Path, list[str]]:
+    """One process to step 4, two to the end; and what those said."""
+    out = left_at(4, alone, folder("doubled"))
+    result = torchrun("--resume", "--out", out, "--checkpoint-every", 2)
+    assert result.code == 0, result.err
+    return out, ours(result)
+
+
+@pytest.fixture(scope="module")
+def split(alone: Path, folder: Folder) -> tuple[Path, list[str]]:
+    """One process to step 4; then two, each with half of the weights, of which the second gets SIGTERM in step 6."""
+    out, worker = left_at(4, alone, folder("split")), folder("worker.py")
+    worker.write_text(SIGNALLING.format(number=5, rank=1, whom="os.getpid()", signal="SIGTERM"))
+    result = torchrun("--resume", "--shard", "--out", out, *ENDLESS, worker=(worker,))
+    assert result.code != 0
+    return out, ours(result)
+
+
+@pytest.fixture(scope="module")
+def interrupted(text: Path, folder: Folder) -> tuple[Path, list[str]]:
+    """Two processes from the beginning, until torchrun gets SIGINT in step 3, as by Ctrl-C."""
+    out, worker = folder("interrupted"), folder("worker.py")
+    worker.write_text(SIGNALLING.format(number=2, rank=0, whom="os.getppid()", signal="SIGINT"))
+    result = torchrun(*flags(text, out, *SHAPE, *RHYTHM, *ENDLESS), worker=(worker,))
+    assert result.code != 0
+    return out, ours(result)
+
+
+# ------------------------------------------------------------------------------ the same run
+
+
+def test_two_processes_go_on_where_one_stopped(alone: Path, doubled: tuple[Path, list[str]]) -> None:
+    assert_like(doubled[0], alone)
+
+
+def test_one_process_goes_on_where_two_stopped(
+    alone: Path, doubled: tuple[Path, list[str]], folder: Folder
+) -> None:
+    out = left_at(6, doubled[0], folder("back"))
+    assert checkpoints(out) == ["step-00000006"]
+    well(train("--resume", "--out", out))
+    assert_like(out, alone)
+
+
+def test_a_message_is_said_once(doubled: tuple[Path, list[str]]) -> None:
+    beginning, validation, end = doubled[1]
+    assert " parameters (2 layers" in beginning
+    assert validation.startswith("step 8 of 8: validation loss")
+    assert end.startswith("done at step 8")
+
+
+@pytest.mark.parametrize("which", ["doubled", "split"])
+def test_a_checkpoint_is_in_pytorchs_format(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    out, _ = request.getfixturevalue(which)
+    newest = out / "checkpoints" / checkpoints(out)[-1]
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata"} <= {file.name for file in newest.iterdir()}
+    dcp_to_torch_save(newest, tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt")
+    model = load_file(out / "model.safetensors")
+    assert {to_theirs(name) for name in state["model"]} == model.keys()
+    assert all(torch.equal(tensor, model[to_theirs(name)]) for name, tensor in state["model"].items())
+    assert state["optimiser"].keys() == state["model"].keys()
+
+
+# ------------------------------------------------------------------------------ stopped
+
+
+def test_a_signal_to_one_process_stops_both_after_its_step(split: tuple[Path, list[str]]) -> None:
+    out, lines = split
+    beginning, end = lines
+    assert " parameters (2 layers" in beginning
+    assert (
+        end
+        == f"stopped at step 6, lowest validation loss {best(out):.4f}; {out} holds the model, --resume goes on"
+    )
+    assert checkpoints(out) == ["step-00000004", "step-00000006"]
+    assert metrics(out)[-1]["step"] == 6
+
+
+def test_what_two_halves_learnt_one_process_goes_on_with(
+    alone: Path, split: tuple[Path, list[str]], folder: Folder
+) -> None:
+    out = left_at(6, split[0], folder("joined"))
+    lines, alones = metrics(out)[4:], metrics(alone)[4:6]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in alones], rel=1e-5)
+    well(train("--resume", "--out", out, "--steps", 8))
+    assert_like(out, alone)
+
+
+def test_ctrl_c_stops_both_and_the_run_can_go_on(
+    text: Path, interrupted: tuple[Path, list[str]], folder: Folder
+) -> None:
+    out, lines = interrupted
+    last = metrics(out)[-1]["step"]
+    assert last >= 3
+    assert lines[-1].startswith(f"stopped at step {last}")
+    assert sum(line.startswith("stopped") for line in lines) == 1
+    assert checkpoints(out)[-1] == f"step-{last:08}"
+    on, whole = left_at(last, out, folder("on")), folder("whole")
+    well(train("--resume", "--out", on, "--steps", last + 2))
+    well(train(*flags(text, whole, *SHAPE, *RHYTHM, "--steps", last + 2)))
+    assert_like(on, whole)
+
+
+def best(out: Path) -> float:
+    return min(line["val_loss"] for line in metrics(out) if "val_loss" in line)
+
+
+# ------------------------------------------------------------------------------ adapters
+
+
+def test_an_adapter_is_the_same_when_its_base_is_split(alone: Path, text: Path, folder: Folder) -> None:
+    given = (
+        "--data", text, "--token-cache", text.parent / "tokens", "--init", alone, "--lora", 2, "--steps", 4,
+        "--batch-size", 4, "--lr", 0.01, "--eval-every", 2, "--checkpoint-every", 2, "--val", 0.2,
+        "--dtype", "float32", "--device", "cpu", "--threads", 1,
+    )  # fmt: skip
+    one, two = folder("one"), folder("two")
+    well(train(*given, "--out", one))
+    result = torchrun(*given, "--out", two, "--shard")
+    assert result.code == 0, result.err
+    assert len(ours(result)) == 4  # the beginning, two validations, the end
+    assert_like(two, one)
+    adapters = [load_file(out / "adapter" / "adapter_model.safetensors") for out in (two, one)]
+    assert_close(*adapters)
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in adapters[0].items() if "lora_B" in name)
+
+
+# ------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--batch-size", 5), "--batch-size 5 does not split over 2 processes"),  # both see it
+        (("--data", "no/such.txt"), "no/such.txt does not exist: "),  # the second one waits for the first
+    ],
+    ids=["both", "first"],
+)
+def test_a_mistake_ends_both_and_is_told_once(
+    text: Path, tmp_path: Path, wrong: tuple[object, ...], message: str
+) -> None:
+    result = torchrun(*flags(text, tmp_path / "out", *SHAPE, *wrong))
+    assert result.code != 0
+    (line,) = ours(result)
+    assert line.startswith(message)
+    assert not (tmp_path / "out").exists()
