@@ -75,14 +75,13 @@ def train(argv: Sequence[str]) -> int:
         raise Failure(BAD_FLAGS, error) from error
     _check(settings)
 
+    if args.quiet:
+        _hush()
+
     import torch
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from minigpt.training.processes import joined
 
-    if args.quiet:
-        warnings.simplefilter("ignore")
-        disable_progress_bars()  # ours are of the same kind
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = cli.device(settings.device)
@@ -102,11 +101,7 @@ def train(argv: Sequence[str]) -> int:
 
         if args.resume and not facts:
             tell(f"{out} holds no run to resume: beginning one")
-        run = _ready(settings, out, facts, device, processes, tell)
-        if run.finished:
-            tell(f"{out} is finished, at step {run.progress.step}; to go on, give more --steps")
-            return DONE
-        code = _run(run, tell)
+        code = _go(settings, out, facts, device, processes, tell)
         processes.wait()  # the first one writes longest, and when one ends by a stop, torchrun ends the others
         return code
 
@@ -165,6 +160,34 @@ def _check(settings: Settings) -> None:
         raise Failure(
             BAD_FLAGS, "--logger tensorboard needs it installed: pip install 'minigpt[tensorboard]'"
         )
+
+
+def _hush() -> None:
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    warnings.simplefilter("ignore")
+    disable_progress_bars()  # ours are of the same kind
+
+
+def _go(
+    settings: Settings,
+    out: Path,
+    facts: dict[str, Any],
+    device: torch.device,
+    processes: Processes,
+    tell: Tell,
+) -> int:
+    """The run, from its beginning or its newest checkpoint to its end or a stop.
+
+    A function of its own, so that the run is gone when the processes part: DistributedDataParallel would
+    otherwise be the last to hold gloo, and hang now and then, when it waits for gloo's thread, which waits
+    for Python's lock (torch 2.13).
+    """
+    run = _ready(settings, out, facts, device, processes, tell)
+    if run.finished:
+        tell(f"{out} is finished, at step {run.progress.step}; to go on, give more --steps")
+        return DONE
+    return _run(run, tell)
 
 
 def _ready(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minigpt.files import all_or_none
 from minigpt.model import GPT2
-from minigpt.training.lora import attach, linears, lora_linears, refuse_adapted, refuse_plain
+from minigpt.training.lora import LoraLinear, attach, linears, lora_linears, refuse_adapted, refuse_plain
 from minigpt.weights import to_theirs
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -60,14 +60,22 @@ def save_adapter(model: GPT2, directory: str | os.PathLike[str], base: str) -> N
     for name, linear in adapted.items():
         for key, pair in zip(_keys(name), (linear.lora_a, linear.lora_b), strict=True):
             tensors[key] = pair.detach().cpu().T.contiguous()
-    first = next(iter(adapted.values()))  # all are alike
-    config = {
+    config = _config(model, next(iter(adapted.values())), base)  # all are alike
+    with all_or_none(directory) as aside:
+        (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
+
+
+def _config(model: GPT2, linear: LoraLinear, base: str) -> dict[str, Any]:
+    """The contents of adapter_config.json."""
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": first.rank,
-        "lora_alpha": int(first.alpha) if float(first.alpha).is_integer() else first.alpha,
-        "lora_dropout": first.dropout,
+        "r": linear.rank,
+        "lora_alpha": int(linear.alpha) if float(linear.alpha).is_integer() else linear.alpha,
+        "lora_dropout": linear.dropout,
         "target_modules": _targets(model),
         "fan_in_fan_out": True,
         "bias": "none",
@@ -77,10 +85,6 @@ def save_adapter(model: GPT2, directory: str | os.PathLike[str], base: str) -> N
         "use_dora": False,
         "use_rslora": False,
     }
-    with all_or_none(directory) as aside:
-        (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
 
 
 def load_adapter(model: GPT2, directory: str | os.PathLike[str]) -> None:

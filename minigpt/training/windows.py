@@ -93,6 +93,8 @@ class Windows:
 def hold_out(tokens: TokenFile, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits a text into training and validation by whole documents; of a single one, the end is held out.
 
+    Documents are held out in random order as long as they fit into the share; if none does, the shortest is.
+
     Shapes: (training documents, 2), (validation documents, 2), as `TokenFile.spans`
 
     >>> from pathlib import Path
@@ -101,11 +103,15 @@ def hold_out(tokens: TokenFile, share: float, seed: int) -> tuple[np.ndarray, np
     [[[0, 8]], [[8, 10]]]
     """
     spans = tokens.spans
-    wanted = max(1, round(share * len(tokens.ids)))
+    wanted = min(max(1, round(share * len(tokens.ids))), len(tokens.ids) - 1)
     if len(spans) == 1:
         cut = len(tokens.ids) - wanted
         return np.array([[0, cut]]), np.array([[cut, len(tokens.ids)]])
-    order = np.random.default_rng(seed).permutation(len(spans))
-    held = np.cumsum((spans[:, 1] - spans[:, 0])[order])
-    n_held = min(int(np.searchsorted(held, wanted)) + 1, len(spans) - 1)
-    return spans[np.sort(order[n_held:])], spans[np.sort(order[:n_held])]
+    sizes = spans[:, 1] - spans[:, 0]
+    held = np.zeros(len(spans), dtype=bool)
+    for i in np.random.default_rng(seed).permutation(len(spans)):
+        if sizes[i] <= wanted:  # never more than the share: one long book must not go whole
+            held[i], wanted = True, wanted - sizes[i]
+    if not held.any():
+        held[np.argmin(sizes)] = True
+    return spans[~held], spans[held]

@@ -167,11 +167,13 @@ def test_whole_documents_are_held_out(lengths, share, seed):
     assert sorted(training + validation) == tokens.spans.tolist()  # each in one of them, and none is cut
     assert training == sorted(training)
     assert validation == sorted(validation)
-    # As many as are needed, and not one more: the last one crosses the share.
+    # As many as fit into the share, so that no other one would; if none does, the shortest.
     sizes = [end - begin for begin, end in validation]
-    wanted = share * len(tokens.ids)
-    assert sum(sizes) - max(sizes) < max(1, wanted + 0.5)
-    assert sum(sizes) >= wanted - 0.5 or len(training) == 1
+    wanted = min(max(1, round(share * len(tokens.ids))), len(tokens.ids) - 1)
+    if sum(sizes) <= wanted:
+        assert all(sum(sizes) + end - begin > wanted for begin, end in training)
+    else:
+        assert sizes == [min(lengths)]
 
 
 @given(st.integers(2, 200), SHARE)
@@ -180,7 +182,7 @@ def test_of_a_single_document_the_end_is_held_out(n, share):
     assert training[0] == 0
     assert training[1] == validation[0]
     assert validation[1] == n
-    assert validation[1] - validation[0] == max(1, round(share * n))
+    assert validation[1] - validation[0] == min(max(1, round(share * n)), n - 1)
 
 
 def test_what_is_held_out_is_drawn_by_the_seed():
