@@ -16,10 +16,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from train_bundled import BATCH, CONTEXT, train_tokenizer
+from train_bundled import CONTEXT, train_tokenizer
 
 from minigpt.config import GPT2Config
 from minigpt.training.machine import training_flops
+
+BATCH = 4  # windows a step: more steps of so little compute
 
 
 class Shape(NamedTuple):

@@ -21,12 +21,13 @@ from pathlib import Path
 import torch
 
 from minigpt import GPT2, load
+from minigpt.training.optimiser import learning_rate
 
 CARD = Path(__file__).with_name("bundled_card.md")
-VOCABULARY, CONTEXT, BATCH, STEPS = 4096, 512, 4, 16_000
-SHAPE = {"n-layer": 4, "n-head": 5, "n-embd": 320}  # by scripts/size_study.py
+VOCABULARY, CONTEXT, BATCH, STEPS = 4096, 512, 8, 12_000
+SHAPE = {"n-layer": 6, "n-head": 4, "n-embd": 256}  # by scripts/size_study.py
 RECIPE = {
-    "context": CONTEXT, "batch-size": BATCH, "steps": STEPS, "lr": 1.5e-3, "warmup": 300, "beta2": 0.99,
+    "context": CONTEXT, "batch-size": BATCH, "steps": STEPS, "lr": 2e-3, "warmup": 300, "beta2": 0.95,
     "dtype": "bfloat16", "eval-every": 500, "checkpoint-every": 250,
 }  # fmt: skip
 SAMPLES = 8
@@ -72,6 +73,18 @@ def facts(run: Path) -> dict[str, object]:
     return known
 
 
+def detour(run: Path) -> str:
+    """What to say of steps whose learning rate was that of another number of steps, if it was changed on the way."""
+    s = json.loads((run / "run.json").read_text())["settings"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    other = [
+        line["step"]
+        for line in lines
+        if abs(line["lr"] - learning_rate(line["step"] - 1, s["steps"], s["warmup"], s["lr"])) > 1e-9
+    ]
+    return f"; up to step {max(other):,} the schedule was that of another number of steps" if other else ""
+
+
 def samples(weights: Path) -> str:
     """The first texts that come, without choosing."""
     written = minigpt(
@@ -106,7 +119,7 @@ def card(corpus: Path, work: Path, weights: Path) -> str:
         "megabytes": (weights / "model.safetensors").stat().st_size / 1e6,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "date": date.today().isoformat(),
         "flops": flops, "times": flops / 3e13, "epochs": last["tokens"] / run["train_tokens"],
-        "n_samples": SAMPLES, "torch": torch.__version__,
+        "n_samples": SAMPLES, "detour": detour(work / "run"), "torch": torch.__version__,
     }  # fmt: skip
     return CARD.read_text().format(**facts)
 

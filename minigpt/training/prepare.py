@@ -171,6 +171,6 @@ def _summary(
     c = model.config
     return (
         f"{n:,} parameters ({c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, window {c.n_positions}, "
-        f"vocabulary {c.vocab_size:,}); {len(windows.spans):,} documents of {windows.n_tokens:,} tokens, "
+        f"vocabulary {c.vocab_size:,}); {windows.n_tokens:,} tokens to learn (documents: {len(windows.spans):,}), "
         f"{checked.n_tokens:,} to validate; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s"
     )

@@ -93,7 +93,7 @@ class Settings:
     batch_size: int = setting(12, "windows at once, over all processes (default: 12)", group="training", metavar="N",
         least=1)
     accumulate: int = setting(1, "batches to an update (default: 1)", group="training", metavar="N", least=1)
-    lr: float | None = setting(None, "the highest learning rate (default: 6e-4 * sqrt(768 / width) from scratch, 1e-4 "
+    lr: float | None = setting(None, "the highest learning rate (default: 6e-4 * 768 / width from scratch, 1e-4 "
         "with --init, 5e-4 with --lora)", group="training", parse=float, metavar="LR", least=0)
     warmup: int | None = setting(None, "steps until it is reached; then a cosine down to zero (default: a twentieth)",
         group="training", metavar="N", least=0)
@@ -169,9 +169,8 @@ class Settings:
 
     def settled(self, n_embd: int) -> Settings:
         """With every default that follows from others put in."""
-        scratch = round(
-            6e-4 * math.sqrt(768 / n_embd), 6
-        )  # nanoGPT's at GPT-2's width; narrower learns faster
+        # nanoGPT's at GPT-2's width; elsewhere as Yang et al. 2022 (arXiv:2203.03466) found it to go with width.
+        scratch = min(5e-3, round(6e-4 * 768 / n_embd, 6))
         lr = scratch if self.init is None else 1e-4 if self.lora is None else 5e-4
         warmup = self.steps // 20
         return replace(

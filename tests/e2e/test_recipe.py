@@ -14,7 +14,7 @@ TEXT = Path(__file__).parents[3] / "shared/corpus/tinyshakespeare.txt"
 def test_half_a_minute_of_nanogpts_recipe_comes_as_far_as_it_should(tmp_path):
     flags = {
         "data": TEXT, "out": tmp_path / "run", "val": 0.1, "tokenizer": "chars", "n-layer": 4, "n-head": 4,
-        "n-embd": 128, "context": 64, "batch-size": 12, "steps": 400, "lr": 1e-3, "warmup": 100,
+        "n-embd": 128, "context": 64, "batch-size": 12, "steps": 400,
         "dtype": "float32", "eval-every": 400, "eval-tokens": 20_000, "token-cache": tmp_path,
     }  # fmt: skip
     assert train.main([str(part) for flag, value in flags.items() for part in (f"--{flag}", value)]) == 0
