@@ -175,11 +175,17 @@ def to_ours(name: str) -> str | None:
 def to_theirs(name: str) -> str:
     """The name that transformers gives to one of our tensors.
 
+    Raises:
+        ValueError: it is none of GPT-2's.
+
     >>> to_theirs("blocks.7.attn.out.weight"), to_theirs("head.weight")
     ('transformer.h.7.attn.c_proj.weight', 'lm_head.weight')
     """
     theirs = _translate(name, THEIRS, r"^blocks\.(\d+)\.", "blocks.#.")
-    assert theirs is not None, f"our own tensor {name} has no entry in NAMES"
+    if theirs is None:
+        raise ValueError(
+            f"GPT-2's checkpoints have no place for {name}: merge an adapter before saving its model"
+        )
     return theirs if theirs.startswith("lm_head") else f"transformer.{theirs}"
 
 

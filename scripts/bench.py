@@ -29,7 +29,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from minigpt import GPT2
 from minigpt.sampler import Beam, Greedy, Strategy, generate
 
-MARKS = re.compile(r"(<!-- bench -->\n).*(<!-- /bench -->)", re.DOTALL)
 Side = Callable[[list[list[int]], int], list[list[int]]]
 
 
@@ -108,15 +107,22 @@ def table(rounds: int) -> str:
 
 
 def machine() -> str:
+    """What the figures were measured on, and when."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = (names or [platform.processor()])[0]
     return (
-        f"gpt2's shape (124M, random weights), float32, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-        f" ({cpu}); torch {torch.__version__}, transformers {transformers.__version__},"
-        f" Python {platform.python_version()}; {date.today().isoformat()}, by `make bench`."
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({cpu}); torch {torch.__version__}, transformers"
+        f" {transformers.__version__}, Python {platform.python_version()}; {date.today().isoformat()}"
     )
+
+
+def put(text: str, page: Path, mark: str) -> None:
+    """Writes a text between the marks <!-- mark --> and <!-- /mark --> of a page."""
+    between = re.compile(f"(<!-- {mark} -->\n).*(<!-- /{mark} -->)", re.DOTALL)
+    old = page.read_text(encoding="utf-8")
+    page.write_text(between.sub(lambda match: match[1] + text + match[2], old), encoding="utf-8")
 
 
 def main() -> None:
@@ -129,11 +135,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
-    text = f"{table(args.rounds)}\n\n{machine()}\n"
+    what = "gpt2's shape (124M, random weights), float32"
+    text = f"{table(args.rounds)}\n\n{what}, {machine()}, by `make bench`.\n"
     print(text)
     if args.update:
-        page = args.update.read_text(encoding="utf-8")
-        args.update.write_text(MARKS.sub(lambda match: match[1] + text + match[2], page), encoding="utf-8")
+        put(text, args.update, "bench")
 
 
 if __name__ == "__main__":

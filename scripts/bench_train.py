@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -22,12 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import transformers
+from bench import machine, put
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
@@ -40,7 +36,6 @@ from minigpt.training.settings import Settings
 from minigpt.training.tokens import tokenise
 from minigpt.training.windows import Windows
 
-MARKS = re.compile(r"(<!-- bench of training -->\n).*(<!-- /bench of training -->)", re.DOTALL)
 SHAPES = {  # name: layers, heads, width, context, batch size, precision
     "bundled model's shape, bfloat16": (6, 4, 256, 512, 4, "bfloat16"),
     "bundled model's shape, float32": (6, 4, 256, 512, 4, "float32"),
@@ -162,17 +157,6 @@ def fine_tuning(corpus: Path, work: Path) -> str:
     )
 
 
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({(names or [platform.processor()])[0]}); torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}; "
-        f"{date.today().isoformat()}, by `make bench-train`."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -188,10 +172,9 @@ def main() -> None:
         for recipe in (nanogpt, fine_tuning):
             parts.append(recipe(args.corpus, Path(work)))
             print(parts[-1], flush=True)
-    text = "\n\n".join([*parts, machine()]) + "\n"
+    text = "\n\n".join([*parts, f"{machine()}, by `make bench-train`."]) + "\n"
     if args.update:
-        page = args.update.read_text(encoding="utf-8")
-        args.update.write_text(MARKS.sub(lambda match: match[1] + text + match[2], page), encoding="utf-8")
+        put(text, args.update, "bench of training")
 
 
 if __name__ == "__main__":

@@ -287,3 +287,11 @@ def test_at_full_rank_any_update_is_within_reach() -> None:
     for name in lora_linears(model):
         weight = merge(model).get_submodule(name).weight
         torch.testing.assert_close(weight, wanted.get_submodule(name).weight, rtol=0, atol=1e-5)
+
+
+def test_an_adapted_model_is_not_saved_as_if_it_were_plain(tmp_path: Path) -> None:
+    model = base()
+    attach(model, rank=2)
+    with pytest.raises(ValueError, match=r"no place for .*lora_a: merge an adapter before saving"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
