@@ -166,7 +166,7 @@ def test_it_says_what_it_does(finished: tuple[Path, list[str]]) -> None:
     summary, *validations, last = lines
     for part in (
         "1 layers, 2 heads, width 16, window 24",
-        "20 documents",
+        "documents: 20",
         "72 to validate",
         "float32 on cpu",
     ):
