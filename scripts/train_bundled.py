@@ -107,6 +107,7 @@ def card(corpus: Path, work: Path, weights: Path) -> str:
 
     run = json.loads((work / "run" / "run.json").read_text())
     last = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    listed = books(corpus)
     flops = last["tokens"] * run["flops_per_token"]
     stride = CONTEXT  # windows side by side: every token once
     score = json.loads(
@@ -114,8 +115,8 @@ def card(corpus: Path, work: Path, weights: Path) -> str:
     )
     facts = {
         **run, **run["settings"], "config": GPT2.from_pretrained(weights).config, "tokens": last["tokens"],
-        "minutes": last["seconds"] / 60, "score": score, "samples": samples(weights), "books": books(corpus),
-        "n_books": books(corpus).count("\n") + 1, "study": table(work / "study"),
+        "minutes": last["seconds"] / 60, "score": score, "samples": samples(weights), "books": listed,
+        "n_books": listed.count("\n") + 1, "study": table(work / "study"),
         "megabytes": (weights / "model.safetensors").stat().st_size / 1e6,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "date": date.today().isoformat(),
         "flops": flops, "times": flops / 3e13, "epochs": last["tokens"] / run["train_tokens"],

@@ -91,8 +91,8 @@ class Checkpoints:
 def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
     sums = {FACTS: _sha256(facts)}
     for file in sorted(folder.iterdir()):
+        sums[file.name] = _sha256(file)
         with file.open("rb") as opened:
-            sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
             os.fsync(opened.fileno())  # on the disk, not only on its way: a power cut must not undo it
     with (folder / SEAL).open("w") as opened:
         json.dump({FACTS: dict(facts), "sha256": sums}, opened)

@@ -16,14 +16,14 @@ def adamw(model: nn.Module, lr: float, weight_decay: float, beta2: float) -> tor
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101); the groups as in Radford et al. 2018, section 4.1.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    learned = list(trainable(model))
     groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in learned if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
-    for p in trainable:
+    for p in learned:
         optimiser.state[p] = {
             "step": torch.zeros((), dtype=torch.float32, device=p.device),
             "exp_avg": torch.zeros_like(p),
