@@ -151,18 +151,41 @@ class GPT2(nn.Module):
         cache.advance(tokens.size(1))
         return x
 
+    def residuals(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
+        """The stream before the first block and after each, every one through the final norm.
+
+        So `unembed` says what the model would predict if it ended there; the last is `trunk`'s result.
+
+        Shapes: (B, T)  ->  (n_layer + 1, B, T, D)
+
+        Raises:
+            ValueError: as for `trunk`.
+
+        Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+        """
+        x, mask = self._embed(tokens, cache)
+        streams = [x]
+        for block, past in zip(self.blocks, cache.layers, strict=True):
+            streams.append(block(streams[-1], past, mask))
+        cache.advance(tokens.size(1))
+        return torch.stack([self.final_norm(x) for x in streams])
+
     def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """The pass itself; whoever calls it commits to the cache when all has gone well."""
+        x, mask = self._embed(tokens, cache)
+        for block, past in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, past, mask)
+        normed: Tensor = self.final_norm(x)
+        return normed
+
+    def _embed(self, tokens: Tensor, cache: KVCache | NoCache) -> tuple[Tensor, Tensor | None]:
+        """What enters the first block, and the mask of the pass: (B, T, D), and as from `sight`."""
         _check_fit(tokens, cache, self.config)
         n_new = tokens.size(1)
         mask = sight(n_new, cache.length + n_new, cache.pad, tokens.device)
         positions = _positions(cache, n_new, tokens.device)
         x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
-        x = F.dropout(x, self.config.embd_pdrop, self.training)
-        for block, past in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, past, mask)
-        x = self.final_norm(x)
-        return x
+        return F.dropout(x, self.config.embd_pdrop, self.training), mask
 
     def unembed(self, x: Tensor) -> Tensor:
         """The logits that the trunk's output stands for: (..., D)  ->  (..., V)."""

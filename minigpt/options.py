@@ -4,25 +4,54 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from minigpt import cli
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.sampler import find, name_of, names
-from minigpt.sampler.strategy import Strategy
+from minigpt.sampler.strategy import REQUIRED, Strategy
 
 if TYPE_CHECKING:
+    from minigpt.model import GPT2
     from minigpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What options may ask for: the tokenizer of the model in use, and other models beside it."""
+
+    args: argparse.Namespace
+    tokenizer: Tokenizer
+
+    def other_model(self, name_or_dir: str) -> GPT2:
+        """A second model, where the first one is; its tokens must mean the same."""
+        beside = {**vars(self.args), "model": name_or_dir, "revision": None}
+        model, tokenizer = cli.load(argparse.Namespace(**beside))
+        differing = (
+            i
+            for i in range(max(self.tokenizer.vocab_size, tokenizer.vocab_size))
+            if self.tokenizer.decode_bytes([i]) != tokenizer.decode_bytes([i])
+        )
+        if (token := next(differing, None)) is not None:
+            raise Failure(
+                BAD_FLAGS,
+                f"{name_or_dir} has another vocabulary than the model: token {token} is {tokenizer.token_string(token)!r}"
+                f" there and {self.tokenizer.token_string(token)!r} here; two models must share it to be used together",
+            )
+        return model
 
 
 def add_flags(groups: Mapping[str, Any]) -> None:
     """Adds every option of every strategy to the group of flags that it names."""
     for flag, option in strategy_flags().items():
-        groups[option.metadata["group"]].add_argument(
-            flag, dest=option.name, help=option.metadata["help"], metavar=option.metadata["metavar"],
-            type=_reader(option), default=None,
-            action="append" if option.metadata["collect"] else "store",
-        )  # fmt: skip
+        how: dict[str, Any] = {"dest": option.name, "help": option.metadata["help"], "default": None}
+        if option.metadata["parse"] is bool:
+            how["action"] = "store_true"
+        else:
+            how |= {"type": _reader(option), "metavar": option.metadata["metavar"]}
+            how["action"] = "append" if option.metadata["collect"] else "store"
+        groups[option.metadata["group"]].add_argument(flag, **how)
 
 
 def _reader(option: Field[Any]) -> Callable[[str], Any]:
@@ -41,12 +70,15 @@ def _reader(option: Field[Any]) -> Callable[[str], Any]:
 
 def strategy_flags() -> dict[str, Any]:
     """Every option of every strategy, by its flag; an option that several share is one flag."""
-    return {
-        f"--{option.metadata['flag'] or option.name.replace('_', '-')}": option
-        for name in names()
-        for option in fields(find(name))
-        if option.metadata
-    }
+    return {_flag(option): option for name in names() for option in fields(find(name)) if option.metadata}
+
+
+def _flag(option: Field[Any]) -> str:
+    return f"--{option.metadata['flag'] or option.name.replace('_', '-')}"
+
+
+def _required(option: Field[Any]) -> bool:
+    return option.default is REQUIRED and option.default_factory is REQUIRED
 
 
 def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
@@ -76,14 +108,19 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
     return chosen
 
 
-def build_strategy(kind: type[Strategy], args: argparse.Namespace, tokenizer: Tokenizer | None) -> Strategy:
-    """The strategy from its flags; without a tokenizer yet, only to check the numbers."""
+def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> Strategy:
+    """The strategy from its flags; with nothing loaded yet, only to check the numbers."""
     values = {}
     for option in fields(kind):
         value = getattr(args, option.name, None) if option.metadata else None
-        if value is not None and option.metadata["collect"]:
-            value = option.metadata["collect"](value, tokenizer) if tokenizer else None
-        if value is not None:
+        if value is None:
+            if _required(option):
+                raise Failure(BAD_FLAGS, f"{name_of(kind)} needs {_flag(option)}: {option.metadata['help']}")
+            continue
+        making = option.metadata["collect"] or option.metadata["resolve"]
+        if loaded and making:
+            values[option.name] = making(value, loaded)
+        elif not making or _required(option):
             values[option.name] = value
     try:
         return kind(**values)

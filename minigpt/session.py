@@ -16,7 +16,7 @@ from minigpt import cli
 from minigpt.cli import BAD_FLAGS, FAILED, Failure
 from minigpt.files import all_or_none
 from minigpt.sampler import name_of, run
-from minigpt.sampler.strategy import Completion, Emitted, Event, Finished, Request, Strategy
+from minigpt.sampler.strategy import Completion, Emitted, Event, Finished, PromptsRead, Request, Strategy
 from minigpt.tokenizer import cut_before
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Session:
             self.emitted.setdefault((event.prompt_index, event.index), []).append(event)
         elif isinstance(event, Finished):
             self.finished[event.prompt_index] = event.completions
-        else:
+        elif isinstance(event, PromptsRead):
             self.clock.prompts_read()
 
     def completions(self) -> Iterable[tuple[int, int, Completion]]:

@@ -61,6 +61,11 @@ class FakeModel:
             columns.append(torch.tensor([self.rule(text) for text in texts]))
         return torch.stack(columns, 1)
 
+    def residuals(self, tokens: Tensor, cache: FakeCache) -> Tensor:
+        """One layer, before which the model knew nothing."""
+        x = self.trunk(tokens, cache)
+        return torch.stack([torch.zeros_like(x), x])
+
     def unembed(self, x: Tensor) -> Tensor:
         return x
 

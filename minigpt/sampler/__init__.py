@@ -54,7 +54,13 @@ class Limits(TypedDict, total=False):
     top_logprobs: int
 
 
-MACHINERY = {"chance", "processors", "steps", "strategy"}  # files of this folder that are no strategy
+MACHINERY = {
+    "chance",
+    "choosing",
+    "processors",
+    "steps",
+    "strategy",
+}  # files of this folder that are no strategy
 
 
 def generate(
@@ -191,12 +197,14 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Strategy]:
-    """The strategy of that name: the one subclass of `Strategy` whose name is that of its file."""
+    """The strategy of that name: the class whose name is that of its file, whatever its capitals."""
     if name not in names():
         raise ValueError(f"there is no strategy {name!r}; there are {', '.join(names())}")
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    strategy: type[Strategy] = getattr(module, "".join(part.title() for part in name.split("-")))
-    return strategy
+    found: list[type[Strategy]] = [
+        kind for called, kind in vars(module).items() if called.lower() == name.replace("-", "")
+    ]
+    return found[0]
 
 
 def name_of(strategy: type[Strategy]) -> str:

@@ -244,6 +244,26 @@ class Typical:
         return logits.masked_fill(dropped.scatter(1, order, dropped), RULED_OUT)
 
 
+def unchanged(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The step before all others: what there was to begin with."""
+    return logits
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A processor that tells what it did, row by row."""
+
+    processor: Processor
+    watch: Callable[[tuple[int, ...], str, Tensor, Tensor], None]
+
+    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        out = self.processor(logits, tokens)
+        name = getattr(self.processor, "__name__", type(self.processor).__name__)
+        for text, before, after in zip(tokens.tolist(), logits, out, strict=True):
+            self.watch(tuple(text), name, before, after)
+        return out
+
+
 def chain(options: Any, prompt_length: int, end_tokens: frozenset[int], keep: int = 1) -> list[Processor]:
     """The processors that a strategy's options ask for, in the one order in which they act.
 
@@ -276,4 +296,4 @@ def chain(options: Any, prompt_length: int, end_tokens: frozenset[int], keep: in
         steps.append(MinP(options.min_p, keep))
     if given("typical_p") not in (None, 1):
         steps.append(Typical(options.typical_p, keep))
-    return steps
+    return steps if options.watch is None else [Watched(step, options.watch) for step in (unchanged, *steps)]

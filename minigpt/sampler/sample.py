@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.sampler.strategy import Event, LanguageModel, Request, Strategy, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,30 @@ class Sampling(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed is None:
+        if self.seed is None and self.draws:
             object.__setattr__(self, "seed", secrets.randbits(32))  # known from now on, so it can be repeated
-        elif self.seed < 0:
+        elif self.seed is not None and self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+    @property
+    def draws(self) -> bool:
+        """Whether lots are drawn at all."""
+        return True
+
+    def drawer(self) -> Callable[[Tensor, list[Any]], Tensor]:
+        """Draws from processed scores (B, V) for the texts they belong to; each has a stream of its own."""
+        from minigpt.sampler.chance import Chance
+
+        seed = self.seed
+        assert seed is not None
+        chances: dict[tuple[int, int], Chance] = {}
+
+        def draw(scores: Tensor, texts: list[Any]) -> Tensor:
+            for text in texts:
+                chances.setdefault((text.prompt_index, text.index), Chance(seed, text.index))
+            return Chance.draw(scores, [chances[text.prompt_index, text.index] for text in texts])
+
+        return draw
 
 
 SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
@@ -75,16 +98,6 @@ class Sample(Sampling):
             raise ValueError(f"num_return_sequences must be at least 1, got {self.num_return_sequences}")
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.chance import Chance
         from minigpt.sampler.steps import one_by_one
 
-        assert self.seed is not None
-        chances: dict[tuple[int, int], Chance] = {}
-        for i in range(len(requests)):
-            for j in range(self.num_return_sequences):
-                chances[i, j] = Chance(self.seed, j)
-
-        def draw(logits: Any, texts: list[Any]) -> Any:
-            return Chance.draw(logits, [chances[text.prompt_index, text.index] for text in texts])
-
-        return one_by_one(model, requests, self, draw, copies=self.num_return_sequences)
+        return one_by_one(model, requests, self, self.drawer(), copies=self.num_return_sequences)

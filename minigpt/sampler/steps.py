@@ -55,48 +55,89 @@ class Text:
         return Completion(self.tokens, self.logprobs, sum(self.logprobs), self.finish_reason, top)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What follows each text: the model's own logits, and the scores that a strategy makes of them.
+
+    Shapes: (B, V) both
+    """
+
+    logits: Tensor
+    scores: Tensor
+
+    def select(self, rows: Sequence[int]) -> Prediction:
+        return Prediction(self.logits[list(rows)], self.scores[list(rows)])
+
+
+class Reader:
+    """Reads the texts side by side; a strategy that looks at more than the last logits has its own."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def prompts(self, requests: Sequence[Request]) -> Prediction:
+        logits, self.cache = read_prompts(self.model, requests)
+        return Prediction(logits, logits)
+
+    def next(self, tokens: Tensor) -> Prediction:
+        """Reads one more token of each text: (B,)."""
+        logits = self.model.next_logits(tokens[:, None], self.cache).float()
+        return Prediction(logits, logits)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Text i from now on is what text `rows[i]` was."""
+        self.cache.select(rows)
+
+
 def one_by_one(
     model: LanguageModel,
     requests: Sequence[Request],
     strategy: Strategy,
     pick: Callable[[Tensor, list[Text]], Tensor],
     copies: int = 1,
+    reads: Callable[[LanguageModel], Reader] = Reader,
 ) -> Iterator[Event]:
     """Continues every prompt by the token that `pick` chooses, until each of its `copies` is finished.
 
     Each prompt is read once, however many copies continue it; a finished text leaves the batch.
 
     Args:
-        pick: (processed logits (B, V), the texts they belong to) -> the chosen ids (B,).
+        pick: (processed scores (B, V), the texts they belong to) -> the chosen ids (B,).
+        reads: makes the reader, whose scores are the model's own logits unless a strategy has another.
     """
     running = texts = [
         Text(request, i, j, chain(strategy, len(request.prompt), request.end_tokens))
         for i, request in enumerate(requests)
         for j in range(copies)
     ]
-    logits, cache = read_prompts(model, requests)
+    reader = reads(model)
+    seen = reader.prompts(requests)
     yield PromptsRead()
     if copies > 1:
-        cache.select([text.prompt_index for text in texts])
-        logits = logits.repeat_interleave(copies, 0)
+        rows = [text.prompt_index for text in texts]
+        reader.select(rows)
+        seen = seen.select(rows)
     while True:
-        chosen = pick(_processed(logits, running), running)
-        yield from _add(chosen, logits, running, texts)
+        chosen = pick(_processed(seen, running, strategy), running)
+        yield from _add(chosen, seen.logits, running, texts)
         going = [i for i, text in enumerate(running) if text.finish_reason is None]
         if not going:
             return
         if len(going) < len(running):
             running = [running[i] for i in going]
             chosen = chosen[going]
-            cache.select(going)
-        logits = model.next_logits(chosen[:, None], cache).float()
+            reader.select(going)
+        seen = reader.next(chosen)
 
 
-def _processed(logits: Tensor, texts: list[Text]) -> Tensor:
-    """The logits after each text's own processors, for they see its own tokens: (B, V)  ->  (B, V)."""
+def _processed(seen: Prediction, texts: list[Text], strategy: Strategy) -> Tensor:
+    """The scores after each text's own processors, for they see its own tokens: (B, V)."""
+    if strategy.watch and seen.scores is not seen.logits:
+        for text, before, after in zip(texts, seen.logits, seen.scores, strict=True):
+            strategy.watch((*text.request.prompt, *text.tokens), type(strategy).__name__, before, after)
     if not any(text.processors for text in texts):
-        return logits
-    processed = torch.stack([text.processed(row) for text, row in zip(texts, logits, strict=True)])
+        return seen.scores
+    processed = torch.stack([text.processed(row) for text, row in zip(texts, seen.scores, strict=True)])
     require_possible(processed.amax(-1).tolist(), [text.request for text in texts])
     return processed
 

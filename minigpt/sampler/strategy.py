@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Processor = Callable[[Tensor, Tensor], Tensor]  # (logits (B, V), tokens (B, S)) -> logits (B, V)
+    # (text so far, name of the step, logits before it (V,), after it (V,)): told, and cannot change anything
+    Watch = Callable[[tuple[int, ...], str, Tensor, Tensor], None]
 
 OVERFLOWS = ("error", "truncate", "stop")
 
@@ -48,6 +50,7 @@ class LanguageModel(Protocol):
     def device(self) -> torch.device: ...
     def next_logits(self, tokens: Tensor, cache: Any) -> Tensor: ...
     def trunk(self, tokens: Tensor, cache: Any) -> Tensor: ...
+    def residuals(self, tokens: Tensor, cache: Any) -> Tensor: ...
     def unembed(self, x: Tensor) -> Tensor: ...
     def new_cache(self, n_max: int, rows: int = 1, pad: Tensor | None = None) -> Cache: ...
 
@@ -118,6 +121,18 @@ class Finished:
 Event = PromptsRead | Emitted | Finished
 
 
+class Loaded(Protocol):
+    """What an option may ask for when its text alone does not say it."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    def other_model(self, name_or_dir: str) -> LanguageModel:
+        """A second model, which must share the first one's vocabulary."""
+
+
+REQUIRED = MISSING  # the default of an option without which its strategy makes no sense
+
+
 def option(
     default: Any,
     help: str,
@@ -125,18 +140,20 @@ def option(
     group: str,
     flag: str | None = None,
     parse: Callable[[str], Any] | None = None,
-    collect: Callable[[list[Any], Any], Any] | None = None,
+    collect: Callable[[list[Any], Loaded], Any] | None = None,
+    resolve: Callable[[Any, Loaded], Any] | None = None,
     metavar: str | None = None,
 ) -> Any:
     """A strategy's option, in Python a field and on the command line a flag.
 
     Args:
-        default: as of a dataclass field; a dict or list is copied for each strategy.
+        default: as of a dataclass field; a dict or list is copied for each strategy; REQUIRED for none.
         help: one line for `--help`.
         group: the heading under which `--help` shows it.
         flag: its name on the command line, if not the field's.
-        parse: one value from its text; float unless given.
-        collect: (values, tokenizer) -> the field's value, for a flag that may be repeated.
+        parse: one value from its text; float unless given. bool makes a flag without a value.
+        collect: (values, what is loaded) -> the field's value, for a flag that may be repeated.
+        resolve: (value, what is loaded) -> the field's value, for one that needs the tokenizer or a model.
         metavar: what `--help` calls the value.
     """
     metadata = {
@@ -145,6 +162,7 @@ def option(
         "flag": flag,
         "parse": parse or float,
         "collect": collect,
+        "resolve": resolve,
         "metavar": metavar,
     }
     if isinstance(default, dict):
@@ -157,9 +175,9 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token), float(bias)
 
 
-def _spellings(words: list[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+def _spellings(words: list[str], loaded: Loaded) -> tuple[tuple[int, ...], ...]:
     # GPT-2 writes a word with its space before it, except where a text or a line begins.
-    spelled = (_spelling(start + word, tokenizer) for word in words for start in ("", " "))
+    spelled = (_spelling(start + word, loaded.tokenizer) for word in words for start in ("", " "))
     return tuple(tokens for tokens in spelled if tokens)
 
 
@@ -201,6 +219,7 @@ class Strategy(ABC):
         0, "no end token before N new tokens", group="length", parse=int, metavar="N"
     )
     processors: tuple[Processor, ...] = ()  # your own, between the penalties and the temperature
+    watch: Watch | None = None  # told what each step on the logits did, at every token
 
     def __post_init__(self) -> None:
         from minigpt.sampler.processors import chain  # only here, for torch is slow to import

@@ -1,0 +1,31 @@
+"""Taking the likeliest token or drawing lots, as asked: for strategies that do either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minigpt.sampler.sample import SAMPLING, Sampling
+from minigpt.sampler.strategy import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing(Sampling):
+    """The likeliest token each time, unless an option of sampling is given: then the draw of `Sample`."""
+
+    temperature: float | None = option(  # type: ignore[assignment]
+        None, "below 1 plays safe, above 1 takes risks (0.7 to 1.2)", group="sampling", metavar="T"
+    )
+
+    @property
+    def draws(self) -> bool:
+        # A class keeps each option's default under the option's name.
+        return any(getattr(self, name) != getattr(type(self), name) for name in SAMPLING)
+
+    def picker(self) -> Callable[[Tensor, list[Any]], Tensor]:
+        """Picks from processed scores (B, V) and the texts they belong to, as `one_by_one` asks."""
+        return self.drawer() if self.draws else lambda scores, texts: scores.max(-1).indices
