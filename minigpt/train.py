@@ -20,9 +20,6 @@ from minigpt.training import settings as run_settings
 from minigpt.training.settings import RUN, Settings, flag_of
 
 if TYPE_CHECKING:
-    import torch
-
-    from minigpt.training.processes import Processes
     from minigpt.training.run import Run
 
 Tell = Callable[[str], None]
@@ -101,7 +98,13 @@ def train(argv: Sequence[str]) -> int:
 
         if args.resume and not facts:
             tell(f"{out} holds no run to resume: beginning one")
-        code = _go(settings, out, facts, device, processes, tell)
+
+        def prepared() -> Run:
+            from minigpt.training.prepare import prepare
+
+            return prepare(settings, out, facts, device, processes, tell)
+
+        code = _go(prepared, bool(facts), tell)
         processes.wait()  # the first one writes longest, and when one ends by a stop, torchrun ends the others
         return code
 
@@ -169,47 +172,25 @@ def _hush() -> None:
     disable_progress_bars()  # ours are of the same kind
 
 
-def _go(
-    settings: Settings,
-    out: Path,
-    facts: dict[str, Any],
-    device: torch.device,
-    processes: Processes,
-    tell: Tell,
-) -> int:
+def _go(prepared: Callable[[], Run], begun: bool, tell: Tell) -> int:
     """The run, from its beginning or its newest checkpoint to its end or a stop.
 
     A function of its own, so that the run is gone when the processes part: DistributedDataParallel would
     otherwise be the last to hold gloo, and hang now and then, when it waits for gloo's thread, which waits
     for Python's lock (torch 2.13).
     """
-    run = _ready(settings, out, facts, device, processes, tell)
-    if run.finished:
-        tell(f"{out} is finished, at step {run.progress.step}; to go on, give more --steps")
-        return DONE
-    return _run(run, tell)
-
-
-def _ready(
-    settings: Settings,
-    out: Path,
-    facts: dict[str, Any],
-    device: torch.device,
-    processes: Processes,
-    tell: Tell,
-) -> Run:
-    """The run, at its beginning or where its newest checkpoint left it."""
-    from minigpt.training.prepare import prepare
-
     try:
-        run = prepare(settings, out, facts, device, processes, tell)
+        run = prepared()
     except OSError as error:
         raise Failure(NO_MODEL, error) from error
     except ValueError as error:
         raise Failure(BAD_FLAGS, error) from error
-    if facts and not run.restore(tell):
+    if begun and not run.restore(tell):
         tell("no checkpoint yet: starting from the beginning")
-    return run
+    if run.finished:
+        tell(f"{run.out} is finished, at step {run.progress.step}; to go on, give more --steps")
+        return DONE
+    return _run(run, tell)
 
 
 def _run(run: Run, tell: Tell) -> int:

@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,21 +57,27 @@ def train(corpus: Path, tokenizer: Path, out: Path, shape: Shape) -> None:
     subprocess.run(command, check=True)
 
 
-def row(out: Path, shape: Shape) -> str:
+def row(out: Path) -> str:
+    """One run as a line of the table: its shape, its cost, and what its last validation gave."""
     config, n = GPT2Config.load(out), json.loads((out / "run.json").read_text())["n_parameters"]
-    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "val_bits_per_byte" in line][-1]
     flops = last["tokens"] * training_flops(config, n, CONTEXT)
     return (
-        f"| {shape.layers} x {shape.width} ({shape.heads} heads) | {n / 1e6:.1f} M | {last['tokens'] / 1e6:.2f} M "
+        f"| {config.n_layer} x {config.n_embd} ({config.n_head} heads) | {n / 1e6:.1f} M | {last['tokens'] / 1e6:.2f} M "
         f"| {flops:.2g} | {last['val_bits_per_byte']:.3f} |"
     )
 
 
-def table(work: Path) -> str:
-    """The study as far as it has been run."""
+def table(runs: Iterable[Path]) -> str:
+    """The runs that there are, one a line."""
     head = "| layers x width | parameters | tokens | operations | bits per byte |\n|---|---|---|---|---|"
-    done = [(work / shape.name, shape) for shape in SHAPES if (work / shape.name / "config.json").exists()]
-    return "\n".join([head, *(row(out, shape) for out, shape in done)])
+    return "\n".join([head, *(row(out) for out in runs if (out / "config.json").exists())])
+
+
+def study(work: Path) -> str:
+    """The study as far as it has been run."""
+    return table(work / "study" / shape.name for shape in SHAPES)
 
 
 def main() -> None:
@@ -83,7 +90,7 @@ def main() -> None:
     tokenizer = train_tokenizer(args.corpus, args.work)
     for shape in SHAPES:
         train(args.corpus, tokenizer, args.work / "study" / shape.name, shape)
-    print(table(args.work / "study"))
+    print(study(args.work))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def books(corpus: Path) -> str:
 
 def card(corpus: Path, work: Path, weights: Path) -> str:
     """The model's page, with figures measured on the float16 file."""
-    from size_study import table
+    from size_study import study, table
 
     run = json.loads((work / "run" / "run.json").read_text())
     last = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -116,7 +116,7 @@ def card(corpus: Path, work: Path, weights: Path) -> str:
     facts = {
         **run, **run["settings"], "config": GPT2.from_pretrained(weights).config, "tokens": last["tokens"],
         "minutes": last["seconds"] / 60, "score": score, "samples": samples(weights), "books": listed,
-        "n_books": listed.count("\n") + 1, "study": table(work / "study"),
+        "n_books": listed.count("\n") + 1, "study": study(work), "long": table(sorted(work.glob("run*"))),
         "megabytes": (weights / "model.safetensors").stat().st_size / 1e6,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "date": date.today().isoformat(),
         "flops": flops, "times": flops / 3e13, "epochs": last["tokens"] / run["train_tokens"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,9 +76,15 @@ class Silence:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a process that was killed may have left half of one."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """All whole lines; a process that was killed may have left half of one, and a bad disk anything."""
+    found = []
+    for n, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], start=1):
+        try:
+            if line.endswith(b"\n"):
+                found.append(json.loads(line))
+        except ValueError:  # of JSON or of UTF-8
+            warnings.warn(f"{path}: line {n} is damaged, and left out", stacklevel=2)
+    return found
 
 
 def _tensorboard(out: Path, step: int) -> Any:
