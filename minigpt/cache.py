@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from minigpt.config import GPT2Config
@@ -71,6 +72,28 @@ class KVCache:
             self._slots[:, :, changed, :, : self.length] = moved
         if self.pad is not None:
             self._pad_rows(self.pad[list(rows)])
+
+    def align(self, pad: Sequence[int], length: int) -> None:
+        """Row i's tokens move to begin at slot `pad[i]`; then all from slot `length` on are forgotten.
+
+        So rows of which unequally many tokens are to be forgotten can end together again: `rewind` for
+        each row by itself. Only the rows that move are copied.
+
+        Raises:
+            ValueError: a row holds fewer tokens than would be left of it.
+        """
+        old = [0] * self.rows if self.pad is None else self.pad.tolist()
+        for row, (start, new_start) in enumerate(zip(old, pad, strict=True)):
+            kept, held = length - new_start, self.length - start
+            if kept > held:
+                raise ValueError(f"cannot keep {kept} tokens of row {row}: it holds {held}")
+        self.rewind(length)
+        for row, (start, new_start) in enumerate(zip(old, pad, strict=True)):
+            n = length - new_start
+            if n > 0 and start != new_start:
+                tokens = self._slots[:, :, row, :, start : start + n].clone()  # where they go may overlap
+                self._slots[:, :, row, :, new_start:length] = tokens
+        self._pad_rows(torch.tensor(pad) if any(pad) else None)
 
     def _store(self, slots: Tensor) -> None:
         self._slots = slots  # (layer, key | value, B, H, n_max, K)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from minigpt.files import all_or_none
+
 if TYPE_CHECKING:
     import torch
 
@@ -94,6 +96,22 @@ def run(
 
 def note(command: str, message: object) -> None:
     print(f"minigpt.{command}: {message}", file=sys.stderr, flush=True)
+
+
+def write_out(text: str) -> None:
+    sys.stdout.buffer.write(_utf8(text))
+    sys.stdout.buffer.flush()
+
+
+def write_file(file: str, text: str) -> None:
+    """Writes a file whole or not at all, over an older one."""
+    path = Path(file).resolve()  # a link stays one
+    with all_or_none(path.parent) as aside:
+        (aside / path.name).write_bytes(_utf8(text))
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")  # half a surrogate pair, as from an argument that is not UTF-8
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -91,6 +91,9 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
         chosen = find("greedy")
     elif args.strategy is None:
         able = [strategy for strategy in strategies if implying <= strategy.implied_by]
+        if not able:
+            together = " and ".join(sorted(given[name] for name in implying))
+            raise Failure(BAD_FLAGS, f"no strategy knows {together} together: leave one out; see --help")
         chosen = min(able, key=lambda strategy: len(strategy.implied_by))
     elif args.strategy == "beam" and implying & find("sample").implied_by:
         chosen = find("beam-sample")
@@ -111,18 +114,16 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
 def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> Strategy:
     """The strategy from its flags; with nothing loaded yet, only to check the numbers."""
     values = {}
-    for option in fields(kind):
-        value = getattr(args, option.name, None) if option.metadata else None
-        if value is None:
-            if _required(option):
-                raise Failure(BAD_FLAGS, f"{name_of(kind)} needs {_flag(option)}: {option.metadata['help']}")
-            continue
-        making = option.metadata["collect"] or option.metadata["resolve"]
-        if loaded and making:
-            values[option.name] = making(value, loaded)
-        elif not making or _required(option):
-            values[option.name] = value
     try:
+        for option in fields(kind):
+            value = getattr(args, option.name, None) if option.metadata else None
+            making = option.metadata.get("collect") or option.metadata.get("resolve")
+            if value is None and _required(option):
+                raise Failure(BAD_FLAGS, f"{name_of(kind)} needs {_flag(option)}: {option.metadata['help']}")
+            if value is not None and making and loaded:
+                values[option.name] = making(value, loaded)
+            elif value is not None and (not making or _required(option)):
+                values[option.name] = value
         return kind(**values)
     except ValueError as error:
         raise Failure(BAD_FLAGS, error) from error

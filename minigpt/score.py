@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, Failure
+from minigpt.cli import BAD_FLAGS, DONE, Failure, write_out
 from minigpt.figures import Progress, json_line, number, table
 from minigpt.last_word import LastWords, example, last_words
 from minigpt.scoring import BATCH_SIZE, Document, Score, default_stride, document, document_logprobs
-from minigpt.session import write_out
 from minigpt.training.text import documents
 
 if TYPE_CHECKING:

@@ -179,6 +179,11 @@ class Tokenizer:
         # `index`, because a tensor of one number would be looked up by its identity, not its value.
         return b"".join([self._bytes.get(index(token), UNKNOWN) for token in tokens])
 
+    def token_bytes(self) -> list[bytes | None]:
+        """What each id spells; None for special tokens and ids without a token."""
+        special = set(self.special_tokens.values())
+        return [None if token in special else self._bytes.get(token) for token in range(self.vocab_size)]
+
     def token_string(self, token: int) -> str:
         """One token, to be shown by itself: U+FFFD stands for a part of a character."""
         return self.decode([token])

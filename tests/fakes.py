@@ -33,6 +33,12 @@ class FakeCache:
     def select(self, rows: Sequence[int]) -> None:
         self.texts, self.pads = [self.texts[row] for row in rows], [self.pads[row] for row in rows]
 
+    def align(self, pad: Sequence[int], length: int) -> None:
+        real = [text[old:] for text, old in zip(self.texts, self.pads, strict=True)]
+        assert all(length - new <= len(text) for text, new in zip(real, pad, strict=True)), "never read"
+        self.texts = [((0,) * new + text)[:length] for text, new in zip(real, pad, strict=True)]
+        self.pads, self.length = list(pad), length
+
 
 class FakeModel:
     """A language model given as a rule from a text, padding left out, to the logits of what follows it."""

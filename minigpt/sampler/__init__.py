@@ -8,6 +8,7 @@ Each strategy is one file in this folder; `names()` lists them, and adding a fil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from operator import index
 from pkgutil import iter_modules
@@ -15,8 +16,15 @@ from typing import Literal, TypedDict, Unpack
 
 from minigpt.sampler.beam import Beam
 from minigpt.sampler.beam_sample import BeamSample
+from minigpt.sampler.constrained import Constrained
+from minigpt.sampler.contrastive import Contrastive
+from minigpt.sampler.contrastive_decoding import ContrastiveDecoding
+from minigpt.sampler.diverse_beam import DiverseBeam
+from minigpt.sampler.dola import DoLa
 from minigpt.sampler.greedy import Greedy
+from minigpt.sampler.prompt_lookup import PromptLookup
 from minigpt.sampler.sample import Sample
+from minigpt.sampler.speculative import Speculative
 from minigpt.sampler.strategy import (
     OVERFLOWS,
     Completion,
@@ -33,9 +41,16 @@ __all__ = [
     "Beam",
     "BeamSample",
     "Completion",
+    "Constrained",
+    "Contrastive",
+    "ContrastiveDecoding",
+    "DiverseBeam",
+    "DoLa",
     "Greedy",
+    "PromptLookup",
     "PromptTooLong",
     "Sample",
+    "Speculative",
     "Strategy",
     "generate",
     "stream",
@@ -50,23 +65,23 @@ class Limits(TypedDict, total=False):
     max_new_tokens: int
     end_tokens: Sequence[int] | None
     stop: Stop | None
-    overflow: Literal["error", "truncate", "stop"]
+    overflow: Literal["error", "truncate", "stop", "slide"]
     top_logprobs: int
 
 
+# What in this folder is no strategy.
 MACHINERY = {
-    "chance",
-    "choosing",
-    "processors",
-    "steps",
-    "strategy",
-}  # files of this folder that are no strategy
+    "chance", "choosing", "drafting", "option_values", "plausible", "processors", "regex", "search", "sliding",
+    "steps", "strategy",
+}  # fmt: skip
 
 
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     strategy: Strategy | None = None,
+    *,
+    stride: int | None = None,
     **limits: Unpack[Limits],
 ) -> list[list[Completion]]:
     """Continues every prompt; one list of completions per prompt, best first.
@@ -76,6 +91,7 @@ def generate(
     Args:
         prompts: token ids; lengths may differ.
         strategy: greedy unless given.
+        stride: by how many tokens at once the window moves with overflow "slide"; see `Sliding`.
         limits: max_new_tokens, end_tokens, stop, overflow, top_logprobs: when texts end; see `prepare`.
 
     Raises:
@@ -89,18 +105,25 @@ def generate(
     >>> len(best.tokens), best.finish_reason
     (3, 'length')
     """
+    model = windowed(model, limits.get("overflow", "error"), stride)
     requests = prepare(model, prompts, **limits)
     finished = [event for event in run(model, requests, strategy or Greedy()) if isinstance(event, Finished)]
     return [event.completions for event in sorted(finished, key=lambda event: event.prompt_index)]
 
 
 def stream(
-    model: LanguageModel, prompt: Sequence[int], strategy: Strategy | None = None, **limits: Unpack[Limits]
+    model: LanguageModel,
+    prompt: Sequence[int],
+    strategy: Strategy | None = None,
+    *,
+    stride: int | None = None,
+    **limits: Unpack[Limits],
 ) -> Iterator[int]:
     """The tokens that continue one prompt, each as soon as it is settled; arguments as for `generate`."""
     strategy = strategy or Greedy()
     if getattr(strategy, "num_return_sequences", 1) != 1:
         raise ValueError("a stream is of one text: num_return_sequences must be 1")
+    model = windowed(model, limits.get("overflow", "error"), stride)
     events = run(model, prepare(model, [prompt], **limits), strategy)
     return (event.token for event in events if isinstance(event, Emitted))
 
@@ -109,11 +132,37 @@ def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -
     """Everything that happens, as it happens: what `generate` and `stream` are made of."""
     from minigpt.sampler.steps import without_training
 
+    requests = [_matching(request, strategy) for request in requests]
     least = strategy.min_new_tokens
     most = min((r.max_new_tokens for r in requests if r.limit_reason == "length"), default=least)
     if least > most:
         raise ValueError(f"min_new_tokens={least} exceeds max_new_tokens={most}")
     return without_training(model, strategy.decode(model, requests)) if requests else iter(())
+
+
+def _matching(request: Request, strategy: Strategy) -> Request:
+    """The request, ending also where the text matches `regex` and nothing can follow."""
+    regex, stop = strategy.regex, request.stop
+    if regex is None:
+        return request
+    return replace(request, stop=lambda new: regex.complete(new) or (stop is not None and stop(new)))
+
+
+def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> LanguageModel:
+    """The model that reads the texts: with overflow "slide" one that has no end to its window.
+
+    Raises:
+        ValueError: the stride is out of range, or given where nothing slides.
+    """
+    if overflow == "slide":
+        from minigpt.sampler.sliding import Sliding
+
+        return Sliding(model, stride)
+    if stride is not None:
+        raise ValueError(
+            f"stride={stride} (--stride) has no meaning with overflow={overflow}: it is for slide"
+        )
+    return model
 
 
 def prepare(
@@ -123,7 +172,7 @@ def prepare(
     max_new_tokens: int = 50,
     end_tokens: Sequence[int] | None = None,
     stop: Stop | None = None,
-    overflow: Literal["error", "truncate", "stop"] = "error",
+    overflow: Literal["error", "truncate", "stop", "slide"] = "error",
     top_logprobs: int = 0,
 ) -> list[Request]:
     """Checks prompts and limits before anything is computed.
@@ -133,7 +182,8 @@ def prepare(
         end_tokens: ids that end a text; those of the model's config unless given.
         stop: says of the new tokens so far whether the text is complete; see `Tokenizer.stop_at`.
         overflow: what to do with a text that would not fit the window: "error", "truncate" (drop the
-            oldest prompt tokens), or "stop" (end at its edge, with finish_reason "overflow").
+            oldest prompt tokens), "stop" (end at its edge, with finish_reason "overflow"), or "slide" (let
+            the model, made by `windowed`, see the end of the text only).
         top_logprobs: how many of the likeliest tokens to report at every step.
     """
     if max_new_tokens < 1:
@@ -172,13 +222,13 @@ def _fit(
 ) -> tuple[tuple[int, ...], int, str]:
     """Prompt, limit and the limit's name, such that all fit the window; the last new token is never read."""
     too_many = len(ids) + max_new_tokens - 1 - window
-    if too_many <= 0:
+    if too_many <= 0 or overflow == "slide":
         return ids, max_new_tokens, "length"
     if overflow == "truncate" and max_new_tokens <= window:
         return ids[too_many:], max_new_tokens, "length"
     if overflow == "stop" and len(ids) <= window:
         return ids, window - len(ids) + 1, "overflow"
-    ways = {"truncate": max_new_tokens <= window, "stop": len(ids) <= window}
+    ways = {"truncate": max_new_tokens <= window, "stop": len(ids) <= window, "slide": True}
     helpful = [f", or overflow={way} (--overflow {way})" for way, helps in ways.items() if helps]
     raise PromptTooLong(
         f"{len(ids)} prompt tokens + {max_new_tokens} new ones - 1 exceed the model's window of {window}:"
@@ -190,7 +240,8 @@ def names() -> list[str]:
     """The strategies, by the names that the command line uses.
 
     >>> names()
-    ['beam', 'beam-sample', 'greedy', 'sample']
+    ['beam', 'beam-sample', 'constrained', 'contrastive', 'contrastive-decoding', 'diverse-beam', 'dola',
+     'greedy', 'prompt-lookup', 'sample', 'speculative']
     """
     files = {module.name for module in iter_modules(__path__)} - MACHINERY
     return sorted(name.replace("_", "-") for name in files if not name.startswith("_"))

@@ -10,7 +10,7 @@ from minigpt.sampler.sample import SAMPLING, Sample, Sampling
 from minigpt.sampler.strategy import Strategy
 
 if TYPE_CHECKING:
-    from minigpt.sampler.beam import Choose
+    from minigpt.sampler.search import Choose
 
 
 @dataclass(frozen=True, kw_only=True)

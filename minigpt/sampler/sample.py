@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from minigpt.sampler.strategy import Event, LanguageModel, Request, Strategy, option
@@ -41,17 +41,44 @@ class Sampling(Strategy):
         1.0, "draw from tokens of average surprise that hold P of the probability (0.2 to 0.95)",
         group="sampling", metavar="P",
     )  # fmt: skip
+    epsilon_cutoff: float = option(
+        0.0, "drop tokens less likely than E (3e-4 to 9e-4); 0 is off", group="sampling", metavar="E"
+    )
+    eta_cutoff: float = option(
+        0.0, "the same, with less than E where the model is of many minds (3e-4 to 4e-3); 0 is off",
+        group="sampling", metavar="E",
+    )  # fmt: skip
+    top_n_sigma: float = option(
+        0.0, "draw from the tokens within N standard deviations of the best logit (1 is usual); 0 is off",
+        group="sampling", metavar="N",
+    )  # fmt: skip
+    xtc_probability: float = option(
+        0.0, "at a share P of the tokens, leave out the likeliest ones (0.5 is usual); 0 is off",
+        group="sampling", metavar="P",
+    )  # fmt: skip
+    xtc_threshold: float = option(
+        0.1, "with --xtc-probability: likely means at least P (0.1 unless given)",
+        group="sampling", metavar="P",
+    )  # fmt: skip
+    mirostat_tau: float | None = option(
+        None, "hold the text at BITS of surprise a token, by a cut-off that follows it (3 to 5)",
+        group="sampling", metavar="BITS",
+    )  # fmt: skip
+    mirostat_eta: float = option(
+        0.1, "with --mirostat-tau: how fast the cut-off follows (0.1 unless given)",
+        group="sampling", metavar="RATE",
+    )  # fmt: skip
     seed: int | None = option(
         None, "the same seed gives the same text; without one a fresh one is drawn and printed",
         group="sampling", parse=int, metavar="N",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.seed is None and self.draws:
             object.__setattr__(self, "seed", secrets.randbits(32))  # known from now on, so it can be repeated
         elif self.seed is not None and self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        super().__post_init__()
 
     @property
     def draws(self) -> bool:
@@ -74,7 +101,9 @@ class Sampling(Strategy):
         return draw
 
 
-SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
+SAMPLING = frozenset(option.name for option in fields(Sampling)) - {
+    option.name for option in fields(Strategy)
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,23 @@ class Prediction:
     scores: Tensor
 
     def select(self, rows: Sequence[int]) -> Prediction:
-        return Prediction(self.logits[list(rows)], self.scores[list(rows)])
+        logits = self.logits[list(rows)]
+        return Prediction(logits, logits if self.scores is self.logits else self.scores[list(rows)])
+
+
+class Reads(Protocol):
+    """What `one_by_one` asks of a reader; a strategy that looks at more than the last logits has its own.
+
+    A protocol, so that strategies need not import this file, and with it torch, to define theirs.
+    """
+
+    def prompts(self, requests: Sequence[Request]) -> Prediction: ...
+    def next(self, tokens: Tensor) -> Prediction: ...
+    def select(self, rows: Sequence[int]) -> None: ...
 
 
 class Reader:
-    """Reads the texts side by side; a strategy that looks at more than the last logits has its own."""
+    """Reads the texts side by side; the scores are the model's own logits."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
@@ -95,7 +108,7 @@ def one_by_one(
     strategy: Strategy,
     pick: Callable[[Tensor, list[Text]], Tensor],
     copies: int = 1,
-    reads: Callable[[LanguageModel], Reader] = Reader,
+    reads: Callable[[LanguageModel], Reads] = Reader,
 ) -> Iterator[Event]:
     """Continues every prompt by the token that `pick` chooses, until each of its `copies` is finished.
 
@@ -106,7 +119,7 @@ def one_by_one(
         reads: makes the reader, whose scores are the model's own logits unless a strategy has another.
     """
     running = texts = [
-        Text(request, i, j, chain(strategy, len(request.prompt), request.end_tokens))
+        Text(request, i, j, chain(strategy, len(request.prompt), request.end_tokens, index=j))
         for i, request in enumerate(requests)
         for j in range(copies)
     ]
@@ -180,14 +193,23 @@ def read_prompts(model: LanguageModel, requests: Sequence[Request]) -> tuple[Ten
 
     Shapes: the logits of what follows each prompt, float32 (B, V); a cache of B rows with room for the rest
     """
+    tokens, cache = side_by_side(model, requests)
+    return model.next_logits(tokens, cache).float(), cache
+
+
+def side_by_side(model: LanguageModel, requests: Sequence[Request], spare: int = 0) -> tuple[Tensor, Cache]:
+    """All prompts in one batch, the shorter ones padded on the left with 0, and a cache to read them into.
+
+    The cache has room for all that is read back, which the last new token is not, and for `spare` tokens more.
+
+    Shapes: (B, T); a cache of B rows
+    """
     longest = max(len(request.prompt) for request in requests)
     pads = [longest - len(request.prompt) for request in requests]
     rows = [[0] * pad + list(request.prompt) for pad, request in zip(pads, requests, strict=True)]
-    # The last new token is never read back, so it needs no room.
-    room = longest + max(request.max_new_tokens for request in requests) - 1
+    room = longest + max(request.max_new_tokens for request in requests) - 1 + spare
     pad = torch.tensor(pads, device=model.device) if any(pads) else None
-    cache = model.new_cache(room, rows=len(requests), pad=pad)
-    return model.next_logits(ids(rows, model), cache).float(), cache
+    return ids(rows, model), model.new_cache(room, rows=len(requests), pad=pad)
 
 
 def likeliest(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:

@@ -8,17 +8,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from minigpt.sampler import option_values
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from minigpt.sampler.regex.mask import Regex
+
     Processor = Callable[[Tensor, Tensor], Tensor]  # (logits (B, V), tokens (B, S)) -> logits (B, V)
     # (text so far, name of the step, logits before it (V,), after it (V,)): told, and cannot change anything
     Watch = Callable[[tuple[int, ...], str, Tensor, Tensor], None]
 
-OVERFLOWS = ("error", "truncate", "stop")
+WATERMARK_RATIO = 0.25
+WATERMARK_KEY = 15485863  # the millionth prime; whoever keeps another one secret alone can find his mark
+OVERFLOWS = ("error", "truncate", "stop", "slide")
 
 
 class Cache(Protocol):
@@ -118,7 +124,24 @@ class Finished:
     completions: list[Completion]
 
 
-Event = PromptsRead | Emitted | Finished
+class Branch(NamedTuple):
+    """One beam as a step left it: the beam that it grew out of, and one token more."""
+
+    parent: int  # its place among the beams that went on from the step before; at first the prompt alone, 0
+    token: int
+    score: float  # of the text so far: what it would have, or has, as a finished one
+    finish_reason: str  # "" while it goes on
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The beams of one prompt have grown by a token; those that go on are numbered in their order here."""
+
+    prompt_index: int
+    beams: list[Branch]
+
+
+Event = PromptsRead | Emitted | Grown | Finished
 
 
 class Loaded(Protocol):
@@ -170,24 +193,6 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def _bias(text: str) -> tuple[int, float]:
-    token, _, bias = text.partition("=")
-    return int(token), float(bias)
-
-
-def _spellings(words: list[str], loaded: Loaded) -> tuple[tuple[int, ...], ...]:
-    # GPT-2 writes a word with its space before it, except where a text or a line begins.
-    spelled = (_spelling(start + word, loaded.tokenizer) for word in words for start in ("", " "))
-    return tuple(tokens for tokens in spelled if tokens)
-
-
-def _spelling(text: str, tokenizer: Any) -> tuple[int, ...]:
-    try:
-        return tuple(tokenizer.encode(text))
-    except ValueError:  # what the vocabulary cannot spell is never written
-        return ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
     """A way of decoding. Its fields are its options, `decode` is the whole method.
@@ -205,19 +210,72 @@ class Strategy(ABC):
         group="control",
         metavar="F",
     )
+    presence_penalty: float = option(
+        0.0, "tokens already written lose P, from -2 to 2; those of the prompt do not count",
+        group="control", metavar="P",
+    )  # fmt: skip
+    frequency_penalty: float = option(
+        0.0, "tokens already written lose P for each time, from -2 to 2; those of the prompt do not count",
+        group="control", metavar="P",
+    )  # fmt: skip
+    dry_multiplier: float = option(
+        0.0, "a token that goes on repeating the text loses M, the more the longer (0.8 is usual); 0 is off",
+        group="control", metavar="M",
+    )  # fmt: skip
+    dry_base: float = option(
+        1.75, "with --dry-multiplier: how the loss grows with each token repeated (1.75 unless given)",
+        group="control", metavar="F",
+    )  # fmt: skip
+    dry_allowed_length: int = option(
+        2, "with --dry-multiplier: runs of less than N tokens may repeat (2 unless given)",
+        group="control", parse=int, metavar="N",
+    )  # fmt: skip
+    dry_sequence_breakers: Sequence[int] = option(
+        (), "with --dry-multiplier: no repetition goes across a token with this in it (usual: a line's end,"
+        ' ":", \'"\' and "*"); repeatable',
+        group="control", parse=option_values.not_empty, collect=option_values.holding, metavar="TEXT",
+    )  # fmt: skip
     no_repeat_ngram_size: int = option(
         0, "no run of N tokens occurs twice (3 is usual); 0 is off", group="control", parse=int, metavar="N"
     )
     bad_words: Sequence[Sequence[int]] = option(
-        (), "never write this; repeatable", group="control", parse=str, collect=_spellings, metavar="TEXT"
+        (),
+        "never write this; repeatable",
+        group="control",
+        parse=str,
+        collect=option_values.spellings,
+        metavar="TEXT",
     )
     logit_bias: Mapping[int, float] = option(
         {}, "add BIAS to the logit of token ID; repeatable", group="control",
-        parse=_bias, collect=lambda pairs, _: dict(pairs), metavar="ID=BIAS",
+        parse=option_values.bias, collect=lambda pairs, _: dict(pairs), metavar="ID=BIAS",
     )  # fmt: skip
     min_new_tokens: int = option(
         0, "no end token before N new tokens", group="length", parse=int, metavar="N"
     )
+    exponential_decay_length_penalty: tuple[int, float] | None = option(
+        None, "after START new tokens end tokens gain, by FACTOR more with each token (20,1.1)",
+        group="length", parse=option_values.start_and_factor, metavar="START,FACTOR",
+    )  # fmt: skip
+    regex: Regex | None = option(
+        None, 'the new text matches this as a whole, or is cut off by its length (" ?(yes|no)": mind the space)',
+        group="control", parse=option_values.pattern, resolve=option_values.regex, metavar="RE",
+    )  # fmt: skip
+    watermark: bool = option(
+        False, "mark the text so that minigpt.detect_watermark knows it", group="control", parse=bool
+    )
+    watermark_bias: float = option(
+        2.0, "with --watermark: how strong the mark is, at a price in quality (2 unless given)",
+        group="control", metavar="BIAS",
+    )  # fmt: skip
+    watermark_ratio: float = option(
+        WATERMARK_RATIO, "with --watermark: the share of tokens that are favoured (0.25 unless given)",
+        group="control", metavar="SHARE",
+    )  # fmt: skip
+    watermark_key: int = option(
+        WATERMARK_KEY, "with --watermark: a number to keep secret; the mark is found with the same one alone",
+        group="control", parse=int, metavar="N",
+    )  # fmt: skip
     processors: tuple[Processor, ...] = ()  # your own, between the penalties and the temperature
     watch: Watch | None = None  # told what each step on the logits did, at every token
 

@@ -16,7 +16,8 @@ import torch
 from command import END, Result, call, reciter, run, save, start, tiny, wait
 
 import minigpt
-from minigpt import GPT2, Tokenizer, session
+from minigpt import GPT2, Tokenizer
+from minigpt.console import session
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate, prepare
 from minigpt.sampler import run as decode
 from minigpt.sampler.strategy import Emitted
@@ -430,6 +431,66 @@ def test_stop_ends_at_the_edge_of_the_window(records: Callable[..., Any]) -> Non
     assert (len(record["tokens"]), record["finish_reason"]) == (1, "overflow")
 
 
+@pytest.mark.parametrize("flags", [(), ("--num-beams", 3), ("--temperature", 2, "--seed", 3)])
+@pytest.mark.parametrize("stride", [(), ("--stride", 1), ("--stride", 5)])
+def test_slide_goes_on_past_the_window(
+    tmp_path: Path, flags: tuple[object, ...], stride: tuple[object, ...]
+) -> None:
+    """As `generate` does in Python; which is tested against the rule by hand."""
+    model = tiny(initializer_range=0.5)
+    asked = ("--model", save(tmp_path, model), "a b", "--max-new-tokens", 50, "--overflow", "slide")
+    record = strict_json(call(*asked, *stride, *flags, "--json").text)
+    strategy = {0: Greedy(), 2: Beam(width=3), 4: Sample(temperature=2, seed=3)}[len(flags)]
+    ((text, *_),) = generate(
+        model,
+        [list(b"a b")],
+        strategy,
+        max_new_tokens=50,
+        overflow="slide",
+        stride=stride[1] if stride else None,
+    )
+    assert record["tokens"] == text.tokens
+    assert (len(text.tokens), record["finish_reason"]) == (50, "length")
+
+
+@pytest.mark.parametrize(
+    ("flags", "cost"),
+    [
+        (("--stride", 1), "window slid 20 times by 1: 620 tokens read again"),
+        ((), "window slid 2 times by 16: 32 tokens read again"),
+        (("--stride", 20), "window slid once by 20: 12 tokens read again"),
+    ],
+)
+def test_the_cost_of_sliding_is_told(tmp_path: Path, flags: tuple[object, ...], cost: str) -> None:
+    """A window of 32, a text of which 52 tokens are read."""
+    directory = save(tmp_path, tiny(eos_token_id=None))
+    result = call("--model", directory, "abc", "--max-new-tokens", 50, "--overflow", "slide", *flags)
+    assert result.err.endswith(f", {cost}\n")
+
+
+def test_within_the_window_sliding_costs_nothing_and_says_nothing(story: Path) -> None:
+    slides = ("--overflow", "slide", "--max-new-tokens", 9)
+    assert "slid" not in call("--model", story, "Once", *slides).err
+
+
+def test_what_a_sliding_window_never_sees_is_told(story: Path) -> None:
+    asked = (
+        "--model",
+        story,
+        "x" * (WINDOW + 7),
+        "--max-new-tokens",
+        1,
+        "--overflow",
+        "slide",
+        "--stride",
+        5,
+    )
+    result = call(*asked)
+    assert f"left out the 10 oldest of {WINDOW + 7} prompt tokens\n" in result.err
+    assert "slid" not in result.err.replace("slide", "")
+    assert "left out" not in call(*asked, "--quiet").err
+
+
 # ------------------------------------------------------------------------------ streaming
 
 
@@ -589,7 +650,7 @@ FLAGS = [
     "--temperature", "--top-k", "--top-p", "--min-p", "--typical-p", "--seed", "--num-beams",
     "--num-return-sequences", "--early-stopping", "--length-penalty", "--repetition-penalty",
     "--no-repeat-ngram-size", "--bad-words", "--logit-bias", "--stop", "--stream", "--no-stream", "--json",
-    "--logprobs", "--echo", "--quiet", "--output",
+    "--logprobs", "--echo", "--quiet", "--output", "--stride", "--explain", "--interactive", "-i",
 ]  # fmt: skip
 
 

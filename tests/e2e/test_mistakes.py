@@ -13,7 +13,7 @@ import torch
 from command import END, call, reciter, run, save
 from safetensors.torch import load_file, save_file
 
-from minigpt import session
+from minigpt.console import session
 
 STORY = "Once upon a time."
 WINDOW = len(STORY) + 1
@@ -96,7 +96,16 @@ BAD_FLAGS = {
     "--threads 0": ["--threads", "from 1 to 1024", "got 0"],
     "--threads 99999": ["--threads", "from 1 to 1024", "got 99999"],
     "--overflow bend": ["--overflow", "'bend'", "'truncate'"],
-    "--overflow slide": ["--overflow slide", "use truncate or stop"],
+    "--stride 2": ["--stride", "no meaning with --overflow stop", "slide"],
+    "--overflow slide --stride 0": ["--stride", "at least 1", "got 0"],
+    "--overflow slide --stride 99": ["stride", f"from 1 to the model's window of {WINDOW}", "got 99"],
+    "--explain --quiet": ["--explain", "--quiet", "add --json"],
+    "--interactive --json": ["--interactive", "not several", "--json"],
+    "-i --output x": ["--interactive", "--output"],
+    "-i --no-stream": ["--interactive", "--no-stream"],
+    "-i --prompt more": ["--interactive", "not several"],
+    "-i --seed 1 --num-return-sequences 2": ["--interactive", "not several"],
+    "-i --file -": ["--interactive", "stdin", "- cannot stand"],
     "--strategy best": ["--strategy", "'best'", "'greedy'"],
     "--device tpu": ["--device", "'tpu'", "'cpu'"],
     "--dtype int8": ["--dtype", "'int8'", "'float32'"],
@@ -143,6 +152,12 @@ def test_text_on_stdin_must_be_utf_8() -> None:
     says(result.mistake, "stdin", "not UTF-8", "byte 2")
 
 
+def test_what_is_typed_cannot_be_the_prompt_too() -> None:
+    result = call("-i", "-")
+    assert result.code == 2
+    says(result.mistake, "--interactive", "stdin", "-")
+
+
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = call("Once", "--device", "cuda")
@@ -184,7 +199,7 @@ def test_no_end_token_to_begin_with(story: Path) -> None:
 
 def test_mistakes_that_can_be_seen_at_once_do_not_wait_for_torch() -> None:
     at_once = ["--nope", "--top-k x", "--max-new-tokens 0", "--threads 0", "--logprobs 1", "--stream --json",
-               "--strategy greedy --seed 1", "--stop ''", "--overflow slide", "--output /no/such/place"]  # fmt: skip
+               "--strategy greedy --seed 1", "--stop ''", "--stride 2", "-i --json", "--explain --quiet", "--output /no/such/place"]  # fmt: skip
     code = (
         "import sys; from minigpt.generate import main\n"
         "for flags in sys.argv[1:]:\n"
@@ -311,6 +326,7 @@ def test_one_token_too_many(story: Path, prompt_tokens: int, new_tokens: int, ov
         f"{prompt_tokens} prompt tokens + {new_tokens} new ones",
         f"window of {WINDOW}",
         "shorten",
+        "--overflow slide",
     )
 
 

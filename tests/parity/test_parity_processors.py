@@ -9,12 +9,15 @@ import pytest
 import torch
 from reference import reference
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, WatermarkDetector, WatermarkingConfig
 from transformers.generation import logits_process as theirs
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy
 from minigpt.sampler.processors import (
     BadWords,
+    EpsilonCutoff,
+    EtaCutoff,
+    ExponentialLengthDecay,
     LogitBias,
     MinNewTokens,
     MinP,
@@ -25,8 +28,10 @@ from minigpt.sampler.processors import (
     TopK,
     TopP,
     Typical,
+    Watermark,
     chain,
 )
+from minigpt.sampler.processors import WatermarkDetector as OurDetector
 
 V = 29
 NONE = float("-inf")
@@ -90,6 +95,16 @@ def pairs() -> dict[str, tuple[Processor, Any]]:
             MinNewTokens(n, 4, frozenset([2, 9])),
             theirs.MinNewTokensLengthLogitsProcessor(4, n, [2, 9]),
         )
+    for start, factor in ((0, 1.01), (3, 1.6), (7, 1e6), (8, 2.0), (0, 3)):
+        found[f"decay {start} {factor}"] = (
+            ExponentialLengthDecay(start, factor, 4, frozenset([2, 9])),
+            theirs.ExponentialDecayLengthPenalty((start, factor), [2, 9], 4),
+        )
+    for ratio, bias, key in ((0.25, 2.0, 15485863), (0.5, 0.1, 7), (0.01, 9.0, 2**40 + 1)):
+        found[f"watermark {ratio}"] = (
+            Watermark(bias, ratio, key),
+            theirs.WatermarkLogitsProcessor(V, "cpu", ratio, bias, key),
+        )
     for value in (0.01, 0.7, 3.0):
         found[f"temperature {value}"] = (Temperature(value), theirs.TemperatureLogitsWarper(value))
     for keep in KEEP:
@@ -103,6 +118,14 @@ def pairs() -> dict[str, tuple[Processor, Any]]:
                     Typical(p, keep),
                     theirs.TypicalLogitsWarper(p, min_tokens_to_keep=keep),
                 )
+                found[f"epsilon {p} {keep}"] = (
+                    EpsilonCutoff(p, keep),
+                    theirs.EpsilonLogitsWarper(p, min_tokens_to_keep=keep),
+                )
+                found[f"eta {p} {keep}"] = (
+                    EtaCutoff(p, keep),
+                    theirs.EtaLogitsWarper(p, min_tokens_to_keep=keep),
+                )
     return found
 
 
@@ -113,6 +136,8 @@ PAIRS = pairs()
 def test_a_processor_gives_their_scores(name: str) -> None:
     our_own, their_own = PAIRS[name]
     for kind, logits in LOGITS.items():
+        if name.startswith("eta") and kind == "rows of -inf":
+            continue  # theirs raises
         for text, tokens in tokens_of_every_kind(len(logits)).items():
             if name.startswith("minimum") and tokens.size(1) < 4:
                 continue  # shorter than its prompt cannot be
@@ -144,8 +169,18 @@ PENALTIES: dict[str, Any] = {
     "no_repeat_ngram_size": 2,
     "bad_words": WORDS,
     "min_new_tokens": 20,
+    "exponential_decay_length_penalty": (3, 1.3),
+    "watermark": True,
 }
-CUT_OFFS: dict[str, Any] = {"temperature": 0.6, "top_k": 12, "top_p": 0.8, "min_p": 0.02, "typical_p": 0.9}
+CUT_OFFS: dict[str, Any] = {
+    "temperature": 0.6,
+    "top_k": 12,
+    "top_p": 0.8,
+    "min_p": 0.02,
+    "typical_p": 0.9,
+    "epsilon_cutoff": 0.03,
+    "eta_cutoff": 0.2,
+}
 MODEL = reference(vocab_size=V)
 
 
@@ -154,6 +189,8 @@ def their_chain(ends: tuple[int, ...], prompt_length: int, **options: Any) -> An
         options["sequence_bias"] = {(token,): bias for token, bias in options.pop("logit_bias").items()}
     if "bad_words" in options:
         options["bad_words_ids"] = options.pop("bad_words")
+    if options.pop("watermark", False):
+        options["watermarking_config"] = WatermarkingConfig()
     # Theirs has a default of 50 for top_k.
     config = GenerationConfig(
         **{"top_k": 0, "eos_token_id": list(ends) or None, "pad_token_id": 0, **options}
@@ -184,6 +221,8 @@ def test_the_chain_has_their_order(
         reference_chain = their_chain(ends, 4, **some, **mode)
         assert len(ours) == len(reference_chain) == len(names)
         for kind in ("plain", "ties and -inf", "log-probabilities", "rows of -inf"):
+            if "eta_cutoff" in names and kind == "rows of -inf":
+                continue  # theirs raises
             logits = LOGITS[kind]
             tokens = tokens_of_every_kind(len(logits))["varied"]
             scores = logits
@@ -197,3 +236,31 @@ def test_options_at_their_neutral_value_add_no_step(top_p: float, typical_p: flo
     options = {"top_p": top_p, "typical_p": typical_p, "temperature": 1.0, "repetition_penalty": 1.0}
     assert len(chain(Sample(**options), 4, frozenset())) == steps
     assert len(their_chain((), 4, do_sample=True, **options)) == steps
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(("ratio", "key"), [(0.25, 15485863), (0.5, 11)])
+def test_the_detector_finds_what_theirs_finds(ratio: float, key: int, once: bool) -> None:
+    settings = {"greenlist_ratio": ratio, "hashing_key": key, "bias": 2.0, "context_width": 1}
+    their_own = WatermarkDetector(MODEL.config, "cpu", {**settings, "seeding_scheme": "lefthash"}, once)
+    their_own.bos_token_id = V  # none; theirs leaves out a first token that is this
+    our_own = OurDetector(V, ratio, key, count_repeats=not once)
+    chance = torch.Generator().manual_seed(3)
+    for n in (2, 17, 200):
+        tokens = torch.randint(V, (1, n), generator=chance)
+        theirs_found, found = their_own(tokens, return_dict=True), our_own(tokens[0].tolist())
+        assert found.n_scored == theirs_found.num_tokens_scored
+        assert found.n_green == theirs_found.num_green_tokens
+        assert found.green_fraction == theirs_found.green_fraction
+        assert found.z == pytest.approx(float(theirs_found.z_score[0]), rel=1e-12)
+        assert found.p_value == pytest.approx(float(theirs_found.p_value[0]), rel=1e-12)
+
+
+def test_their_detector_knows_our_mark() -> None:
+    tokens = [3]
+    while len(tokens) < 60:
+        marked = Watermark(bias=4.0)(LOGITS["flat"][:1], torch.tensor([tokens]))
+        tokens.append(int(marked.argmax()))
+    detector = WatermarkDetector(MODEL.config, "cpu", WatermarkingConfig())
+    detector.bos_token_id = V
+    assert detector(torch.tensor([tokens])).tolist() == [True]

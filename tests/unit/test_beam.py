@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 import torch
 from fakes import FakeModel, Text, after_last, scrambled, tiny_gpt2
 
-from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate
+from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy, generate, prepare, run
+from minigpt.sampler import processors as made
+from minigpt.sampler.constrained import Constrained
+from minigpt.sampler.diverse_beam import DiverseBeam
+from minigpt.sampler.strategy import Branch, Emitted, Finished, Grown
 
 Logprobs = Callable[[Text], list[float]]
 
@@ -244,3 +249,80 @@ def test_without_end_tokens_the_modes_are_one() -> None:
     model = FakeModel(scrambled(9))
     found = {search(model, (1,), 5, width=3, early_stopping=mode)[0] for mode in (True, False, "never")}
     assert len(found) == 1
+
+
+# What is told while it searches
+
+
+def told(model: Any, strategy: Strategy, steps: int) -> tuple[Text, list[Text], Text]:
+    """What was settled and which beams went on after so many steps; and the best text in the end."""
+    settled, live, grown = [], [()], 0
+    best: Text = ()
+    for event in run(model, prepare(model, [(1, 0)], max_new_tokens=16, end_tokens=[2, 3]), strategy):
+        if isinstance(event, Grown):
+            grown += 1
+            if grown <= steps:
+                live = [(*live[beam.parent], beam.token) for beam in event.beams if not beam.finish_reason]
+        elif isinstance(event, Emitted) and grown <= steps:
+            settled.append(event.token)
+        elif isinstance(event, Finished):
+            best = tuple(event.completions[0].tokens)
+    return tuple(settled), live, best
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Beam(width=3, early_stopping="never"),
+        DiverseBeam(width=4, early_stopping="never", diversity_penalty=0.2),
+        Constrained(width=3, early_stopping="never", must_include=[[4]]),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_token_is_told_as_soon_as_no_future_can_change_it(strategy: Strategy, steps: int) -> None:
+    """Of the futures that the model may yet bring, each beam wins in one, and what is finished in another."""
+    for seed in (2, 4, 9):  # in each a text is finished that will not win
+        rule = scrambled(9, seed, spread=1.5)
+
+        def future(text: Text, winner: Text | None, rule: Any = rule) -> list[float]:
+            if len(text) < 2 + steps:  # has been read
+                return [value + (token in (2, 3)) for token, value in enumerate(rule(text))]
+            return [30.0 * (text[2 : 2 + steps] == winner) * (token == 4) for token in range(9)]
+
+        settled, live, _ = told(FakeModel(partial(future, winner=None)), strategy, steps)
+        futures = []
+        for winner in [*live, None]:
+            again, same, best = told(FakeModel(partial(future, winner=winner)), strategy, steps)
+            assert (again, same) == (settled, live)
+            futures.append(best)
+        assert all(best[: len(settled)] == settled for best in futures)
+        assert live
+        assert len({best[: len(settled) + 1] for best in futures}) > 1
+
+
+def test_what_is_told_of_the_beams() -> None:
+    """Two steps of two beams by hand: at each end token 0, or 1, or 2."""
+    model = FakeModel(after_last({0: [1.0, 0.0, 0.0], 1: [0.5, 0.3, 0.2], 2: [0.1, 0.2, 0.7]}))
+    events = list(run(model, prepare(model, [(1,)], max_new_tokens=2, end_tokens=[0]), Beam(width=2)))
+    first, second = [event.beams for event in events if isinstance(event, Grown)]
+    assert first == [
+        Branch(0, 1, pytest.approx(math.log(0.3)), ""),
+        Branch(0, 2, pytest.approx(math.log(0.2)), ""),
+        Branch(0, 0, pytest.approx(math.log(0.5)), "eos"),
+    ]
+    assert second == [
+        Branch(0, 0, pytest.approx(math.log(0.3 * 0.5) / 2), "eos"),
+        Branch(1, 2, pytest.approx(math.log(0.2 * 0.7) / 2), "length"),
+    ]
+    assert [type(event).__name__ for event in events].index("Grown") == 1
+
+
+def test_processors_last_as_long_as_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some remember what they saw; each prompt has its own."""
+    chains = []
+    chain = made.chain
+    strategy = Beam(width=3)
+    monkeypatch.setattr(made, "chain", lambda *given, **named: chains.append(given) or chain(*given, **named))
+    generate(FakeModel(scrambled(9)), [(1,), (2, 3)], strategy, max_new_tokens=6, end_tokens=[5])
+    assert [prompt_length for _, prompt_length, *_ in chains] == [1, 2]

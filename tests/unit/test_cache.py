@@ -86,6 +86,42 @@ def test_selected_rows_go_on_as_copies_of_the_old(model, rows):
     close(going_on, model(batch, pad=pads)[rows, -1])
 
 
+@pytest.mark.parametrize(
+    ("pads", "kept", "together"),
+    [
+        ([0, 3, 1], [11, 8, 10], 11),  # nothing moves
+        ([0, 3, 1], [9, 6, 8], 9),  # all forget equally many: a rewind
+        ([0, 3, 1], [4, 8, 9], 9),  # two end further right, one further left
+        ([0, 3, 1], [1, 2, 8], 8),
+        ([0, 3, 1], [11, 0, 3], 11),  # nothing is left of a row
+        ([0, 0, 0], [7, 11, 2], 11),  # without padding so far
+        ([5, 3, 1], [6, 6, 6], 6),  # and without from now on
+    ],
+)
+def test_aligned_rows_go_on_from_what_they_kept(model, pads, kept, together):
+    batch, old = tokens(3), torch.tensor(pads)
+    cache = model.new_cache(20, rows=3, pad=old if any(pads) else None)
+    model.next_logits(batch[:, :11], cache)
+    new = [together - n for n in kept]
+    cache.align(new, together)
+    assert cache.length == together
+    assert (cache.pad is None) == (not any(new))
+    going_on = model.unembed(model.trunk(batch[:, 11:16], cache))
+    for i, (pad, n) in enumerate(zip(pads, kept, strict=True)):
+        anew = torch.cat([batch[i, pad : pad + n], batch[i, 11:16]])[None]
+        close(going_on[i], model(anew)[0, n:])
+
+
+def test_alignment_keeps_no_more_than_there_is(model):
+    cache = model.new_cache(20, rows=2, pad=PADS)
+    model.next_logits(tokens()[:, :11], cache)
+    with pytest.raises(ValueError, match="cannot keep 9 tokens of row 1: it holds 8"):
+        cache.align([1, 2], 11)
+    with pytest.raises(ValueError, match="cannot rewind to 12: the cache holds 11 tokens"):
+        cache.align([1, 5], 12)
+    close(model.next_logits(tokens()[:, 11:], cache), model(tokens(), pad=PADS)[:, -1])  # as it was
+
+
 def test_two_generations_interleave(model):
     a, b = model.new_cache(20, rows=2), model.new_cache(20, rows=2)
     other = tokens().flip(1)

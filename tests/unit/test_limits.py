@@ -176,7 +176,11 @@ def test_an_end_before_the_edge_is_an_end() -> None:
     ("prompts", "limits", "message"),
     [
         ([[1]], {"max_new_tokens": 0}, r"^max_new_tokens must be at least 1, got 0$"),
-        ([[1]], {"overflow": "slid"}, r"^overflow='slid' is not known; there are error, truncate, stop$"),
+        (
+            [[1]],
+            {"overflow": "slid"},
+            r"^overflow='slid' is not known; there are error, truncate, stop, slide$",
+        ),
         ([[1]], {"top_logprobs": -1}, r"^top_logprobs must be at least 0, got -1$"),
         ([1, 2], {}, r"^prompts is a list of prompts, each a list of ids: write \[tokens\], not tokens$"),
         ([[1], []], {}, r"^an empty prompt has nothing to continue: give at least one token"),

@@ -10,16 +10,26 @@ from torch import Tensor
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample
 from minigpt.sampler.processors import (
+    DRY,
+    XTC,
     BadWords,
+    EpsilonCutoff,
+    EtaCutoff,
+    ExponentialLengthDecay,
+    FrequencyPenalty,
     LogitBias,
     MinNewTokens,
     MinP,
+    Mirostat,
     NoRepeatNGram,
+    PresencePenalty,
     RepetitionPenalty,
     Temperature,
     TopK,
+    TopNSigma,
     TopP,
     Typical,
+    Watermark,
     chain,
 )
 
@@ -76,7 +86,19 @@ def test_typical_may_drop_the_likeliest() -> None:
     assert kept(Typical(0.5)(logits, ANY)) == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize("cut_off", [TopK(1, 3), TopP(0.0, 3), MinP(1.0, 3), Typical(0.01, 3)])
+@pytest.mark.parametrize(
+    "cut_off",
+    [
+        TopK(1, 3),
+        TopP(0.0, 3),
+        MinP(1.0, 3),
+        Typical(0.01, 3),
+        EpsilonCutoff(0.95, 3),
+        EtaCutoff(0.95, 3),
+        TopNSigma(0.01, 3),
+        Mirostat(0.01, keep=3),
+    ],
+)
 def test_cut_offs_leave_as_many_as_they_must_keep(cut_off: Any) -> None:
     logits = torch.tensor([[0.9, 0.04, 0.03, 0.02, 0.01]]).log()
     assert kept(cut_off(logits, ANY)) == [[0, 1, 2]]
@@ -128,6 +150,16 @@ def test_rows_do_not_mix() -> None:
         BadWords([[1, 2], [3, 0]]),
         TopP(0.5),
         Typical(0.5),
+        PresencePenalty(1.0, 1),
+        FrequencyPenalty(1.0, 1),
+        ExponentialLengthDecay(0, 1.5, 1, frozenset([0, 3])),
+        DRY(1.0, allowed_length=1),
+        TopNSigma(1.0),
+        EpsilonCutoff(0.1),
+        EtaCutoff(0.3),
+        XTC(1.0),
+        Mirostat(1.0),
+        Watermark(),
     ):
         alone = [step(logits[i : i + 1], tokens[i : i + 1]) for i in range(3)]
         assert torch.equal(step(logits, tokens), torch.cat(alone)), step
@@ -138,6 +170,16 @@ def test_the_chain_has_one_order_and_leaves_out_what_is_off() -> None:
         return logits
 
     everything = Sample(
+        watermark=True,
+        mirostat_tau=3.0,
+        xtc_probability=0.5,
+        eta_cutoff=0.1,
+        epsilon_cutoff=0.1,
+        top_n_sigma=1.0,
+        exponential_decay_length_penalty=(1, 1.1),
+        dry_multiplier=0.8,
+        frequency_penalty=0.5,
+        presence_penalty=0.5,
         typical_p=0.5,
         min_p=0.1,
         top_p=0.5,
@@ -150,10 +192,13 @@ def test_the_chain_has_one_order_and_leaves_out_what_is_off() -> None:
         repetition_penalty=2.0,
         logit_bias={1: 1.0},
     )
-    kinds = [type(step) for step in chain(everything, 1, frozenset([0]))]
-    penalties = [LogitBias, RepetitionPenalty, NoRepeatNGram, BadWords, MinNewTokens]
-    assert kinds == [*penalties, type(own), Temperature, TopK, TopP, MinP, Typical]
-    assert [step.keep for step in chain(everything, 1, frozenset([0]), keep=3)[-4:]] == [3, 3, 3, 3]
+    steps = chain(everything, 1, frozenset([0]), keep=3)
+    repetition = [RepetitionPenalty, PresencePenalty, FrequencyPenalty, DRY, NoRepeatNGram]
+    endings = [MinNewTokens, ExponentialLengthDecay]
+    cut_offs = [TopNSigma, TopK, TopP, MinP, Typical, EpsilonCutoff, EtaCutoff, XTC, Mirostat]
+    control = [LogitBias, *repetition, BadWords, *endings, type(own)]
+    assert [type(step) for step in steps] == [*control, Temperature, *cut_offs, Watermark]
+    assert [step.keep for step in steps[-1 - len(cut_offs) : -1]] == [3] * len(cut_offs)
     for strategy in (Greedy(), Sample(), Beam(), BeamSample()):
         assert chain(strategy, 1, frozenset([0])) == []
 
@@ -170,6 +215,29 @@ RANGES = [
     ({"repetition_penalty": -1.0}, r"^repetition_penalty must be above 0"),
     ({"no_repeat_ngram_size": -1}, r"^no_repeat_ngram_size must be at least 1 \(0 is off\), got -1$"),
     ({"min_new_tokens": -1}, r"^min_new_tokens must be at least 0, got -1$"),
+    ({"presence_penalty": 2.1}, r"^presence_penalty must be from -2 to 2 \(0 is off\), got 2.1$"),
+    ({"frequency_penalty": -2.1}, r"^frequency_penalty must be from -2 to 2 \(0 is off\), got -2.1$"),
+    ({"dry_multiplier": -1.0}, r"^dry_multiplier must be above 0 \(0 is off\), got -1.0$"),
+    ({"dry_multiplier": 1.0, "dry_base": 0.9}, r"^dry_base must be at least 1, got 0.9$"),
+    (
+        {"dry_multiplier": 1.0, "dry_allowed_length": 0},
+        r"^dry_allowed_length must be a whole number of at least 1, got 0$",
+    ),
+    (
+        {"exponential_decay_length_penalty": (-1, 1.1)},
+        r"^exponential_decay_length_penalty's start must be a whole number of at least 0, got -1$",
+    ),
+    (
+        {"exponential_decay_length_penalty": (1, 1.0)},
+        r"^exponential_decay_length_penalty's factor must be above 1, got 1.0$",
+    ),
+    ({"watermark": True, "watermark_bias": 0.0}, r"^watermark_bias must be above 0, got 0.0$"),
+    ({"watermark": True, "watermark_bias": float("inf")}, r"^watermark_bias must be above 0, got inf$"),
+    ({"watermark": True, "watermark_ratio": 1.0}, r"^watermark_ratio must be above 0 and below 1, got 1.0$"),
+    (
+        {"watermark": True, "watermark_key": 0},
+        r"^watermark_key must be a whole number of at least 1, got 0$",
+    ),
 ]
 SAMPLING_RANGES = [
     ({"temperature": 0.0}, r"^temperature must be above 0; for no randomness use greedy, got 0.0$"),
@@ -184,6 +252,16 @@ SAMPLING_RANGES = [
     ({"typical_p": 0.0}, r"^typical_p must be above 0 and below 1, got 0.0$"),
     ({"typical_p": 1.5}, r"^typical_p must be above 0 and below 1, got 1.5$"),
     ({"seed": -1}, r"^seed must be at least 0, got -1$"),
+    ({"epsilon_cutoff": 1.0}, r"^epsilon_cutoff must be above 0 and below 1 \(0 is off\), got 1.0$"),
+    ({"eta_cutoff": -0.1}, r"^eta_cutoff must be above 0 and below 1 \(0 is off\), got -0.1$"),
+    ({"top_n_sigma": -1.0}, r"^top_n_sigma must be above 0 \(0 is off\), got -1.0$"),
+    ({"xtc_probability": 1.1}, r"^xtc_probability must be above 0 and at most 1 \(0 is off\), got 1.1$"),
+    (
+        {"xtc_probability": 0.5, "xtc_threshold": 0.0},
+        r"^xtc_threshold must be above 0 and at most 1, got 0.0$",
+    ),
+    ({"mirostat_tau": 0.0}, r"^mirostat_tau must be above 0, got 0.0$"),
+    ({"mirostat_tau": 3.0, "mirostat_eta": 0.0}, r"^mirostat_eta must be above 0, got 0.0$"),
 ]
 BEAM_RANGES = [
     ({"width": 0}, r"^width \(--num-beams\) must be at least 1, got 0$"),

@@ -11,7 +11,7 @@ import pytest
 
 import minigpt
 from minigpt import sampler
-from minigpt.sampler import Beam, BeamSample, Greedy, Sample, find, name_of, names
+from minigpt.sampler import find, name_of, names
 
 TOY = '''
 """Always the last token of the vocabulary."""
@@ -51,7 +51,19 @@ def test_a_new_file_is_a_new_strategy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "strategy"),
-    [("greedy", Greedy), ("sample", Sample), ("beam", Beam), ("beam-sample", BeamSample)],
+    [
+        ("beam", sampler.Beam),
+        ("beam-sample", sampler.BeamSample),
+        ("constrained", sampler.Constrained),
+        ("contrastive", sampler.Contrastive),
+        ("contrastive-decoding", sampler.ContrastiveDecoding),
+        ("diverse-beam", sampler.DiverseBeam),
+        ("dola", sampler.DoLa),
+        ("greedy", sampler.Greedy),
+        ("prompt-lookup", sampler.PromptLookup),
+        ("sample", sampler.Sample),
+        ("speculative", sampler.Speculative),
+    ],
 )
 def test_each_strategy_has_the_name_of_its_file(name: str, strategy: type) -> None:
     assert name in names()
@@ -66,9 +78,7 @@ def test_every_name_finds_a_strategy_that_explains_itself() -> None:
 
 
 def test_an_unknown_name_is_told_with_those_there_are() -> None:
-    with pytest.raises(
-        ValueError, match=r"^there is no strategy 'bream'; there are beam, beam-sample, greedy, sample"
-    ):
+    with pytest.raises(ValueError, match=rf"^there is no strategy 'bream'; there are {', '.join(names())}$"):
         find("bream")
     for machinery in ("steps", "strategy", "processors", "chance"):
         with pytest.raises(ValueError, match="there is no strategy"):

@@ -52,8 +52,7 @@ def test_emitted_tokens_are_a_prefix_of_the_final_text_at_every_moment(strategy:
             assert event.index == 0
             assert event.prompt_index not in finished
             emitted[event.prompt_index].append((event.token, event.logprob))
-        else:
-            assert isinstance(event, Finished)
+        elif isinstance(event, Finished):
             finished[event.prompt_index] = event.completions[0]
     for i, best in finished.items():
         assert emitted[i] == list(zip(best.tokens, best.logprobs, strict=True))

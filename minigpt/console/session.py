@@ -6,17 +6,28 @@ import argparse
 import json
 import math
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, FAILED, Failure
-from minigpt.files import all_or_none
-from minigpt.sampler import name_of, run
-from minigpt.sampler.strategy import Completion, Emitted, Event, Finished, PromptsRead, Request, Strategy
+from minigpt.cli import BAD_FLAGS, FAILED, TOO_LONG, Failure, write_file, write_out
+from minigpt.console.beam_screen import BeamScreen
+from minigpt.console.clock import Clock
+from minigpt.console.screen import LatticeFile, Screen, Shown
+from minigpt.explain import Explainer, table
+from minigpt.sampler import name_of, prepare, run, windowed
+from minigpt.sampler.strategy import (
+    Completion,
+    Emitted,
+    Event,
+    Finished,
+    LanguageModel,
+    PromptsRead,
+    PromptTooLong,
+    Request,
+    Strategy,
+)
 from minigpt.tokenizer import cut_before
 
 if TYPE_CHECKING:
@@ -31,36 +42,49 @@ class Session:
     """One run of the command: what was asked, what has been written so far, and how it is shown."""
 
     args: argparse.Namespace
-    model: GPT2
+    model: LanguageModel
     tokenizer: Tokenizer
     strategy: Strategy
     texts: list[str]
     requests: list[Request]
+    explainer: Explainer | None = None
     emitted: dict[tuple[int, int], list[Emitted]] = field(default_factory=dict)
     finished: dict[int, list[Completion]] = field(default_factory=dict)
-    clock: Clock = field(default_factory=lambda: Clock())
+    clock: Clock = field(default_factory=Clock)
 
     def decode(self) -> bool:
-        """Runs the strategy, streaming if asked; whether Ctrl-C ended it. What was written stays."""
-        screen = Screen(self) if self.args.stream else None
+        """Runs the strategy, showing it if asked; whether Ctrl-C ended it. What was written stays."""
+        shown = self._shown()
         try:
-            if screen:
-                screen.begin()
             for event in run(self.model, self.requests, self.strategy):
                 self.take(event)
-                if screen:
-                    screen.take(event)
+                for each in shown:
+                    each.take(event)
         except KeyboardInterrupt:
             return True
+        except PromptTooLong as error:  # for the window of a second model
+            raise Failure(TOO_LONG, error) from error
         except ValueError as error:  # the options rule out every token
             raise Failure(BAD_FLAGS, error) from error
         finally:
-            if screen:
-                screen.end()
             self.clock.stop()
+            for each in shown:
+                each.close()
         return False
 
+    def _shown(self) -> list[Shown]:
+        """Where what happens is to be seen while it happens."""
+        shown: list[Shown] = [Screen(self)] if self.args.stream else []
+        if self.args.show_beams:
+            shown.append(BeamScreen(sys.stderr, self.tokenizer.decode))
+        if self.args.lattice:
+            prompts = [request.prompt for request in self.requests]
+            shown.append(LatticeFile(self.args.lattice, prompts, self.tokenizer))
+        return shown
+
     def take(self, event: Event) -> None:
+        if self.explainer:
+            self.explainer.take(event)
         if isinstance(event, Emitted):
             self.clock.token()
             self.emitted.setdefault((event.prompt_index, event.index), []).append(event)
@@ -100,8 +124,29 @@ class Session:
         elif not self.args.stream:
             shown = [self._echo(i) + self.text_of(completion) for i, _, completion in self.completions()]
             self._write(BETWEEN_TEXTS.join(shown) + "\n" if shown else "")
+        if self.explainer and not self.args.json:
+            self._explain(self.explainer)
         if not self.args.quiet:
-            cli.note("generate", self.clock.summary(self.requests, self.lengths(), self.seed))
+            summary = self.clock.summary(self.requests, self.lengths(), self.seed)
+            cli.note("generate", ", ".join([summary, *self._cost()]))
+
+    def _explain(self, explainer: Explainer) -> None:
+        made = list(self.completions())
+        for i, index, completion in made:
+            if len(made) > 1:
+                sys.stderr.write(f"prompt {i}, text {index}:\n")
+            strings = [self.tokenizer.token_string(token) for token in completion.tokens]
+            sys.stderr.write(table(strings, explainer.explanations(i, index)))
+
+    def _cost(self) -> list[str]:
+        """What the window's sliding has cost, if it slid."""
+        from minigpt.sampler.sliding import Sliding
+
+        if not isinstance(self.model, Sliding) or not self.model.cost.slides:
+            return []
+        slides, again = self.model.cost.slides, self.model.cost.tokens_again
+        times = "once" if slides == 1 else f"{slides:,} times"
+        return [f"window slid {times} by {self.model.stride:,}: {again:,} tokens read again"]
 
     def _echo(self, prompt_index: int) -> str:
         return self.texts[prompt_index] if self.args.echo else ""
@@ -110,10 +155,8 @@ class Session:
         if not self.args.output:
             write_out(text)
             return
-        path = Path(self.args.output).resolve()  # a link stays one
         try:
-            with all_or_none(path.parent) as aside:
-                (aside / path.name).write_bytes(_utf8(text))
+            write_file(self.args.output, text)
         except OSError as error:
             raise Failure(FAILED, f"--output {self.args.output}: {error.strerror or error}") from error
 
@@ -155,6 +198,9 @@ class Session:
                 ]
                 for step in completion.top_logprobs or [[] for _ in completion.tokens]
             ]
+        if self.explainer:
+            told = self.explainer.explanations(prompt_index, index)
+            shown["explanation"] = [each and asdict(each) for each in told]
         return shown
 
 
@@ -163,93 +209,52 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_out(text: str) -> None:
-    sys.stdout.buffer.write(_utf8(text))
-    sys.stdout.buffer.flush()
+def begin(
+    args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer, strategy: Strategy, texts: list[str]
+) -> Session:
+    """A run that is ready to decode, its prompts encoded and checked.
 
-
-def _utf8(text: str) -> bytes:
-    return text.encode(errors="replace")  # half a surrogate pair, as from an argument that is not UTF-8
-
-
-class Screen:
-    """Shows one text while it is written: never half a character, and nothing of a stop string."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._text = session.tokenizer.stream(*session.args.stop)
-
-    def begin(self) -> None:
-        if self._session.args.echo:
-            write_out(self._session.texts[0])
-
-    def take(self, event: Event) -> None:
-        if isinstance(event, Emitted):
-            ends = self._session.requests[0].end_tokens
-            special = self._session.tokenizer.special_tokens.values()
-            if not (event.token in ends and event.token in special):
-                write_out(self._text.feed(event.token))
-
-    def end(self) -> None:
-        write_out(self._text.finish() + "\n")
-
-
-class Clock:
-    """When things happened, in seconds from the start."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._read: float | None = None
-        self._first: float | None = None
-        self._end = 0.0
-
-    def _now(self) -> float:
-        return time.perf_counter() - self._start
-
-    def prompts_read(self) -> None:
-        self._read = self._now()
-
-    def token(self) -> None:
-        self._first = self._first or self._now()
-
-    def stop(self) -> None:
-        self._end = self._now()
-
-    def figures(self, requests: Sequence[Request], lengths: list[int]) -> dict[str, float | int | None]:
-        """Prompt tokens per second until all prompts are read, new ones from there to the end.
-
-        Each text's first token comes out of reading its prompt, so the rate is that of the others.
-        """
-        read = sum(len(request.prompt) for request in requests)
-        later = sum(lengths) - len(lengths)
-        rest = self._end - self._read if self._read else 0.0
-        return {
-            "prompt_tokens": read,
-            "prompt_tokens_per_s": round(read / self._read, 2) if self._read else None,
-            "generated_tokens": sum(lengths),
-            "generated_tokens_per_s": round(later / rest, 2) if rest and later else None,
-            "first_token_s": round(self._first, 4) if self._first else None,
-            "total_s": round(self._end, 4),
-            "peak_memory_bytes": cli.peak_memory(),
-        }
-
-    def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:
-        figures = self.figures(requests, lengths)
-
-        def rate(name: str) -> str:
-            value = figures[name]
-            return (
-                f" at {value:,.0f} tok/s"
-                if value and value >= 10
-                else f" at {value:.1f} tok/s"
-                if value
-                else ""
-            )
-
-        parts = [
-            f"prompt {figures['prompt_tokens']} tokens{rate('prompt_tokens_per_s')}",
-            f"generated {sum(lengths)}{rate('generated_tokens_per_s')}",
-            f"first token after {figures['first_token_s'] or figures['total_s']:.2f} s",
-            f"peak memory {(figures['peak_memory_bytes'] or 0) / 1e6:.0f} MB",
+    Raises:
+        Failure: the prompts do not fit the model, or its window.
+    """
+    try:
+        reads = windowed(model, args.overflow, args.stride)
+        prompts = [
+            tokenizer.encode(text, allow_special=args.allow_special) or _nothing(tokenizer) for text in texts
         ]
-        return ", ".join(parts + ([f"seed {seed}"] if seed is not None else []))
+        requests = prepare(
+            reads,
+            prompts,
+            max_new_tokens=args.max_new_tokens,
+            stop=tokenizer.stop_at(*args.stop) if args.stop else None,
+            overflow=args.overflow,
+            top_logprobs=args.logprobs or 0,
+        )
+    except PromptTooLong as error:
+        raise Failure(TOO_LONG, error) from error
+    except ValueError as error:
+        raise Failure(BAD_FLAGS, error) from error
+    if not args.quiet:
+        _tell_what_is_not_read(reads, requests)
+    explainer = Explainer(requests) if args.explain else None
+    if explainer:
+        strategy = replace(strategy, watch=explainer.watch)
+    return Session(args, reads, tokenizer, strategy, texts, requests, explainer)
+
+
+def _tell_what_is_not_read(model: LanguageModel, requests: list[Request]) -> None:
+    """Nothing happens silently at the window's edge."""
+    from minigpt.sampler.sliding import Sliding
+
+    for request in requests:
+        unread = model.start(len(request.prompt)) if isinstance(model, Sliding) else request.dropped
+        if unread:
+            n = len(request.prompt) + request.dropped
+            cli.note("generate", f"left out the {unread} oldest of {n} prompt tokens")
+
+
+def _nothing(tokenizer: Tokenizer) -> list[int]:
+    """What stands for an empty prompt: the token after which texts began in training."""
+    if tokenizer.end_token is None:
+        raise Failure(BAD_FLAGS, "this model's tokenizer has no <|endoftext|> to begin with: give a prompt")
+    return [tokenizer.end_token]

@@ -1,0 +1,176 @@
+"""Tells whether a text bears a watermark: `python -m minigpt.detect_watermark story.txt`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, DONE, NO_MODEL, Failure, write_out
+from minigpt.figures import json_line, table
+from minigpt.sampler.strategy import WATERMARK_KEY, WATERMARK_RATIO
+
+if TYPE_CHECKING:
+    from minigpt.sampler.processors import Detection, WatermarkDetector
+    from minigpt.tokenizer import Tokenizer
+
+ENOUGH = 4.0  # the z above which a text counts as watermarked: 1 in 30,000 has it by chance
+
+ABOUT = """Tell whether a text was written by minigpt.generate --watermark.
+
+After each token a secret key fixes which share of all tokens is green; a watermark makes these likelier.
+Here they are counted, for which the model's tokenizer is enough. Model, ratio and key must be those that the
+text was written with.
+"""
+
+EPILOG = """figures:
+  z          by how many standard deviations the green tokens exceed what chance gives; above 4: watermarked
+  p-value    how often a text without a watermark has such a z or a higher one
+  green      the share of green tokens
+  tokens     how many were counted: all but the first, the same two tokens in a row once only
+
+examples:
+  python -m minigpt.generate --top-p 0.9 --watermark --max-new-tokens 200 > story.txt
+  python -m minigpt.detect_watermark story.txt                            a table
+  python -m minigpt.detect_watermark *.txt --watermark-key 7 --json       several texts, another key, as JSON
+  cat story.txt | python -m minigpt.detect_watermark -                    stdin
+
+exit codes: 0 done, whatever the verdict, 2 wrong flags or text, 3 no such model, 130 Ctrl-C
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("detect_watermark", detect, argv)
+
+
+def detect(argv: Sequence[str]) -> int:
+    """The whole command: read the flags, the texts and the tokenizer, count, show the figures."""
+    args = parser().parse(argv)
+    check_flags(args)
+    texts = [read(path) for path in args.files]
+    tokenizer, detector = load(args)
+    found = [judge(path, text, tokenizer, detector) for path, text in zip(args.files, texts, strict=True)]
+    if args.json:
+        records = zip(args.files, map(figures, found), strict=True)
+        lines = ({"model": args.model or "bundled", "path": path, **figures} for path, figures in records)
+        write_out("".join(map(json_line, lines)))
+    else:
+        write_out(table(rows(args.files, found)))
+    return DONE
+
+
+def parser() -> cli.Parser:
+    usage = "python -m minigpt.detect_watermark [FILE...] [options]"
+    parser = cli.Parser("detect_watermark", usage=usage, description=ABOUT, epilog=EPILOG)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="NAME_OR_DIR", help="the model that wrote (default: the bundled one)"
+    )
+    group.add_argument("--revision", metavar="REV", help="a branch, tag or commit of a hub model")
+    group.add_argument("--offline", action="store_true", help="use only what was fetched before")
+    group = parser.add_argument_group("watermark")
+    group.add_argument(
+        "--watermark-ratio", type=float, default=WATERMARK_RATIO, metavar="SHARE",
+        help=f"the share of tokens that are green (default: {WATERMARK_RATIO})",
+    )  # fmt: skip
+    group.add_argument(
+        "--watermark-key", type=int, default=WATERMARK_KEY, metavar="N",
+        help=f"the secret number (default: {WATERMARK_KEY})",
+    )  # fmt: skip
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object a line for each file")
+    return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuses what no watermark has, and texts that are not there."""
+    if not 0 < args.watermark_ratio < 1:
+        raise Failure(BAD_FLAGS, f"--watermark-ratio must be above 0 and below 1, got {args.watermark_ratio}")
+    if args.watermark_key < 1:
+        raise Failure(BAD_FLAGS, f"--watermark-key must be at least 1, got {args.watermark_key}")
+    if not args.files:
+        raise Failure(BAD_FLAGS, "nothing to judge: name a file, or - for stdin")
+    if args.files.count("-") > 1:
+        raise Failure(BAD_FLAGS, "stdin can be read once only, but - stands for it several times")
+
+
+def read(path: str) -> str:
+    """A text; the newline at its very end, which `generate` puts there, is left out."""
+    name = "stdin" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise Failure(BAD_FLAGS, f"{name} is not UTF-8: byte {error.start}; convert it first") from error
+    except OSError as error:
+        raise Failure(
+            BAD_FLAGS, f"{name} cannot be read: {error.strerror}; name a text file, or - for stdin"
+        ) from error
+
+
+def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:
+    """The model's tokenizer, and a detector for as many tokens as the model chooses from."""
+    from minigpt.config import GPT2Config
+    from minigpt.hub import tokenizer_files
+    from minigpt.sampler.processors import WatermarkDetector
+    from minigpt.tokenizer import Tokenizer
+
+    try:
+        folder = tokenizer_files(args.model, revision=args.revision, offline=args.offline)
+        tokenizer = Tokenizer.load(folder)
+        # The model's vocabulary may be larger than the tokenizer's, and the mark was drawn from all of it.
+        vocab_size = GPT2Config.load(folder).vocab_size
+    except (OSError, ValueError) as error:
+        raise Failure(NO_MODEL, error) from error
+    return tokenizer, WatermarkDetector(vocab_size, args.watermark_ratio, args.watermark_key)
+
+
+def judge(path: str, text: str, tokenizer: Tokenizer, detector: WatermarkDetector) -> Detection:
+    try:
+        return detector(tokenizer.encode(text))
+    except ValueError as error:  # a byte that the vocabulary lacks
+        raise Failure(BAD_FLAGS, f"{path}: {error}") from error
+
+
+def watermarked(found: Detection) -> bool | None:
+    """The verdict; None if the text is too short for one.
+
+    Long enough is a text in which a good mark would be found: one that makes the share of green tokens
+    half-way from the ratio to 1. With the default ratio that takes 22 tokens.
+    """
+    if found.z > ENOUGH:
+        return True
+    fewest = 4 * ENOUGH**2 * found.ratio / (1 - found.ratio)
+    return None if found.n_scored < fewest else False
+
+
+VERDICTS = {True: "watermarked", False: "no watermark", None: "too short to judge"}
+
+
+def figures(found: Detection) -> dict[str, Any]:
+    return {
+        "watermarked": watermarked(found),
+        "z": found.z,
+        "p_value": found.p_value,
+        "green_fraction": found.green_fraction,
+        "tokens": found.n_scored,
+    }
+
+
+def rows(paths: Sequence[str], found: Sequence[Detection]) -> Iterator[list[str]]:
+    """The table: a heading, and a row a file."""
+    yield ["", "z", "p-value", "green", "tokens", "verdict"]
+    for path, one in zip(paths, found, strict=True):
+        shown = (("-" if math.isnan(value) else form.format(value)) for form, value in (
+            ("{:.2f}", one.z), ("{:.2g}", one.p_value), ("{:.1%}", one.green_fraction)
+        ))  # fmt: skip
+        yield [path, *shown, f"{one.n_scored:,}", VERDICTS[watermarked(one)]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

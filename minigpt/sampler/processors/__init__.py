@@ -1,0 +1,68 @@
+"""Reshaping the next-token distribution, one step at a time.
+
+A processor is a callable (logits (B, V), tokens (B, S)) -> logits (B, V), where `tokens` is the text so
+far, prompt included. It returns new logits and leaves its input alone; a token is ruled out by -inf.
+Bring your own: any such callable will do. Order is part of the meaning, so `chain` fixes it in one place.
+
+Each gives the scores that transformers 5.23 gives, bit for bit, if that has it; a row that is -inf
+throughout stays so.
+"""
+
+from __future__ import annotations
+
+from minigpt.sampler.processors.cutoffs import (
+    EpsilonCutoff,
+    EtaCutoff,
+    MinP,
+    Temperature,
+    TopK,
+    TopNSigma,
+    TopP,
+    Typical,
+)
+from minigpt.sampler.processors.dry import DRY
+from minigpt.sampler.processors.mirostat import Mirostat
+from minigpt.sampler.processors.order import chain
+from minigpt.sampler.processors.penalties import (
+    BadWords,
+    ExponentialLengthDecay,
+    FrequencyPenalty,
+    LogitBias,
+    MinNewTokens,
+    NoRepeatNGram,
+    PresencePenalty,
+    RepetitionPenalty,
+)
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, Watched, unchanged
+from minigpt.sampler.processors.watermark import Detection, Watermark, WatermarkDetector
+from minigpt.sampler.processors.xtc import XTC
+
+__all__ = [
+    "DRY",
+    "RULED_OUT",
+    "XTC",
+    "BadWords",
+    "Detection",
+    "EpsilonCutoff",
+    "EtaCutoff",
+    "ExponentialLengthDecay",
+    "FrequencyPenalty",
+    "LogitBias",
+    "MinNewTokens",
+    "MinP",
+    "Mirostat",
+    "NoRepeatNGram",
+    "PresencePenalty",
+    "Processor",
+    "RepetitionPenalty",
+    "Temperature",
+    "TopK",
+    "TopNSigma",
+    "TopP",
+    "Typical",
+    "Watched",
+    "Watermark",
+    "WatermarkDetector",
+    "chain",
+    "unchanged",
+]

@@ -1,0 +1,125 @@
+"""Measures every decoding method on the bundled model, with prompts and human text from held-out tales.
+
+    python scripts/compare_methods.py --corpus ../shared/corpus                       print the table
+    python scripts/compare_methods.py --corpus ../shared/corpus --update README.md    and put it into the file
+
+Below the table stands which parts of the published ordering the figures show, and which not: computed, not typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import put
+
+from minigpt import compare
+from minigpt.comparison.report import COLUMNS
+
+Figures = dict[str, float]
+
+MAXIMISING = ["greedy", "beam 5"]
+PUBLISHED = [
+    *MAXIMISING,
+    "pure sampling",
+    "temperature 0.7",
+    "top-k 40",
+    "nucleus 0.95",
+]  # what the paper compares
+UNSURE = (
+    "Texts drawn from a model have, on average, the perplexity that the model expects. Human text is above that where"
+    " the model is surer than it has a right to be, as a small one is of tales that it has not read; and all that cuts"
+    " the tail off takes the perplexity further down."
+)
+
+
+def ordering(record: dict[str, Any]) -> str:
+    """Which parts of the published ordering hold in the JSON of `minigpt.compare`, and who departs from the others."""
+    human = record["human"]["figures"]
+    methods = {row["name"]: row["figures"] for row in record["methods"]}
+    below, above = (lambda a, b: a < b), (lambda a, b: a > b)
+    lines = [
+        line("greedy and beam search are below human perplexity", departing(methods, human, MAXIMISING, "perplexity", below)),
+        line("greedy and beam search repeat themselves more than humans (rep-4)", departing(methods, human, MAXIMISING, "rep_4", above)),
+        line("pure sampling is above human perplexity", departing(methods, human, ["pure sampling"], "perplexity", above)),
+        line("nucleus sampling is the nearest to human perplexity", nearer(methods, human, "perplexity", math.log)),
+        line("nucleus sampling is the nearest to human repetition (rep-4)", nearer(methods, human, "rep_4", float)),
+    ]  # fmt: skip
+    why = [UNSURE] if methods["pure sampling"]["perplexity"] <= human["perplexity"] else []
+    heading = f"The published ordering (Holtzman et al. 2020) of {', '.join(PUBLISHED)}:"
+    return "\n\n".join([heading, "\n".join(lines), *why])
+
+
+def line(claim: str, departing: list[str]) -> str:
+    return f"- {claim}: " + (f"**not here**: {', '.join(departing)}" if departing else "yes")
+
+
+def departing(
+    methods: dict[str, Figures],
+    human: Figures,
+    names: list[str],
+    figure: str,
+    holds: Callable[[float, float], bool],
+) -> list[str]:
+    """Those of the methods that are not on that side of the human."""
+    return [
+        f"{name} has {told(figure, methods[name])}, humans {told(figure, human)}"
+        for name in names
+        if not holds(methods[name][figure], human[figure])
+    ]
+
+
+def nearer(
+    methods: dict[str, Figures], human: Figures, figure: str, scale: Callable[[float], float]
+) -> list[str]:
+    """Those of the published methods that are nearer to the human than nucleus sampling is."""
+
+    def distance(name: str) -> float:
+        return abs(scale(methods[name][figure]) - scale(human[figure]))
+
+    return [
+        f"{name} is nearer ({told(figure, methods[name])}; nucleus {told(figure, methods['nucleus 0.95'])},"
+        f" humans {told(figure, human)})"
+        for name in PUBLISHED
+        if distance(name) < distance("nucleus 0.95")
+    ]
+
+
+def told(figure: str, figures: Figures) -> str:
+    return COLUMNS[figure][1](figures[figure])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True, metavar="FOLDER", help="where val.txt is")
+    parser.add_argument("--n-prompts", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into this file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        page, record = Path(folder, "table.md"), Path(folder, "record.json")
+        flags = {
+            "held-out": args.corpus / "val.txt", "n-prompts": args.n_prompts, "max-new-tokens": args.max_new_tokens,
+            "threads": args.threads, "markdown": page, "json": record,
+        }  # fmt: skip
+        code = compare.main([str(part) for flag, value in flags.items() for part in (f"--{flag}", value)])
+        if code:  # Ctrl-C too: half a table is no table for a README
+            sys.exit(code)
+        text = f"{page.read_text(encoding='utf-8')}\n{ordering(json.loads(record.read_text(encoding='utf-8')))}\n"
+    text = text.replace(str(args.corpus / "val.txt"), "val.txt")
+    print(text)
+    if args.update:
+        put(text, args.update, "methods")
+
+
+if __name__ == "__main__":
+    main()
