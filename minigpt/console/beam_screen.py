@@ -105,7 +105,7 @@ def replay(file: str) -> int:
 
 
 def frame(beams: BeamStep, text_of: TextOf, columns: int, dim: Callable[[str], str] = dimmed) -> list[str]:
-    """The lines that show the beams: those that go on, then as many of the finished ones, best first.
+    """The lines that show the beams: those that go on, then as many finished ones, at the end all, best first.
 
     Args:
         beams: those of one prompt.
@@ -118,7 +118,7 @@ def frame(beams: BeamStep, text_of: TextOf, columns: int, dim: Callable[[str], s
     ['  -0.500  hi', '  -1.250  ho']
     """
     settled = len(beams.settled()) if beams.live else 0  # at the end there is nothing left to tell apart
-    shown = [*beams.live, *beams.finished[: max(1, len(beams.live))]]
+    shown = [*beams.live, *beams.finished[: len(beams.live) or None]]
     return [_line(beam, settled, text_of, columns, dim) for beam in shown]
 
 

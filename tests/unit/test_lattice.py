@@ -268,9 +268,9 @@ def test_on_a_terminal_it_is_redrawn_in_place() -> None:
     screen.take(STEPS[1])
     screen.take(Grown(0, [Branch(0, 69, -0.3, "")]))
     screen.take(Grown(0, [Branch(0, 70, -0.4, "stop")]))
-    assert displayed(out.getvalue()) == ["  -0.400  [stop] BCEF"]
+    assert displayed(out.getvalue()) == ["  -0.400  [stop] BCEF", "  -0.750  [eos] AD"]
     screen.close()
-    assert displayed(out.getvalue()) == ["  -0.400  [stop] BCEF"]
+    assert displayed(out.getvalue()) == ["  -0.400  [stop] BCEF", "  -0.750  [eos] AD"]
 
 
 def test_it_never_draws_more_lines_than_there_are() -> None:

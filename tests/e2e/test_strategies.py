@@ -1,0 +1,208 @@
+"""Every strategy from the command line: which flags mean it, what it needs, and what does not go together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import call, reciter, run, save, tiny
+
+from minigpt import GPT2, Tokenizer
+from minigpt.sampler import (
+    Beam,
+    Constrained,
+    Contrastive,
+    ContrastiveDecoding,
+    DiverseBeam,
+    DoLa,
+    Greedy,
+    PromptLookup,
+    Sample,
+    Speculative,
+    Strategy,
+)
+from minigpt.sampler import generate as decode
+from minigpt.sampler.regex.mask import Regex
+
+PROMPT, N = "one two ", 9
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of bytes with random weights, and a second one with other weights."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 3, "initializer_range": 0.4}
+    first = tiny(**sizes).eval()
+    second = tiny(**sizes | {"n_layer": 1}).eval()
+    return save(folder / "model", first), save(folder / "other", second)
+
+
+def texts(model: Path, *flags: object) -> list[dict[str, Any]]:
+    result = call(PROMPT, "--model", model, "--max-new-tokens", N, "--json", "--quiet", *flags)
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "strategy"),
+    [
+        ("", "greedy", lambda other: Greedy()),
+        ("--draft {other}", "speculative", lambda other: Speculative(draft=other)),
+        (
+            "--draft {other} --num-draft-tokens 2 --temperature 1.5 --seed 3",
+            "speculative",
+            lambda other: Speculative(draft=other, num_draft_tokens=2, temperature=1.5, seed=3),
+        ),
+        ("--strategy prompt-lookup", "prompt-lookup", lambda other: PromptLookup()),
+        (
+            "--strategy prompt-lookup --seed 3",
+            "prompt-lookup",
+            lambda other: PromptLookup(seed=3),
+        ),
+        ("--penalty-alpha 0.6 --top-k 4", "contrastive", lambda other: Contrastive()),
+        ("--top-k 4 --seed 1", "sample", lambda other: Sample(top_k=4, seed=1)),
+        ("--dola-layers low", "dola", lambda other: DoLa(dola_layers="low")),
+        ("--dola-layers 0,1", "dola", lambda other: DoLa(dola_layers=(0, 1))),
+        ("--amateur {other}", "contrastive-decoding", lambda other: ContrastiveDecoding(amateur=other)),
+        ("--num-beams 3", "beam", lambda other: Beam(width=3)),
+        (
+            "--num-beams 4 --num-beam-groups 2 --diversity-penalty 1.5 --num-return-sequences 4",
+            "diverse-beam",
+            lambda other: DiverseBeam(
+                width=4, num_beam_groups=2, diversity_penalty=1.5, num_return_sequences=4
+            ),
+        ),
+        ("--must-include ox", "constrained", lambda other: Constrained(must_include=[[[*b"ox"], [*b" ox"]]])),
+    ],
+)
+def test_flags_mean_what_the_options_mean_in_python(
+    models: tuple[Path, Path], flags: str, name: str, strategy: Any
+) -> None:
+    given = flags.format(other=models[1]).split()
+    model, other = map(GPT2.from_pretrained, models)
+    (expected,) = decode(model, [[*PROMPT.encode()]], strategy(other), max_new_tokens=N)
+    found = texts(models[0], *given)
+    assert [text["tokens"] for text in found] == [text.tokens for text in expected]
+    assert {text["strategy"] for text in found} == {name}
+
+
+def test_drafts_change_nothing(models: tuple[Path, Path]) -> None:
+    (greedy,) = texts(models[0])
+    for flags in (["--draft", models[1]], ["--strategy", "prompt-lookup"]):
+        (drafted,) = texts(models[0], *flags)
+        assert drafted["tokens"] == greedy["tokens"]
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--num-beams", "3"], ["--seed", "1"], ["--strategy", "prompt-lookup"]]
+)
+def test_a_regular_expression_holds_whatever_the_strategy(
+    models: tuple[Path, Path], flags: list[str]
+) -> None:
+    """And where the text matches and nothing can follow, it ends."""
+    (text,) = texts(models[0], "--regex", "[0-9]{2}-(ja|nein)", *flags)
+    digits, _, word = text["text"].partition("-")
+    assert (len(digits), digits.isdigit(), word in ("ja", "nein")) == (2, True, True)
+    assert text["finish_reason"] == "stop"
+
+
+def test_a_regular_expression_in_python(models: tuple[Path, Path]) -> None:
+    model, tokenizer = GPT2.from_pretrained(models[0]), Tokenizer.from_pretrained(models[0])
+    strategy: Strategy = Greedy(regex=Regex("(ab)+c", tokenizer.token_bytes()))
+    ((text,),) = decode(model, [[65]], strategy, max_new_tokens=30)
+    assert tokenizer.decode(text.tokens).strip("ab") in ("c", "")
+
+
+MISTAKES = {
+    "--strategy speculative": "speculative needs --draft: a smaller model of the same vocabulary",
+    "--strategy contrastive-decoding": "contrastive-decoding needs --amateur",
+    "--draft {other} --num-beams 3": "no strategy knows --draft and --num-beams together: leave one out",
+    "--penalty-alpha 0.6 --num-beams 3": "no strategy knows --num-beams and --penalty-alpha together",
+    "--penalty-alpha 1.6": "penalty_alpha (--penalty-alpha) must be from 0 to 1, got 1.6",
+    "--num-beam-groups 3 --num-beams 4": "num_beam_groups",
+    "--dola-layers 7": "dola_layers (--dola-layers) of a model with 3 layers are from 0 to 2",
+    "--dola-layers middle": "argument --dola-layers: expected {{high,low,N,N...}}, got 'middle'",
+    "--must-include longer_than_nine": "--max-new-tokens",
+    "--regex (a": "argument --regex: regex '(a' holds a '(' that is never closed at position 0",
+    "--num-draft-tokens 3": "--num-draft-tokens has no meaning for greedy",
+    "--show-beams": "--show-beams has no meaning for greedy, which has no beams: add --num-beams 5",
+    "--lattice out.json": "--lattice has no meaning for greedy, which has no beams",
+    "--num-beams 2 --show-beams --quiet": "--show-beams draws on stderr, which --quiet forbids",
+    "--num-beams 2 --show-beams --stream": "not --json, --output or --show-beams",
+    "--num-beams 2 --lattice no/where.json": "--lattice no/where.json: there is no such folder",
+    "--replay no.json": "--replay no.json: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_mistake_is_one_line(models: tuple[Path, Path], flags: str) -> None:
+    given = flags.format(other=models[1]).split()
+    result = call(PROMPT, "--model", models[0], "--max-new-tokens", N, *given)
+    assert result.code == 2
+    assert MISTAKES[flags].format() in result.mistake
+
+
+def test_a_second_model_must_have_the_same_vocabulary(models: tuple[Path, Path]) -> None:
+    result = call(PROMPT, "--draft", models[0])  # beside the bundled one
+    assert result.code == 2
+    assert "has another vocabulary than the model: token 0 is" in result.mistake
+
+
+def test_a_second_model_that_is_not_there(models: tuple[Path, Path]) -> None:
+    result = call(PROMPT, "--model", models[0], "--draft", "no/such", "--offline")
+    assert result.code == 3
+    assert "no/such" in result.mistake
+
+
+def test_the_amateurs_window_is_a_limit_too(models: tuple[Path, Path], tmp_path: Path) -> None:
+    narrow = save(tmp_path / "narrow", tiny(n_positions=8))
+    result = call(PROMPT, "--model", models[0], "--amateur", narrow, "--max-new-tokens", 5)
+    assert result.code == 4
+    assert "exceed the window of the amateur (--amateur), 8" in result.mistake
+
+
+def test_beams_are_drawn_saved_and_drawn_again(models: tuple[Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / "beams.json"
+    flags = ["--num-beams", 3, "--max-new-tokens", N, "--model", models[0]]
+    shown = call(PROMPT, *flags, "--show-beams", "--lattice", file)
+    plain = call(PROMPT, *flags)
+    assert shown.out == plain.out
+    drawn = [line for line in shown.err.splitlines() if not line.startswith("minigpt")]
+    assert len(drawn) >= 3
+    again = call("--replay", file)
+    assert (again.code, again.out) == (0, "")
+    assert [line[:8] for line in again.err.splitlines()] == [line[:8] for line in drawn]  # the scores
+
+
+def test_a_lattice_holds_the_text_that_won(models: tuple[Path, Path], tmp_path: Path) -> None:
+    from minigpt.lattice import Lattice
+
+    file = tmp_path / "beams.json"
+    found = texts(models[0], "-p", "three", "--num-beams", 3, "--lattice", file)
+    lattice = Lattice.load(file)
+    for i, text in enumerate(found):
+        best = lattice.best(i)
+        assert best is not None
+        assert list(best.tokens) == text["tokens"]
+        assert best.score == pytest.approx(text["score"])
+
+
+def test_help_names_the_flags_of_every_strategy() -> None:
+    result = run("--help")
+    assert result.code == 0
+    for flag in ("--draft", "--amateur", "--must-include", "--regex", "--mirostat-tau", "--watermark"):
+        assert f"{flag} " in result.out or f"{flag}\n" in result.out
+
+
+def test_a_heart_knows_its_text_by_every_strategy(tmp_path: Path) -> None:
+    """Where the model leaves no doubt, every way of decoding writes the same."""
+    model = save(tmp_path / "model", reciter("one two three four."))
+    for flags in (
+        ["--penalty-alpha", 0.1], ["--dola-layers", "0"], ["--draft", model], ["--strategy", "prompt-lookup"],
+        ["--num-beams", 2, "--num-beam-groups", 2, "--diversity-penalty", 0.1], ["--must-include", "three"],
+        ["--mirostat-tau", 3, "--seed", 1], ["--top-n-sigma", 1, "--seed", 1], ["--eta-cutoff", 0.1, "--seed", 1],
+    ):  # fmt: skip
+        result = call("one two ", "--model", model, "--max-new-tokens", 11, *flags)
+        assert result.out == "three four.\n", flags
