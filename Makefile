@@ -58,6 +58,12 @@ readme: $(VENV)/ready ## the output that README.md shows
 bench-train: $(VENV)/ready ## training: speed against transformers, and the losses of known recipes (20 minutes)
 	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update README.md
 
+bench-drafts: $(VENV)/ready ## drafts: passes for each token and speed, against plain greedy
+	$(BIN)/python scripts/bench_drafts.py --corpus $(CORPUS) --update README.md
+
+methods: $(VENV)/ready ## every decoding method measured on held-out tales, its table into README.md (15 minutes)
+	$(BIN)/python scripts/compare_methods.py --corpus $(CORPUS) --update README.md
+
 train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt, val.txt and MANIFEST.tsv (hours)
 	$(BIN)/python scripts/train_bundled.py --corpus $(CORPUS)
 
@@ -67,4 +73,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-readme bench-train readme train size-study clean
+.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-readme bench-train bench-drafts methods readme train size-study clean

@@ -9,7 +9,7 @@ from typing import Any
 
 from minigpt import cli, options
 from minigpt.cli import BAD_FLAGS, Failure
-from minigpt.sampler import Beam, name_of, names
+from minigpt.sampler import Beam, find, name_of, names
 from minigpt.sampler.strategy import OVERFLOWS, Strategy
 
 ABOUT = """Continue a text with a GPT-2.
@@ -18,7 +18,10 @@ The text goes to stdout, everything else to stderr. Several texts are separated 
 Without a model the bundled one writes, a small teller of fairy tales; --model gpt2 fetches the real one.
 """
 
-EXAMPLES = """examples:
+EPILOG = """strategies:
+{strategies}
+
+examples:
   python -m minigpt.generate "Once upon a time" --top-p 0.9 --echo    sampling, the prompt shown before the text
   python -m minigpt.generate "Once upon a time" --top-p 0.9 --seed 7  the same text every time
   python -m minigpt.generate "Once upon a time"                       greedy: always the likeliest word
@@ -34,7 +37,10 @@ exit codes: 0 done, 2 wrong flags, 3 no such model, 4 prompt too long, 5 out of 
 
 def parser() -> cli.Parser:
     usage = "python -m minigpt.generate [PROMPT] [options]"
-    parser = cli.Parser("generate", usage=usage, description=ABOUT, epilog=EXAMPLES)
+    strategies = "\n".join(f"  {name:21}{_first_line(find(name))}" for name in names())
+    parser = cli.Parser(
+        "generate", usage=usage, description=ABOUT, epilog=EPILOG.format(strategies=strategies)
+    )
     parser.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue; - reads stdin")
     cli.add_model_flags(parser)
     groups = {name: parser.add_argument_group(name) for name in ("input", "length", "strategy")}
@@ -54,8 +60,8 @@ def parser() -> cli.Parser:
     )  # fmt: skip
     groups["strategy"].add_argument(
         "--strategy", choices=names(), metavar="NAME",
-        help=f"{', '.join(names())}; unless given, the flags below decide: those of sampling imply sample, "
-        "--num-beams implies beam, both beam-sample, none greedy",
+        help="one of those listed at the end; unless given, the flags below decide: those of sampling imply sample, "
+        "--num-beams beam, both beam-sample, --penalty-alpha contrastive, and so on; none implies greedy",
     )  # fmt: skip
     for name in ("sampling", "beams", "control"):
         groups[name] = parser.add_argument_group(name)
@@ -66,6 +72,10 @@ def parser() -> cli.Parser:
     _add_beam_flags(groups["beams"])
     _add_output_flags(parser.add_argument_group("output"))
     return parser
+
+
+def _first_line(strategy: type[Strategy]) -> str:
+    return (strategy.__doc__ or "").partition("\n")[0]
 
 
 def _add_input_flags(group: Any) -> None:

@@ -260,7 +260,7 @@ def test_the_page_and_the_picture(guesses: Path, told: Path, tmp_path: Path) -> 
 def test_without_its_package_mauve_is_left_out_and_the_table_says_so(
     guesses: Path, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("minigpt.comparison", "minigpt.comparison_report"):
+    for module in ("minigpt.comparison.measuring", "minigpt.comparison.report"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     out = tell("--prompts", told, *SHORT, "--model", guesses).text
     assert "MAUVE: left out, for its package is missing: pip install 'minigpt[compare]'." in out
