@@ -99,16 +99,25 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
         chosen = find("beam-sample")
     else:
         chosen = find(args.strategy)
-    for name, flag in given.items():
-        if name not in {option.name for option in fields(chosen)}:
-            having = [kind for kind in strategies if name in {option.name for option in fields(kind)}]
-            having.sort(key=lambda kind: len(kind.implied_by))  # the simplest first
-            raise Failure(
-                BAD_FLAGS,
-                f"{flag} has no meaning for {name_of(chosen)}; it belongs to {', '.join(map(name_of, having))}:"
-                f" use --strategy {name_of(having[0])}, or leave it out",
-            )
+    for flag in given.values():
+        _refuse_meaningless(flag, flags, set(given), chosen)
     return chosen
+
+
+def _refuse_meaningless(flag: str, flags: dict[str, Any], given: set[str], chosen: type[Strategy]) -> None:
+    """Nothing that was asked for is left out in silence."""
+    name, needed = flags[flag].name, flags[flag].metadata["needs"]
+    if needed is not None and needed not in given:
+        other = next(other for other, option in flags.items() if option.name == needed)
+        raise Failure(BAD_FLAGS, f"{flag} has no meaning without {other}: add it, or leave {flag} out")
+    having = [kind for kind in map(find, names()) if name in {option.name for option in fields(kind)}]
+    if chosen not in having:
+        having.sort(key=lambda kind: len(kind.implied_by))  # the simplest first
+        raise Failure(
+            BAD_FLAGS,
+            f"{flag} has no meaning for {name_of(chosen)}; it belongs to {', '.join(map(name_of, having))}:"
+            f" use --strategy {name_of(having[0])}, or leave it out",
+        )
 
 
 def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> Strategy:

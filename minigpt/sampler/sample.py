@@ -58,7 +58,7 @@ class Sampling(Strategy):
     )  # fmt: skip
     xtc_threshold: float = option(
         0.1, "with --xtc-probability: likely means at least P (0.1 unless given)",
-        group="sampling", metavar="P",
+        group="sampling", needs="xtc_probability", metavar="P",
     )  # fmt: skip
     mirostat_tau: float | None = option(
         None, "hold the text at BITS of surprise a token, by a cut-off that follows it (3 to 5)",
@@ -66,7 +66,7 @@ class Sampling(Strategy):
     )  # fmt: skip
     mirostat_eta: float = option(
         0.1, "with --mirostat-tau: how fast the cut-off follows (0.1 unless given)",
-        group="sampling", metavar="RATE",
+        group="sampling", needs="mirostat_tau", metavar="RATE",
     )  # fmt: skip
     seed: int | None = option(
         None, "the same seed gives the same text; without one a fresh one is drawn and printed",

@@ -165,6 +165,7 @@ def option(
     parse: Callable[[str], Any] | None = None,
     collect: Callable[[list[Any], Loaded], Any] | None = None,
     resolve: Callable[[Any, Loaded], Any] | None = None,
+    needs: str | None = None,
     metavar: str | None = None,
 ) -> Any:
     """A strategy's option, in Python a field and on the command line a flag.
@@ -177,6 +178,7 @@ def option(
         parse: one value from its text; float unless given. bool makes a flag without a value.
         collect: (values, what is loaded) -> the field's value, for a flag that may be repeated.
         resolve: (value, what is loaded) -> the field's value, for one that needs the tokenizer or a model.
+        needs: another option, without which this one means nothing.
         metavar: what `--help` calls the value.
     """
     metadata = {
@@ -186,6 +188,7 @@ def option(
         "parse": parse or float,
         "collect": collect,
         "resolve": resolve,
+        "needs": needs,
         "metavar": metavar,
     }
     if isinstance(default, dict):
@@ -224,16 +227,16 @@ class Strategy(ABC):
     )  # fmt: skip
     dry_base: float = option(
         1.75, "with --dry-multiplier: how the loss grows with each token repeated (1.75 unless given)",
-        group="control", metavar="F",
+        group="control", needs="dry_multiplier", metavar="F",
     )  # fmt: skip
     dry_allowed_length: int = option(
         2, "with --dry-multiplier: runs of less than N tokens may repeat (2 unless given)",
-        group="control", parse=int, metavar="N",
+        group="control", needs="dry_multiplier", parse=int, metavar="N",
     )  # fmt: skip
     dry_sequence_breakers: Sequence[int] = option(
         (), "with --dry-multiplier: no repetition goes across a token with this in it (usual: a line's end,"
         ' ":", \'"\' and "*"); repeatable',
-        group="control", parse=option_values.not_empty, collect=option_values.holding, metavar="TEXT",
+        group="control", needs="dry_multiplier", parse=option_values.not_empty, collect=option_values.holding, metavar="TEXT",
     )  # fmt: skip
     no_repeat_ngram_size: int = option(
         0, "no run of N tokens occurs twice (3 is usual); 0 is off", group="control", parse=int, metavar="N"
@@ -266,15 +269,15 @@ class Strategy(ABC):
     )
     watermark_bias: float = option(
         2.0, "with --watermark: how strong the mark is, at a price in quality (2 unless given)",
-        group="control", metavar="BIAS",
+        group="control", needs="watermark", metavar="BIAS",
     )  # fmt: skip
     watermark_ratio: float = option(
         WATERMARK_RATIO, "with --watermark: the share of tokens that are favoured (0.25 unless given)",
-        group="control", metavar="SHARE",
+        group="control", needs="watermark", metavar="SHARE",
     )  # fmt: skip
     watermark_key: int = option(
         WATERMARK_KEY, "with --watermark: a number to keep secret; the mark is found with the same one alone",
-        group="control", parse=int, metavar="N",
+        group="control", needs="watermark", parse=int, metavar="N",
     )  # fmt: skip
     processors: tuple[Processor, ...] = ()  # your own, between the penalties and the temperature
     watch: Watch | None = None  # told what each step on the logits did, at every token

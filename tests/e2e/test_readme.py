@@ -1,5 +1,6 @@
 """What README.md shows, runs."""
 
+import io
 import re
 import shlex
 import shutil
@@ -34,7 +35,9 @@ def test_the_python_runs_in_order(capsys):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--model" not in c and "contrarian" not in c])
-def test_the_commands_write_text(command, capfdbinary):
+def test_the_commands_write_text(command, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Once upon a time\n")))
     assert generate.main(shlex.split(command)) == 0
     assert capfdbinary.readouterr().out.strip()
 
