@@ -98,6 +98,16 @@ def note(command: str, message: object) -> None:
     print(f"minigpt.{command}: {message}", file=sys.stderr, flush=True)
 
 
+def check_file(flag: str, name: str) -> None:
+    """Refuses a file that cannot be written, before anything is computed."""
+    path = Path(name).resolve()
+    if not path.parent.is_dir():
+        raise Failure(BAD_FLAGS, f"{flag} {name}: there is no such folder to write into")
+    # The file will be replaced, which must not happen to /dev/null.
+    if path.exists() and not path.is_file():
+        raise Failure(BAD_FLAGS, f"{flag} {name!r} is a folder or a device; name a file")
+
+
 def write_out(text: str) -> None:
     sys.stdout.buffer.write(_utf8(text))
     sys.stdout.buffer.flush()

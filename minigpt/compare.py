@@ -147,13 +147,8 @@ def check_flags(args: argparse.Namespace) -> None:
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuses files that cannot be written, before anything is computed."""
     for flag in ("markdown", "json", "plot"):
-        if getattr(args, flag) is None:
-            continue
-        path = Path(getattr(args, flag)).resolve()
-        if not path.parent.is_dir():
-            raise Failure(BAD_FLAGS, f"--{flag} {path}: there is no such folder to write into")
-        if path.exists() and not path.is_file():
-            raise Failure(BAD_FLAGS, f"--{flag} {path} is a folder or a device; name a file")
+        if getattr(args, flag) is not None:
+            cli.check_file(f"--{flag}", getattr(args, flag))
     if args.plot is None:
         return
     if not args.plot.endswith(".png"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from minigpt import cli, options
@@ -198,7 +197,7 @@ def check_output(args: argparse.Namespace) -> None:
     if args.explain and args.quiet and not args.json:
         raise Failure(BAD_FLAGS, "--explain writes its table to stderr, which --quiet forbids: add --json")
     if args.output is not None:
-        _check_file("--output", args.output)
+        cli.check_file("--output", args.output)
 
 
 def check_beams(args: argparse.Namespace, strategy: type[Strategy]) -> None:
@@ -214,13 +213,4 @@ def check_beams(args: argparse.Namespace, strategy: type[Strategy]) -> None:
     if args.show_beams and args.quiet:
         raise Failure(BAD_FLAGS, "--show-beams draws on stderr, which --quiet forbids: leave one out")
     if args.lattice is not None:
-        _check_file("--lattice", args.lattice)
-
-
-def _check_file(flag: str, name: str) -> None:
-    path = Path(name).resolve()
-    if not path.parent.is_dir():
-        raise Failure(BAD_FLAGS, f"{flag} {name}: there is no such folder to write into")
-    # The file will be replaced, which must not happen to /dev/null.
-    if path.exists() and not path.is_file():
-        raise Failure(BAD_FLAGS, f"{flag} {name!r} is a folder or a device; name a file")
+        cli.check_file("--lattice", args.lattice)

@@ -41,7 +41,7 @@ another line, !! at its beginning stands for !. Ctrl-C stops the text and keeps 
 """
 NOT_HERE = {
     "help", "model", "revision", "offline", "device", "dtype", "compile", "threads", "prompt", "file",
-    "interactive", "json", "logprobs", "output", "stream",
+    "interactive", "json", "lattice", "logprobs", "output", "replay", "show_beams", "stream",
 }  # fmt: skip
 
 

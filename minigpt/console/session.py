@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from minigpt.console.beam_screen import BeamScreen
 from minigpt.console.clock import Clock
 from minigpt.console.screen import LatticeFile, Screen, Shown
 from minigpt.explain import Explainer, table
+from minigpt.figures import number
 from minigpt.sampler import name_of, prepare, run, windowed
 from minigpt.sampler.strategy import (
     Completion,
@@ -176,9 +176,9 @@ class Session:
             "prompt_tokens": list(self.requests[prompt_index].prompt),
             "tokens": completion.tokens,
             "token_strings": [self.tokenizer.token_string(token) for token in completion.tokens],
-            "logprobs": [_number(logprob) for logprob in completion.logprobs],
+            "logprobs": [number(logprob) for logprob in completion.logprobs],
             "finish_reason": completion.finish_reason,
-            "score": _number(completion.score),
+            "score": number(completion.score),
             "seed": self.seed,
             "prompt_index": prompt_index,
             "index": index,
@@ -192,7 +192,7 @@ class Session:
                     {
                         "token": token,
                         "string": self.tokenizer.token_string(token),
-                        "logprob": _number(logprob),
+                        "logprob": number(logprob),
                     }
                     for token, logprob in step
                 ]
@@ -202,11 +202,6 @@ class Session:
             told = self.explainer.explanations(prompt_index, index)
             shown["explanation"] = [each and asdict(each) for each in told]
         return shown
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def begin(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from minigpt.sampler import option_values
 from minigpt.sampler.beam import Beam
 from minigpt.sampler.search import Hypothesis, Search
 from minigpt.sampler.strategy import Event, LanguageModel, Loaded, Request, option
@@ -24,16 +25,9 @@ def _phrases(texts: list[str], loaded: Loaded) -> tuple[Phrase, ...]:
     # GPT-2 writes a word with its space before it, except where a text or a line begins.
     def spelled(text: str) -> Phrase:
         both = dict.fromkeys((text, " " + text.lstrip(" ")))
-        return tuple(tokens for spelling in both if (tokens := _spelling(spelling, loaded.tokenizer)))
+        return tuple(tokens for way in both if (tokens := option_values.spelling(way, loaded.tokenizer)))
 
     return tuple(spelled(text) if text else () for text in texts)
-
-
-def _spelling(text: str, tokenizer: Any) -> Tokens:
-    try:
-        return tuple(tokenizer.encode(text))
-    except ValueError:  # the vocabulary lacks a byte of it
-        return ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ def bias(text: str) -> tuple[int, float]:
 
 def spellings(words: list[str], loaded: Loaded) -> tuple[tuple[int, ...], ...]:
     # GPT-2 writes a word with its space before it, except where a text or a line begins.
-    spelled = (_spelling(start + word, loaded.tokenizer) for word in words for start in ("", " "))
+    spelled = (spelling(start + word, loaded.tokenizer) for word in words for start in ("", " "))
     return tuple(tokens for tokens in spelled if tokens)
 
 
-def _spelling(text: str, tokenizer: Any) -> tuple[int, ...]:
+def spelling(text: str, tokenizer: Any) -> tuple[int, ...]:
     try:
         return tuple(tokenizer.encode(text))
     except ValueError:  # what the vocabulary cannot spell is never written
@@ -44,7 +44,7 @@ def holding(texts: list[str], loaded: Loaded) -> tuple[int, ...]:
     tokenizer = loaded.tokenizer
     shown = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     inside = {token for token, string in enumerate(shown) if any(text in string for text in texts)}
-    last = {token for text in texts for token in _spelling(text, tokenizer)[-1:]}
+    last = {token for text in texts for token in spelling(text, tokenizer)[-1:]}
     return tuple(sorted(inside | last))
 
 

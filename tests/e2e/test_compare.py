@@ -395,7 +395,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         (("x", "--method", "a: --bad-words 'b"), ["--method 'a': No closing quotation"]),
         (("x", "--method", "a: more words"), ["--method 'a': unrecognized arguments: more words"]),
         (("x", "--json", "/no/such/out.json"), ["--json /no/such/out.json: there is no such folder to write into"]),
-        (("x", "--markdown", "/"), ["--markdown / is a folder or a device; name a file"]),
+        (("x", "--markdown", "/"), ["--markdown '/' is a folder or a device; name a file"]),
         (("--prompts", "x", "--plot", "out.jpg"), ["--plot out.jpg: it will be a PNG, so name it .png"]),
         (("x", "--plot", "out.png"), ["--plot shows figures of many texts: give --prompts or --held-out, not PROMPT"]),
         (("--prompts", "/no/such.txt"), ["/no/such.txt cannot be read: No such file or directory; name a file of prompts"]),
