@@ -24,7 +24,7 @@ from minigpt import GPT2, load
 from minigpt.training.optimiser import learning_rate
 
 CARD = Path(__file__).with_name("bundled_card.md")
-VOCABULARY, CONTEXT, BATCH, STEPS = 4096, 512, 8, 12_000
+VOCABULARY, CONTEXT, BATCH, STEPS = 4096, 512, 8, 10_000
 SHAPE = {"n-layer": 6, "n-head": 4, "n-embd": 256}  # by scripts/size_study.py
 RECIPE = {
     "context": CONTEXT, "batch-size": BATCH, "steps": STEPS, "lr": 2e-3, "warmup": 300, "beta2": 0.95,
