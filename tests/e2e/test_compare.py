@@ -514,7 +514,13 @@ def ordering(monkeypatch: pytest.MonkeyPatch, **changed: tuple[float, float]) ->
         "human": (12, 0.01), "greedy": (2, 0.7), "beam 5": (1.5, 0.3), "pure sampling": (23, 0.001),
         "temperature 0.7": (5, 0.05), "top-k 40": (7, 0.005), "nucleus 0.95": (13, 0.008),
     } | {name.replace("_", " "): value for name, value in changed.items()}  # fmt: skip
-    rows = [{"name": name, "figures": {"perplexity": a, "rep_4": b}} for name, (a, b) in figures.items()]
+    texts = ["la la la la la la la la"] + 3 * [
+        "Once upon a time there was a king"
+    ]  # one of four repeats itself
+    rows = [
+        {"name": name, "figures": {"perplexity": a, "rep_4": b}, "texts": texts}
+        for name, (a, b) in figures.items()
+    ]
     module = import_module("compare_methods")
     return str(module.ordering({"human": rows[0], "methods": rows[1:]}))
 
@@ -544,3 +550,5 @@ def test_a_departure_is_told_with_its_figures(
     assert departure in said
     assert said.count("**not here**") == 1
     assert ("surer than it has a right to be" in said) is ("pure_sampling" in changed)
+    why = "Half of what humans repeat stands in 1 of 4 texts"
+    assert (why in said) is ("(rep-4): **not here**: top-k 40 is nearer" in said)
