@@ -181,8 +181,8 @@ class Tokenizer:
 
     def token_bytes(self) -> list[bytes | None]:
         """What each id spells; None for special tokens and ids without a token."""
-        special = set(self.special_tokens.values())
-        return [None if token in special else self._bytes.get(token) for token in range(self.vocab_size)]
+        spelled = self._bytes | dict.fromkeys(self.special_tokens.values())
+        return [spelled.get(token) for token in range(self.vocab_size)]
 
     def token_string(self, token: int) -> str:
         """One token, to be shown by itself: U+FFFD stands for a part of a character."""

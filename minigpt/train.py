@@ -77,6 +77,7 @@ def train(argv: Sequence[str]) -> int:
 
     import torch
 
+    from minigpt.training.prepare import prepare
     from minigpt.training.processes import joined
 
     if settings.threads is not None:
@@ -99,12 +100,7 @@ def train(argv: Sequence[str]) -> int:
         if args.resume and not facts:
             tell(f"{out} holds no run to resume: beginning one")
 
-        def prepared() -> Run:
-            from minigpt.training.prepare import prepare
-
-            return prepare(settings, out, facts, device, processes, tell)
-
-        code = _go(prepared, bool(facts), tell)
+        code = _go(lambda: prepare(settings, out, facts, device, processes, tell), bool(facts), tell)
         processes.wait()  # the first one writes longest, and when one ends by a stop, torchrun ends the others
         return code
 
