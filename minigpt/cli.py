@@ -98,6 +98,14 @@ def note(command: str, message: object) -> None:
     print(f"minigpt.{command}: {message}", file=sys.stderr, flush=True)
 
 
+def decoded(data: bytes, name: str) -> str:
+    """A text that was given; a newline at its very end, which editors and `generate` put there, is left out."""
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise Failure(BAD_FLAGS, f"{name} is not UTF-8: byte {error.start}; convert it first") from error
+
+
 def check_file(flag: str, name: str) -> None:
     """Refuses a file that cannot be written, before anything is computed."""
     path = Path(name).resolve()
@@ -180,6 +188,11 @@ def load(args: argparse.Namespace) -> tuple[GPT2, Tokenizer]:
         for block in model.blocks:
             block.compile()
     return model, tokenizer
+
+
+def load_beside(args: argparse.Namespace, name_or_dir: str) -> tuple[GPT2, Tokenizer]:
+    """Another model, where and how the flags ask for the first one."""
+    return load(argparse.Namespace(**{**vars(args), "model": name_or_dir, "revision": None}))
 
 
 def device(wanted: str) -> torch.device:

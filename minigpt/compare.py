@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 import sys
 import warnings
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minigpt import cli, figures, options
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, TOO_LONG, Failure, write_out
@@ -205,7 +204,7 @@ def prompts_of(args: argparse.Namespace, given: list[Given], tokenizer: Tokenize
 def judge(args: argparse.Namespace) -> Judge | None:
     if args.judge is None:
         return None
-    return Judge(*cli.load(argparse.Namespace(**{**vars(args), "model": args.judge, "revision": None})))
+    return Judge(*cli.load_beside(args, args.judge))
 
 
 # ------------------------------------------------------------------------------ the run
@@ -224,7 +223,7 @@ class Run:
         """Runs and measures one method after the other; whether Ctrl-C ended it. What is done stays."""
         n_texts = len(self.measure.prompts) * len(chosen)
         try:
-            with _bar(n_texts, self.args.quiet) as bar:
+            with figures.late_bar(self.args.quiet, total=n_texts, unit="text") as bar:
                 self._human()
                 for method, strategy in chosen:
                     bar.set_description(method.name)
@@ -248,13 +247,6 @@ class Run:
 
     def _texts(self, texts: list[list[int]]) -> list[str]:
         return [self.tokenizer.decode(self.measure.body(text)) for text in texts]
-
-
-def _bar(n_texts: int, quiet: bool) -> Any:
-    from minigpt.progress import bar  # here, for `--help` need not wait for it
-
-    screen = io.StringIO() if quiet else sys.stderr
-    return bar(total=n_texts, unit="text", delay=figures.QUICK, leave=False, file=screen)
 
 
 def report(run: Run, interrupted: bool) -> Report:

@@ -100,17 +100,14 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def read(path: str) -> str:
-    """A text; the newline at its very end, which `generate` puts there, is left out."""
     name = "stdin" if path == "-" else path
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise Failure(BAD_FLAGS, f"{name} is not UTF-8: byte {error.start}; convert it first") from error
     except OSError as error:
         raise Failure(
             BAD_FLAGS, f"{name} cannot be read: {error.strerror}; name a text file, or - for stdin"
         ) from error
+    return cli.decoded(data, name)
 
 
 def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from minigpt.sampler import find, names
@@ -219,6 +220,7 @@ class Explainer:
         raise AssertionError("every text was emitted, or is a beam")
 
 
+@cache  # every token of a table asks again, and finding the strategies reads their folder
 def spelled(stage: str) -> str:
     """A step's name as the command line would write it.
 

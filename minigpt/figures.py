@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import platform
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from minigpt import cli
@@ -38,19 +40,32 @@ def json_line(facts: dict[str, Any]) -> str:
     return json.dumps(known, ensure_ascii=False) + "\n"
 
 
+def cpu_name() -> str:
+    """The processor, as the machine names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor()])[0]
+
+
 def number(value: float) -> float | None:
     """JSON knows neither infinity nor NaN."""
     return value if math.isfinite(value) else None
+
+
+def late_bar(quiet: bool, **how: Any) -> Any:
+    """A bar on a terminal's stderr that comes only if the work lasts, and is gone when it is done."""
+    from minigpt.progress import bar  # here, for `--help` need not wait for it
+
+    screen = io.StringIO() if quiet else sys.stderr  # no bar is shown where there is no terminal
+    return bar(delay=QUICK, leave=False, file=screen, **how)
 
 
 class Progress:
     """A bar on a terminal's stderr while long work lasts, counted in tokens."""
 
     def __init__(self, n_tokens: int, quiet: bool) -> None:
-        from minigpt.progress import bar  # here, for `--help` need not wait for it
-
-        screen = io.StringIO() if quiet else sys.stderr  # no bar is shown where there is no terminal
-        self._bar = bar(total=n_tokens, unit="tok", unit_scale=True, delay=QUICK, leave=False, file=screen)
+        self._bar = late_bar(quiet, total=n_tokens, unit="tok", unit_scale=True)
         self._n_tokens, self._began = n_tokens, time.perf_counter()
 
     def advance(self, n_tokens: int) -> None:

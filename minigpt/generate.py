@@ -46,7 +46,7 @@ def prompt_texts(args: argparse.Namespace) -> list[str]:
         texts.append(_from_stdin())
     elif args.file is not None:
         try:
-            texts.append(_decode(Path(args.file).read_bytes(), args.file))
+            texts.append(cli.decoded(Path(args.file).read_bytes(), args.file))
         except OSError as error:
             raise Failure(
                 BAD_FLAGS,
@@ -56,14 +56,7 @@ def prompt_texts(args: argparse.Namespace) -> list[str]:
 
 
 def _from_stdin() -> str:
-    return _decode(sys.stdin.buffer.read(), "stdin")
-
-
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise Failure(BAD_FLAGS, f"{name} is not UTF-8: byte {error.start}; convert it first") from error
+    return cli.decoded(sys.stdin.buffer.read(), "stdin")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ class Loaded:
 
     def other_model(self, name_or_dir: str) -> GPT2:
         """A second model, where the first one is; its tokens must mean the same."""
-        beside = {**vars(self.args), "model": name_or_dir, "revision": None}
-        model, tokenizer = cli.load(argparse.Namespace(**beside))
+        model, tokenizer = cli.load_beside(self.args, name_or_dir)
         differing = (
             i
             for i in range(max(self.tokenizer.vocab_size, tokenizer.vocab_size))

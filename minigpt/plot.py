@@ -39,8 +39,7 @@ def loss_curve(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with all_or_none(path.parent) as aside:
-        figure.savefig(aside / path.name, dpi=120)
+    _save(figure, path)
 
 
 def quality_and_diversity(
@@ -68,6 +67,10 @@ def quality_and_diversity(
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with all_or_none(path.parent) as aside:
         figure.savefig(aside / path.name, dpi=120)
 

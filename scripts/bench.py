@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import GPT2
+from minigpt.figures import cpu_name
 from minigpt.sampler import Beam, Greedy, Strategy, generate
 
 Side = Callable[[list[list[int]], int], list[list[int]]]
@@ -108,12 +109,8 @@ def table(rounds: int) -> str:
 
 def machine() -> str:
     """What the figures were measured on, and when."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = (names or [platform.processor()])[0]
     return (
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({cpu}); torch {torch.__version__}, transformers"
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({cpu_name()}); torch {torch.__version__}, transformers"
         f" {transformers.__version__}, Python {platform.python_version()}; {date.today().isoformat()}"
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import minigpt
 from minigpt.comparison.measures import Figures
-from minigpt.figures import number, table
+from minigpt.figures import cpu_name, number, table
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
@@ -165,13 +165,10 @@ def surroundings(model: GPT2) -> dict[str, Any]:
     """What the cost of a method depends on, and when it was measured."""
     import torch
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpus = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     on_gpu = model.device.type == "cuda"
     return {
         "machine": {
-            "name": torch.cuda.get_device_name() if on_gpu else (cpus or [platform.processor()])[0],
+            "name": torch.cuda.get_device_name() if on_gpu else cpu_name(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "dtype": str(model.position_embedding.weight.dtype).removeprefix("torch."),

@@ -121,7 +121,7 @@ class Candidates:
         if self.strategy.watch:
             after = scores.new_full(scores.shape, RULED_OUT).scatter(1, likely, values)
             for text, *seen in zip(texts, scores, after, strict=True):
-                self.strategy.watch((*text.request.prompt, *text.tokens), type(self.strategy).__name__, *seen)
+                self.strategy.watch(tuple(text.so_far), type(self.strategy).__name__, *seen)
 
     def select(self, rows: Sequence[int]) -> None:
         self.rows = {i: self.rows[row] for i, row in enumerate(rows)}

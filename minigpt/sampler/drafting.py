@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt.sampler.chance import Chance
 from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.processors import chain
-from minigpt.sampler.steps import Prediction, Reader, Text, ids, likeliest, require_possible
+from minigpt.sampler.steps import Prediction, Reader, Text, ids, likeliest, padding, require_possible
 from minigpt.sampler.strategy import Cache, Emitted, Event, Finished, LanguageModel, PromptsRead, Request
 
 # Shapes below:  B rows (texts in progress) · T tokens read at once · V vocabulary
@@ -101,7 +101,7 @@ class Rereader(Reader):
     """Reads several tokens of each text at once, and forgets those that a text did not go on with."""
 
     def prompts(self, requests: Sequence[Request]) -> Prediction:
-        self.pad = _padding([len(request.prompt) for request in requests])
+        self.pad = padding([request.prompt for request in requests])
         return super().prompts(requests)
 
     def select(self, rows: Sequence[int]) -> None:
@@ -117,7 +117,7 @@ class Rereader(Reader):
         Shapes: the logits of what follows each of these tokens, float32 (B, n, V), at the right for a text
         of fewer tokens
         """
-        pad, longest = _padding([len(text) for text in texts]), max(map(len, texts))
+        pad, longest = padding(texts), max(map(len, texts))
         if pad == self.pad:
             self.cache.rewind(longest - n)
         else:
@@ -125,10 +125,6 @@ class Rereader(Reader):
         self.pad = pad
         tokens = ids([([0] * n + text)[-n:] for text in texts], self.model)
         return self.model.unembed(self.model.trunk(tokens, self.cache)).float()
-
-
-def _padding(lengths: list[int]) -> list[int]:
-    return [max(lengths) - length for length in lengths]
 
 
 def drafted(
@@ -166,7 +162,7 @@ def drafted(
             reader.select(going)
         drafts = drafting.propose(running)
         sequences = [
-            [*so_far(text), *(guess.token for guess in guesses)]
+            [*text.so_far, *(guess.token for guess in guesses)]
             for text, guesses in zip(running, drafts, strict=True)
         ]
         logits = reader.read(sequences, 1 + max(map(len, drafts)))
@@ -190,11 +186,6 @@ def _write(text: Text, logits: Tensor, guesses: list[Guess], choice: Choice) -> 
             yield Finished(text.prompt_index, [text.completion()])
         if text.finish_reason or not guess or token != guess.token:
             return
-
-
-def so_far(text: Text) -> list[int]:
-    """Prompt and new tokens."""
-    return [*text.request.prompt, *text.tokens]
 
 
 def scores_of(text: Text, logits: Tensor) -> Tensor:

@@ -60,12 +60,12 @@ class Lookup:
         self._pasts = {text.prompt_index: Past(strategy.max_ngram) for text in texts}
 
     def propose(self, texts: list[Text]) -> list[list[Guess]]:
-        from minigpt.sampler.drafting import Guess, room, so_far
+        from minigpt.sampler.drafting import Guess, room
 
         drafts = []
         for text in texts:
             past = self._pasts[text.prompt_index]
-            past.extend(so_far(text)[len(past.tokens) :])
+            past.extend(text.so_far[len(past.tokens) :])
             tokens = past.continuation(room(text, self._strategy.num_draft_tokens))
             drafts.append([Guess(token) for token in tokens])
         return drafts

@@ -92,14 +92,14 @@ class DraftModel:
 
     def _room(self, text: Text) -> int:
         """How many tokens to guess: the last guess is not read, so it may lie outside the window."""
-        from minigpt.sampler.drafting import room, so_far
+        from minigpt.sampler.drafting import room
 
-        in_window = self._strategy.draft.config.n_positions - len(so_far(text)) + 1
+        in_window = self._strategy.draft.config.n_positions - len(text.so_far) + 1
         return min(room(text, self._strategy.num_draft_tokens), in_window)
 
     def _drafts(self) -> list[list[Guess]]:
         """A draft for each text; those with fewer guesses begin later, so that all end together."""
-        from minigpt.sampler.drafting import scores_of, so_far
+        from minigpt.sampler.drafting import scores_of
 
         imagined = [
             replace(text, tokens=[*text.tokens], processors=self._processors[text.prompt_index])
@@ -110,7 +110,7 @@ class DraftModel:
         longest = max(rooms, default=0)
         for step in range(longest):
             waiting = [max(0, longest - room - step) for room in rooms]
-            known = [so_far(text)[: -wait or None] for text, wait in zip(imagined, waiting, strict=True)]
+            known = [text.so_far[: -wait or None] for text, wait in zip(imagined, waiting, strict=True)]
             # At first two tokens are unread where all guesses held, else one.
             logits = self._reader.read(known, 1 if step else 2)[:, -1]
             for text, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):

@@ -40,9 +40,14 @@ class Text:
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str | None = None
 
+    @property
+    def so_far(self) -> list[int]:
+        """Prompt and new tokens."""
+        return [*self.request.prompt, *self.tokens]
+
     def processed(self, logits: Tensor) -> Tensor:
         """The logits after this text's processors: (V,)  ->  (V,)."""
-        return apply(self.processors, logits[None], [[*self.request.prompt, *self.tokens]])[0]
+        return apply(self.processors, logits[None], [self.so_far])[0]
 
     def add(self, token: int, logprob: float, top: list[tuple[int, float]]) -> None:
         self.tokens.append(token)
@@ -147,7 +152,7 @@ def _processed(seen: Prediction, texts: list[Text], strategy: Strategy) -> Tenso
     """The scores after each text's own processors, for they see its own tokens: (B, V)."""
     if strategy.watch and seen.scores is not seen.logits:
         for text, before, after in zip(texts, seen.logits, seen.scores, strict=True):
-            strategy.watch((*text.request.prompt, *text.tokens), type(strategy).__name__, before, after)
+            strategy.watch(tuple(text.so_far), type(strategy).__name__, before, after)
     if not any(text.processors for text in texts):
         return seen.scores
     processed = torch.stack([text.processed(row) for text, row in zip(texts, seen.scores, strict=True)])
@@ -204,12 +209,17 @@ def side_by_side(model: LanguageModel, requests: Sequence[Request], spare: int =
 
     Shapes: (B, T); a cache of B rows
     """
-    longest = max(len(request.prompt) for request in requests)
-    pads = [longest - len(request.prompt) for request in requests]
+    pads = padding([request.prompt for request in requests])
     rows = [[0] * pad + list(request.prompt) for pad, request in zip(pads, requests, strict=True)]
-    room = longest + max(request.max_new_tokens for request in requests) - 1 + spare
+    room = len(rows[0]) + max(request.max_new_tokens for request in requests) - 1 + spare
     pad = torch.tensor(pads, device=model.device) if any(pads) else None
     return ids(rows, model), model.new_cache(room, rows=len(requests), pad=pad)
+
+
+def padding(texts: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens each text is short of the longest."""
+    longest = max(map(len, texts))
+    return [longest - len(text) for text in texts]
 
 
 def likeliest(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:
