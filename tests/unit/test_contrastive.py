@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from alone import in_a_batch_as_alone
 from fakes import FakeModel, counting, scrambled, tiny_gpt2
 from torch.nn.functional import cosine_similarity
 
@@ -109,14 +110,7 @@ def test_likeness_to_padding_counts_for_nothing() -> None:
 )
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model: Any, strategy: Contrastive) -> None:
     limits: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": [2, 11, 13, 17]}
-    batch = [group[0] for group in generate(model, PROMPTS, strategy, **limits)]
-    backwards = [group[0] for group in generate(model, PROMPTS[::-1], strategy, **limits)]
-    for prompt, text, again in zip(PROMPTS, batch, backwards[::-1], strict=True):
-        ((alone,),) = generate(model, [prompt], strategy, **limits)
-        assert text.tokens == again.tokens == alone.tokens
-        assert text.finish_reason == again.finish_reason == alone.finish_reason
-        assert text.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
-        assert list(stream(model, prompt, strategy, **limits)) == alone.tokens
+    batch = in_a_batch_as_alone(model, PROMPTS, strategy, **limits)
     assert {text.finish_reason for text in batch} == {"eos", "length"}
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from alone import in_a_batch_as_alone
 from fakes import FakeModel, after_last, counting, scrambled, tiny_gpt2
 from torch import Tensor
 
 from minigpt import options
 from minigpt.cli import Failure
-from minigpt.sampler import Greedy, PromptTooLong, Sample, generate, stream
+from minigpt.sampler import Greedy, PromptTooLong, Sample, generate
 from minigpt.sampler.contrastive_decoding import ContrastiveDecoding
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0]]
@@ -100,14 +101,7 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(
 ) -> None:
     strategy = ContrastiveDecoding(amateur=amateur, **options)
     limits: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": [2, 13, 17]}
-    batch = [group[0] for group in generate(model, PROMPTS, strategy, **limits)]
-    backwards = [group[0] for group in generate(model, PROMPTS[::-1], strategy, **limits)]
-    for prompt, text, again in zip(PROMPTS, batch, backwards[::-1], strict=True):
-        ((alone,),) = generate(model, [prompt], strategy, **limits)
-        assert text.tokens == again.tokens == alone.tokens
-        assert text.finish_reason == again.finish_reason == alone.finish_reason
-        assert text.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
-        assert list(stream(model, prompt, strategy, **limits)) == alone.tokens
+    in_a_batch_as_alone(model, PROMPTS, strategy, **limits)
 
 
 def test_without_options_of_sampling_nothing_is_drawn() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from alone import in_a_batch_as_alone
 from fakes import FakeModel, counting, scrambled, tiny_gpt2
 from torch import Tensor
 
 from minigpt.cache import NoCache
-from minigpt.sampler import Greedy, Sample, generate, stream
+from minigpt.sampler import Greedy, Sample, generate
 from minigpt.sampler.dola import DoLa, _layers, divergence
 from minigpt.sampler.plausible import contrast, plausible_only
 
@@ -192,14 +193,7 @@ def test_relative_top_is_a_share(share: float) -> None:
 )
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model: Any, strategy: DoLa) -> None:
     limits: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": [2, 13, 17]}
-    batch = [group[0] for group in generate(model, PROMPTS, strategy, **limits)]
-    backwards = [group[0] for group in generate(model, PROMPTS[::-1], strategy, **limits)]
-    for prompt, text, again in zip(PROMPTS, batch, backwards[::-1], strict=True):
-        ((alone,),) = generate(model, [prompt], strategy, **limits)
-        assert text.tokens == again.tokens == alone.tokens
-        assert text.finish_reason == again.finish_reason == alone.finish_reason
-        assert text.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
-        assert list(stream(model, prompt, strategy, **limits)) == alone.tokens
+    in_a_batch_as_alone(model, PROMPTS, strategy, **limits)
 
 
 def test_without_options_of_sampling_nothing_is_drawn() -> None:
