@@ -13,19 +13,19 @@ from minigpt.linear import Linear
 # Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · H heads · K width of a head · D n_embd
 
 
-def visible(n_new: int, n_seen: int, device: torch.device) -> Tensor:
+def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor:
     """Which of `n_seen` keys each of the last `n_new` tokens may attend to: bool (T, S).
 
     The one rule: a token sees itself and everything before it.
 
-    >>> visible(2, 4, torch.device("cpu")).int()
+    >>> causal_mask(2, 4, torch.device("cpu")).int()
     tensor([[1, 1, 1, 0],
             [1, 1, 1, 1]], dtype=torch.int32)
     """
     return torch.ones(n_new, n_seen, dtype=torch.bool, device=device).tril(n_seen - n_new)
 
 
-def sight(n_new: int, n_seen: int, pad: Tensor | None, device: torch.device) -> Tensor | None:
+def attention_mask(n_new: int, n_seen: int, pad: Tensor | None, device: torch.device) -> Tensor | None:
     """The mask of one pass, or None where the kernel needs none: the newest token, or the plain triangle.
 
     Padding is never seen by a token. A padded slot sees itself alone: what it computes is never used,
@@ -34,11 +34,11 @@ def sight(n_new: int, n_seen: int, pad: Tensor | None, device: torch.device) -> 
     Shapes: pad (B,)  ->  bool (T, S), or (B, 1, T, S) with padding
     """
     if pad is None:
-        return None if n_new in (1, n_seen) else visible(n_new, n_seen, device)
+        return None if n_new in (1, n_seen) else causal_mask(n_new, n_seen, device)
     slots = torch.arange(n_seen, device=device)
     is_token = slots >= pad[:, None]  # (B, S)
     itself = slots[n_seen - n_new :, None] == slots  # (T, S)
-    return (visible(n_new, n_seen, device) & is_token[:, None, None]) | itself
+    return (causal_mask(n_new, n_seen, device) & is_token[:, None, None]) | itself
 
 
 def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -47,7 +47,7 @@ def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
     This is the formula that the fused kernel computes without ever storing it. It is here to be read, to
     be tested against, and to recompute what a layer looked at.
 
-    Shapes: q (B, H, T, K), k (B, H, S, K), mask as from `sight`  ->  (B, H, T, S)
+    Shapes: q (B, H, T, K), k (B, H, S, K), mask as from `attention_mask`  ->  (B, H, T, S)
 
     Source: Vaswani et al. 2017, equation 1.
 
@@ -57,11 +57,11 @@ def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
     """
     scores = q @ k.mT * scale
     if mask is None:
-        mask = visible(q.size(-2), k.size(-2), q.device)
+        mask = causal_mask(q.size(-2), k.size(-2), q.device)
     return scores.masked_fill(~mask, float("-inf")).softmax(-1)
 
 
-class Mix(nn.Module):
+class ScaledDotProductAttention(nn.Module):
     """Each token's weighted mean of the values it may see: `attention_pattern(q, k, ...) @ v`, fused.
 
     A module of its own, so that a forward hook here is given q, k, v and the mask of its layer.
@@ -74,7 +74,7 @@ class Mix(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K)."""
         # The kernel's own triangle starts at the *first* key, which is right only where T = S;
-        # `sight` gives a mask in every other case but T = 1, which sees everything.
+        # `attention_mask` gives a mask in every other case but T = 1, which sees everything.
         return F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=mask,
@@ -84,7 +84,7 @@ class Mix(nn.Module):
         )  # fmt: skip
 
 
-class UpcastMix(Mix):
+class Float32ScaledDotProductAttention(ScaledDotProductAttention):
     """The same in float32 whatever the weights: q·k of late layers overflows float16 in some checkpoints.
 
     Source: `reorder_and_upcast_attn`, from Stanford CRFM's Mistral models.
@@ -102,8 +102,10 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.qkv = Linear(config.n_embd, 3 * config.n_embd)
-        mix = UpcastMix if config.reorder_and_upcast_attn else Mix
-        self.mix = mix(config.attention_scale(layer), config.attn_pdrop)
+        mix = (
+            Float32ScaledDotProductAttention if config.reorder_and_upcast_attn else ScaledDotProductAttention
+        )
+        self.sdpa = mix(config.attention_scale(layer), config.attn_pdrop)
         self.out = Linear(config.n_embd, config.n_embd)
         self.dropout = config.resid_pdrop
 
@@ -114,7 +116,7 @@ class CausalAttention(nn.Module):
         qkv = self.qkv(x).view(rows, n_new, 3, self.n_head, -1)  # (B, T, 3, H, K)
         qkv = qkv.permute(2, 0, 3, 1, 4)                         # (3, B, H, T, K)
         k, v = past.extend(qkv[1:])                              # (B, H, S, K) each
-        y = self.mix(qkv[0], k, v, mask)                         # (B, H, T, K)
+        y = self.sdpa(qkv[0], k, v, mask)                         # (B, H, T, K)
         x = self.out(y.transpose(1, 2).flatten(2))               # (B, T, D)
         # fmt: on
         return F.dropout(x, self.dropout, self.training)

@@ -34,7 +34,7 @@ class KVCache:
     ) -> None:
         self.n_max = n_max
         self.length = 0
-        self._store(like.new_empty(config.n_layer, 2, rows, config.n_head, n_max, config.head_width))
+        self._store(like.new_empty(config.n_layer, 2, rows, config.n_head, n_max, config.head_dim))
         self._pad_rows(pad)
 
     @property

@@ -40,7 +40,7 @@ class GPT2Config:
 
     Source: Radford et al. 2019; field names and defaults as in transformers' GPT2Config.
 
-    >>> GPT2Config(n_layer=2, n_head=4, n_embd=64).head_width
+    >>> GPT2Config(n_layer=2, n_head=4, n_embd=64).head_dim
     16
     """
 
@@ -93,11 +93,11 @@ class GPT2Config:
         )
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
     @property
-    def mlp_width(self) -> int:
+    def mlp_dim(self) -> int:
         return self.n_inner or 4 * self.n_embd
 
     @property
@@ -109,7 +109,7 @@ class GPT2Config:
 
     def attention_scale(self, layer: int) -> float:
         """What the scores of layer `layer` (0 is the first) are multiplied by before the softmax."""
-        scale: float = self.head_width**-0.5 if self.scale_attn_weights else 1.0
+        scale: float = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @classmethod
@@ -120,7 +120,7 @@ class GPT2Config:
             ValueError: the file describes another architecture, or something that would change the
                 mathematics and is not implemented; the message names the field.
 
-        >>> GPT2Config.from_dict({"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16}).mlp_width
+        >>> GPT2Config.from_dict({"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16}).mlp_dim
         4096
         """
         for alias, name in ALIASES.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, NO_MODEL, Failure, write_out
-from minigpt.figures import json_line, table
+from minigpt.cli.table import json_line, table
 from minigpt.sampler.strategy import WATERMARK_KEY, WATERMARK_RATIO
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt import hub, weights
-from minigpt.attention import CausalAttention, sight
+from minigpt.atomic import all_or_none
+from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache
 from minigpt.config import GPT2Config
-from minigpt.files import all_or_none
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · D n_embd · V vocab_size
@@ -42,14 +42,14 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class FeedForward(nn.Module):
+class MLP(nn.Module):
     """Lets every token think for itself: widen, bend, narrow."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.up = Linear(config.n_embd, config.mlp_width)
+        self.up = Linear(config.n_embd, config.mlp_dim)
         self.activation = ACTIVATION_FUNCTIONS[config.activation_function]
-        self.down = Linear(config.mlp_width, config.n_embd)
+        self.down = Linear(config.mlp_dim, config.n_embd)
         self.dropout = config.resid_pdrop
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Block(nn.Module):
         self.attn_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = CausalAttention(config, layer)
         self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = FeedForward(config)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, past: LayerCache | NoCache, mask: Tensor | None) -> Tensor:
         x = x + self.attn(self.attn_norm(x), past, mask)
@@ -124,7 +124,7 @@ class GPT2(nn.Module):
         """
         if pad is not None:
             pad = pad.to(tokens.device)
-        return self.unembed(self.trunk(tokens, NoCache(self.config, pad)))
+        return self.unembed(self.hidden_states(tokens, NoCache(self.config, pad)))
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -133,13 +133,13 @@ class GPT2(nn.Module):
         Shapes: (B, T)  ->  (B, V)
 
         Raises:
-            ValueError: as for `trunk`.
+            ValueError: as for `hidden_states`.
         """
         logits = self.unembed(self._read(tokens, cache)[:, -1])
         cache.advance(tokens.size(1))
         return logits
 
-    def trunk(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
+    def hidden_states(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """Everything but the head.
 
         Shapes: (B, T)  ->  (B, T, D)
@@ -154,12 +154,12 @@ class GPT2(nn.Module):
     def residuals(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """The stream before the first block and after each, every one through the final norm.
 
-        So `unembed` says what the model would predict if it ended there; the last is `trunk`'s result.
+        So `unembed` says what the model would predict if it ended there; the last is `hidden_states`'s result.
 
         Shapes: (B, T)  ->  (n_layer + 1, B, T, D)
 
         Raises:
-            ValueError: as for `trunk`.
+            ValueError: as for `hidden_states`.
 
         Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
         """
@@ -179,16 +179,16 @@ class GPT2(nn.Module):
         return normed
 
     def _embed(self, tokens: Tensor, cache: KVCache | NoCache) -> tuple[Tensor, Tensor | None]:
-        """What enters the first block, and the mask of the pass: (B, T, D), and as from `sight`."""
+        """What enters the first block, and the mask of the pass: (B, T, D), and as from `attention_mask`."""
         _check_fit(tokens, cache, self.config)
         n_new = tokens.size(1)
-        mask = sight(n_new, cache.length + n_new, cache.pad, tokens.device)
+        mask = attention_mask(n_new, cache.length + n_new, cache.pad, tokens.device)
         positions = _positions(cache, n_new, tokens.device)
         x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         return F.dropout(x, self.config.embd_pdrop, self.training), mask
 
     def unembed(self, x: Tensor) -> Tensor:
-        """The logits that the trunk's output stands for: (..., D)  ->  (..., V)."""
+        """The logits that the hidden_states's output stands for: (..., D)  ->  (..., V)."""
         logits: Tensor = self.head(x, self.token_embedding.weight)
         return logits
 
@@ -220,7 +220,7 @@ class GPT2(nn.Module):
         """
         directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
         config, checkpoint = GPT2Config.load(directory), weights.Checkpoint(directory)
-        if config.tie_word_embeddings and checkpoint.twins_differ():
+        if config.tie_word_embeddings and checkpoint.tied_weights_differ():
             warnings.warn(f"{directory}: wte and lm_head differ; loading them untied", stacklevel=2)
             config = replace(config, tie_word_embeddings=False)
         with torch.device("meta"):

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from minigpt.files import all_or_none
+from minigpt.atomic import all_or_none
 
 
 def loss_curve(lines: Iterable[Mapping[str, Any]], path: Path) -> None:

@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, Failure, write_out
-from minigpt.figures import Progress, json_line, number, table
-from minigpt.last_word import LastWords, example, last_words
-from minigpt.scoring import BATCH_SIZE, Document, Score, default_stride, document, document_logprobs
-from minigpt.training.text import documents
+from minigpt.cli.table import Progress, json_line, number, table
+from minigpt.data.documents import documents
+from minigpt.evaluation.lambada import LastWords, example, last_words
+from minigpt.evaluation.perplexity import (
+    BATCH_SIZE,
+    Document,
+    Score,
+    default_stride,
+    document,
+    document_logprobs,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
+from minigpt.atomic import UNFINISHED
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
-from minigpt.files import UNFINISHED
 from minigpt.training import settings as run_settings
 from minigpt.training.settings import RUN, Settings, flag_of
 
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def together(argv: Sequence[str]) -> int:
     """The whole command as one of several processes, which torchrun started."""
-    from minigpt.training.processes import one_voice
+    from minigpt.training.distributed import report_first_failure
 
-    with one_voice():
+    with report_first_failure():
         return train(argv)
 
 
@@ -77,8 +77,8 @@ def train(argv: Sequence[str]) -> int:
 
     import torch
 
+    from minigpt.training.distributed import joined
     from minigpt.training.prepare import prepare
-    from minigpt.training.processes import joined
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, Failure
-from minigpt.vocabulary import END_OF_TEXT
+from minigpt.tokenizer.files import END_OF_TEXT
 
 if TYPE_CHECKING:
     from minigpt.tokenizer import Tokenizer
@@ -124,8 +124,8 @@ def train(args: argparse.Namespace) -> tuple[Tokenizer, float]:
         raise Failure(
             BAD_FLAGS, "training takes the package tokenizers: pip install 'minigpt[train]'"
         ) from None
+    from minigpt.data.documents import documents, fingerprint
     from minigpt.tokenizer import Tokenizer
-    from minigpt.training.text import documents, fingerprint
 
     learner = ByteLevelBPETokenizer()
     interruptible(

@@ -92,7 +92,7 @@ class Checkpoint:
                 f"{directory}: left out {_list(other_heads)}: not a language-modelling head", stacklevel=3
             )
 
-    def twins_differ(self) -> bool:
+    def tied_weights_differ(self) -> bool:
         """Whether the file holds both the embedding and a head, and they are not the same numbers."""
         pair = [self.tensors[name] for name in (EMBEDDING, HEAD) if name in self.tensors]
         cpu = torch.device("cpu")

@@ -20,7 +20,7 @@ from bench import machine, ours, put, take_turns
 import minigpt
 from minigpt import GPT2, Tokenizer
 from minigpt.sampler import Greedy, Strategy
-from minigpt.sampler.prompt_lookup import PromptLookup
+from minigpt.sampler.strategies.prompt_lookup import PromptLookup
 
 OPENINGS = [
     "Once upon a time there was a king who had three sons.",

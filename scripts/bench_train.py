@@ -29,12 +29,12 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from minigpt import GPT2, GPT2Config, Tokenizer
-from minigpt.training.learner import CLIP, Learner
-from minigpt.training.machine import autocast
-from minigpt.training.processes import Processes
+from minigpt.data.token_file import tokenise
+from minigpt.data.windows import Windows
+from minigpt.training.distributed import Processes
+from minigpt.training.hardware import autocast
+from minigpt.training.learner import MAX_GRAD_NORM, Learner
 from minigpt.training.settings import Settings
-from minigpt.training.tokens import tokenise
-from minigpt.training.windows import Windows
 
 SHAPES = {  # name: layers, heads, width, context, batch size, precision
     "bundled model's shape, bfloat16": (6, 4, 256, 512, 4, "bfloat16"),
@@ -64,7 +64,7 @@ def plain_loop(model: GPT2LMHeadModel, settings: Settings, dtype: str) -> Callab
             logits = model(rows[:, :-1]).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimiser.step()
         optimiser.zero_grad()
         return loss.item()

@@ -20,9 +20,10 @@ from typing import Any
 
 from bench import put
 
-from minigpt import Tokenizer, compare
-from minigpt.comparison.measures import repetition
-from minigpt.comparison.report import COLUMNS
+from minigpt import Tokenizer
+from minigpt.compare import __main__ as compare
+from minigpt.compare.report import COLUMNS
+from minigpt.evaluation.diversity import repetition
 
 Figures = dict[str, float]
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from train_bundled import CONTEXT, train_tokenizer
 
 from minigpt.config import GPT2Config
-from minigpt.training.machine import training_flops
+from minigpt.training.hardware import training_flops
 
 BATCH = 4  # windows a step: more steps of so little compute
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minigpt.sampler.sample import SAMPLING, Sampling
-from minigpt.sampler.strategy import option
+from minigpt.sampler.options import option
+from minigpt.sampler.strategies.sample import SAMPLING, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,5 +27,5 @@ class Choosing(Sampling):
         return any(getattr(self, name) != getattr(type(self), name) for name in SAMPLING)
 
     def picker(self) -> Callable[[Tensor, list[Any]], Tensor]:
-        """Picks from processed scores (B, V) and the texts they belong to, as `one_by_one` asks."""
+        """Picks from processed scores (B, V) and the texts they belong to, as `decode_loop` asks."""
         return self.drawer() if self.draws else lambda scores, texts: scores.max(-1).indices

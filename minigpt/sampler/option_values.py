@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt.sampler.regex.pattern import parse
 
 if TYPE_CHECKING:
+    from minigpt.sampler.options import Loaded
     from minigpt.sampler.regex.mask import Regex
-    from minigpt.sampler.strategy import Loaded
 
 
 def bias(text: str) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minigpt.files import all_or_none
+from minigpt.atomic import all_or_none
 from minigpt.model import GPT2
 from minigpt.training.lora import LoraLinear, attach, linears, lora_linears, refuse_adapted, refuse_plain
 from minigpt.weights import to_theirs

@@ -19,10 +19,10 @@ from typing import Any
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
-from minigpt.files import UNFINISHED, remove_unfinished
-from minigpt.training.processes import Processes
+from minigpt.atomic import UNFINISHED, remove_unfinished
+from minigpt.training.distributed import Processes
 
-SEAL = "seal.json"  # written last: the facts of the run at this step, and the sha256 of them and every other file
+MANIFEST = "seal.json"  # written last: the facts of the run at this step, and the sha256 of them and every other file
 FACTS = "facts"
 KEPT = 2  # the newest and the one before it, in case the newest is damaged
 
@@ -94,7 +94,7 @@ def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
         sums[file.name] = _sha256(file)
         with file.open("rb") as opened:
             os.fsync(opened.fileno())  # on the disk, not only on its way: a power cut must not undo it
-    with (folder / SEAL).open("w") as opened:
+    with (folder / MANIFEST).open("w") as opened:
         json.dump({FACTS: dict(facts), "sha256": sums}, opened)
         opened.flush()
         os.fsync(opened.fileno())
@@ -107,7 +107,7 @@ def _open_sealed(folder: Path) -> dict[str, Any]:
         ValueError: one is not; the message names it.
     """
     try:
-        seal = json.loads((folder / SEAL).read_text())
+        seal = json.loads((folder / MANIFEST).read_text())
         facts: dict[str, Any] = seal[FACTS]
         for name, sha256 in seal["sha256"].items():
             if sha256 != _sha256(facts if name == FACTS else folder / name):

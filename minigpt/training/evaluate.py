@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.scoring import Score
+from minigpt.data.token_file import TokenFile
+from minigpt.data.windows import CircularTokens
+from minigpt.evaluation.perplexity import Score
 from minigpt.tokenizer import Tokenizer
-from minigpt.training.processes import Processes
-from minigpt.training.tokens import TokenFile
-from minigpt.training.windows import Ring
+from minigpt.training.distributed import Processes
 
 
 class Validation:
@@ -38,7 +38,7 @@ class Validation:
     def __init__(
         self, tokens: TokenFile, spans: np.ndarray, length: int, most: int, tokenizer: Tokenizer
     ) -> None:
-        ring = Ring(tokens, spans)
+        ring = CircularTokens(tokens, spans)
         if len(ring) < 2:
             raise ValueError("the validation text is a single token: hold out more, or give a file as --val")
         self.length = min(length, len(ring) - 1)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from minigpt.data.windows import Windows
 from minigpt.model import GPT2
 from minigpt.training import optimiser as optim
+from minigpt.training.distributed import Processes, Sharded, Whole
 from minigpt.training.evaluate import sum_loss
-from minigpt.training.machine import autocast
-from minigpt.training.processes import Processes, Sharded, Whole
+from minigpt.training.hardware import autocast
 from minigpt.training.settings import Settings
-from minigpt.training.windows import Windows
 
-CLIP = 1.0  # the longest gradient; GPT-3 (Brown et al. 2020, appendix B) and its followers
+MAX_GRAD_NORM = 1.0  # the longest gradient; GPT-3 (Brown et al. 2020, appendix B) and its followers
 
 
 class Learner:
@@ -58,7 +58,7 @@ class Learner:
             rows = self.windows.rows(self.processes.share(range(first, first + s.batch_size)))
             with self.spread.last_of_step(part == s.accumulate - 1):
                 loss += self._learn(rows.to(self.device, non_blocking=True))
-        norm = torch.nn.utils.clip_grad_norm_(optim.trainable(self.model), CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(optim.trainable(self.model), MAX_GRAD_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm

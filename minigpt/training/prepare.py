@@ -11,22 +11,22 @@ import torch
 
 import minigpt
 from minigpt import hub
-from minigpt.alphabets import byte_tokenizer, character_tokenizer
+from minigpt.data.documents import documents
+from minigpt.data.token_file import TokenFile, default_cache, tokenise, tokenizer_fingerprint
+from minigpt.data.windows import Windows, hold_out
 from minigpt.model import GPT2
 from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer.byte_level import byte_tokenizer, character_tokenizer
 from minigpt.training import lora
 from minigpt.training.checkpoints import Checkpoints
+from minigpt.training.distributed import Processes
 from minigpt.training.evaluate import Validation
+from minigpt.training.hardware import choose_dtype, training_flops
 from minigpt.training.learner import Learner
-from minigpt.training.machine import choose_dtype, training_flops
-from minigpt.training.processes import Processes
 from minigpt.training.report import Report, Silence
 from minigpt.training.run import Run
 from minigpt.training.settings import Settings
-from minigpt.training.text import documents
-from minigpt.training.tokens import TokenFile, default_cache, tokenise, tokenizer_fingerprint
-from minigpt.training.windows import Windows, hold_out
 
 BUNDLED = "bundled"
 Tell = Callable[[str], None]

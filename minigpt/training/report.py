@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from minigpt.files import replace_text
-from minigpt.progress import bar
+from minigpt.atomic import replace_text
+from minigpt.cli.progress import bar
 
 METRICS = "metrics.jsonl"
 

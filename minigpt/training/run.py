@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from minigpt.files import remove_unfinished
+from minigpt.atomic import remove_unfinished
 from minigpt.sampler import generate
-from minigpt.sampler.sample import Sample
+from minigpt.sampler.strategies.sample import Sample
 from minigpt.tokenizer import Tokenizer
 from minigpt.training import adapters, lora
 from minigpt.training.checkpoints import Checkpoints

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from minigpt.atomic import replace_text
 from minigpt.config import PUBLISHED, GPT2Config
-from minigpt.files import replace_text
 
 RUN = "run.json"
 

@@ -16,10 +16,14 @@ import pytest
 from command import END, ROOT, Result, call, reciter, run, save, tiny
 
 import minigpt
-from minigpt import Tokenizer, compare, figures, scoring
-from minigpt.comparison import measures, methods, report
-from minigpt.comparison.methods import METHODS
-from minigpt.merges import BYTES
+from minigpt import Tokenizer
+from minigpt.cli import table as figures
+from minigpt.compare import __main__ as compare
+from minigpt.compare import methods, report
+from minigpt.compare.methods import METHODS
+from minigpt.evaluation import diversity as measures
+from minigpt.evaluation import perplexity as scoring
+from minigpt.tokenizer.bpe import BYTES
 
 TWO = ("--method", "greedy", "--method", "drawn: --temperature 1.5 --top-k 20")
 SHORT = ("--max-new-tokens", 6, *TWO)
@@ -260,7 +264,7 @@ def test_the_page_and_the_picture(guesses: Path, told: Path, tmp_path: Path) -> 
 def test_without_its_package_mauve_is_left_out_and_the_table_says_so(
     guesses: Path, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("minigpt.comparison.measuring", "minigpt.comparison.report"):
+    for module in ("minigpt.compare.measuring", "minigpt.compare.report"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     out = tell("--prompts", told, *SHORT, "--model", guesses).text
     assert "MAUVE: left out, for its package is missing: pip install 'minigpt[compare]'." in out

@@ -12,7 +12,7 @@ import torch
 from command import Result, call, run, save, tiny
 
 from minigpt import Tokenizer, detect_watermark
-from minigpt.merges import BYTES
+from minigpt.tokenizer.bpe import BYTES
 
 PRINTABLE = range(32, 127)
 

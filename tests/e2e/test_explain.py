@@ -14,8 +14,8 @@ import pytest
 import torch
 from command import call, save, tiny
 
-from minigpt.console import session
-from minigpt.sampler import run as decode
+from minigpt.generate import session
+from minigpt.sampler.api import run as decode
 
 PROCESSED = ("--temperature", 2, "--top-k", 20, "--seed", 1)
 

@@ -17,10 +17,11 @@ from command import END, Result, call, reciter, run, save, start, tiny, wait
 
 import minigpt
 from minigpt import GPT2, Tokenizer
-from minigpt.console import session
-from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate, prepare
-from minigpt.sampler import run as decode
-from minigpt.sampler.strategy import Emitted
+from minigpt.generate import session
+from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate
+from minigpt.sampler.api import prepare
+from minigpt.sampler.api import run as decode
+from minigpt.sampler.events import TokenGenerated
 
 STORY = "Once a cat saw a 😀 and cried: aaab! The End. Not so, said the wörld."
 WINDOW = len(STORY.encode()) + 1
@@ -73,7 +74,7 @@ def after(n: int, happen: Callable[[], object], monkeypatch: pytest.MonkeyPatch)
     """Lets something happen when `n` tokens have been written."""
 
     def events(*request: Any) -> Iterator[Any]:
-        yield from islice((event for event in decode(*request) if isinstance(event, Emitted)), n)
+        yield from islice((event for event in decode(*request) if isinstance(event, TokenGenerated)), n)
         happen()
 
     monkeypatch.setattr(session, "run", events)
@@ -250,10 +251,10 @@ def test_flags_imply_the_strategy(records: Callable[..., Any], flags: tuple[str,
         ),
         (
             "--num-beams 3 --num-return-sequences 2 --length-penalty 2 --early-stopping true",
-            Beam(width=3, num_return_sequences=2, length_penalty=2, early_stopping=True),
+            Beam(num_beams=3, num_return_sequences=2, length_penalty=2, early_stopping=True),
         ),
-        ("--num-beams 3 --early-stopping never", Beam(width=3, early_stopping="never")),
-        ("--num-beams 3 --seed 5", BeamSample(width=3, seed=5)),
+        ("--num-beams 3 --early-stopping never", Beam(num_beams=3, early_stopping="never")),
+        ("--num-beams 3 --seed 5", BeamSample(num_beams=3, seed=5)),
     ],
 )  # fmt: skip
 def test_flags_mean_what_the_options_mean_in_python(tmp_path: Path, flags: str, strategy: Any) -> None:
@@ -440,7 +441,7 @@ def test_slide_goes_on_past_the_window(
     model = tiny(initializer_range=0.5)
     asked = ("--model", save(tmp_path, model), "a b", "--max-new-tokens", 50, "--overflow", "slide")
     record = strict_json(call(*asked, *stride, *flags, "--json").text)
-    strategy = {0: Greedy(), 2: Beam(width=3), 4: Sample(temperature=2, seed=3)}[len(flags)]
+    strategy = {0: Greedy(), 2: Beam(num_beams=3), 4: Sample(temperature=2, seed=3)}[len(flags)]
     ((text, *_),) = generate(
         model,
         [list(b"a b")],
@@ -659,7 +660,7 @@ def test_help_names_every_flag_and_does_not_wait_for_torch() -> None:
     assert result.code == 0
     assert not [flag for flag in FLAGS if not re.search(rf"(?<![\w-]){flag}(?![\w-])", result.out)]
     imported = {line.rpartition("|")[2].strip() for line in result.err.splitlines()}
-    assert "minigpt.sampler.beam" in imported
+    assert "minigpt.sampler.strategies.beam" in imported
     assert "torch" not in imported
 
 

@@ -13,7 +13,7 @@ import torch
 from command import END, call, reciter, run, save
 from safetensors.torch import load_file, save_file
 
-from minigpt.console import session
+from minigpt.generate import session
 
 STORY = "Once upon a time."
 WINDOW = len(STORY) + 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import minigpt
-from minigpt import generate
+from minigpt.generate import __main__ as generate
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -46,7 +46,7 @@ def test_the_strategy_that_it_teaches_works_by_adding_its_file(tmp_path):
     (source,) = [block for block in PYTHON if "class Contrarian" in block]
     shutil.copytree(PACKAGE, tmp_path / "minigpt")
     shutil.copytree(PACKAGE.parent / "weights", tmp_path / "weights")
-    (tmp_path / "minigpt/sampler/contrarian.py").write_text(source)
+    (tmp_path / "minigpt/sampler/strategies/contrarian.py").write_text(source)
     (command,) = [c for c in COMMANDS if "contrarian" in c]
 
     def run(*flags):

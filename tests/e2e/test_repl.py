@@ -16,9 +16,9 @@ from unittest.mock import patch
 import pytest
 from command import Result, call, reciter, save, start, tiny, wait
 
-from minigpt.console import session
-from minigpt.sampler import run as decode
-from minigpt.sampler.strategy import Emitted
+from minigpt.generate import session
+from minigpt.sampler.api import run as decode
+from minigpt.sampler.events import TokenGenerated
 
 STORY = "Once a cat saw a dog and cried: aaab! The End."
 NOISE = ("--temperature", 1000, "--max-new-tokens", 20, "--logit-bias", "257=-inf")  # and no end
@@ -248,7 +248,7 @@ def test_what_cannot_be_written_is_told(type_: Type, tmp_path: Path) -> None:
     assert notes(type_(f"!save --replace {tmp_path}")) == [
         f"!save {tmp_path}: it is there already; take another name, or !save --replace"
     ]
-    with patch("minigpt.console.repl.write_file", side_effect=OSError(28, "No space left on device")):
+    with patch("minigpt.generate.repl.write_file", side_effect=OSError(28, "No space left on device")):
         assert notes(type_(f"!save {tmp_path / 'x'}")) == [f"!save {tmp_path / 'x'}: No space left on device"]
 
 
@@ -297,7 +297,7 @@ def _interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_stops_the_text_and_keeps_it(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     def events(*request: Any) -> Iterator[Any]:
-        yield from islice((event for event in decode(*request) if isinstance(event, Emitted)), 2)
+        yield from islice((event for event in decode(*request) if isinstance(event, TokenGenerated)), 2)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(session, "run", events)
@@ -326,7 +326,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_at_the_mark_says_how_to_leave(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minigpt.console import repl
+    from minigpt.generate import repl
 
     lines = iter(["Once", KeyboardInterrupt(), "", None])
 

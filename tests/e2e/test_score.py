@@ -18,9 +18,13 @@ import torch
 from command import END, Result, call, reciter, run, save, tiny
 
 import minigpt
-from minigpt import Tokenizer, figures, last_word, progress, score, scoring
-from minigpt.merges import BYTES
-from minigpt.vocabulary import END_OF_TEXT
+from minigpt import Tokenizer, score
+from minigpt.cli import progress
+from minigpt.cli import table as figures
+from minigpt.evaluation import lambada as last_word
+from minigpt.evaluation import perplexity as scoring
+from minigpt.tokenizer.bpe import BYTES
+from minigpt.tokenizer.files import END_OF_TEXT
 
 STORY = "Once upon a time a wörld was 😀."
 WINDOW = len(STORY.encode()) + 2

@@ -66,12 +66,12 @@ def texts(model: Path, *flags: object) -> list[dict[str, Any]]:
         ("--dola-layers low", "dola", lambda other: DoLa(dola_layers="low")),
         ("--dola-layers 0,1", "dola", lambda other: DoLa(dola_layers=(0, 1))),
         ("--amateur {other}", "contrastive-decoding", lambda other: ContrastiveDecoding(amateur=other)),
-        ("--num-beams 3", "beam", lambda other: Beam(width=3)),
+        ("--num-beams 3", "beam", lambda other: Beam(num_beams=3)),
         (
             "--num-beams 4 --num-beam-groups 2 --diversity-penalty 1.5 --num-return-sequences 4",
             "diverse-beam",
             lambda other: DiverseBeam(
-                width=4, num_beam_groups=2, diversity_penalty=1.5, num_return_sequences=4
+                num_beams=4, num_beam_groups=2, diversity_penalty=1.5, num_return_sequences=4
             ),
         ),
         ("--must-include ox", "constrained", lambda other: Constrained(must_include=[[[*b"ox"], [*b" ox"]]])),
@@ -181,7 +181,7 @@ def test_beams_are_drawn_saved_and_drawn_again(models: tuple[Path, Path], tmp_pa
 
 
 def test_a_lattice_holds_the_text_that_won(models: tuple[Path, Path], tmp_path: Path) -> None:
-    from minigpt.lattice import Lattice
+    from minigpt.sampler.lattice import Lattice
 
     file = tmp_path / "beams.json"
     found = texts(models[0], "-p", "three", "--num-beams", 3, "--lattice", file)

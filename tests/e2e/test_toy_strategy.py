@@ -22,7 +22,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minigpt.sampler.strategy import Event, LanguageModel, Request, Strategy, option
+from minigpt.sampler.events import Event, LanguageModel, Request
+from minigpt.sampler.options import option
+from minigpt.sampler.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,9 @@ class SecondBest(Strategy):
     rank: int = option(2, "1 is the likeliest token", group="strategy", parse=int, metavar="N")
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.steps import one_by_one
+        from minigpt.sampler.engine.decode_loop import decode_loop
 
-        return one_by_one(model, requests, self, lambda scores, texts: scores.topk(self.rank).indices[:, -1])
+        return decode_loop(model, requests, self, lambda scores, texts: scores.topk(self.rank).indices[:, -1])
 '''
 
 
@@ -44,7 +46,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     package = Path(minigpt.__file__).parent
     shutil.copytree(package, folder / "minigpt", ignore=shutil.ignore_patterns("__pycache__", "_bundled"))
-    (folder / "minigpt" / "sampler" / "second_best.py").write_text(TOY)
+    (folder / "minigpt" / "sampler" / "strategies" / "second_best.py").write_text(TOY)
     save(folder / "model", reciter("one two three."))
     return folder
 
@@ -77,6 +79,6 @@ def test_in_a_batch_and_streaming(copy: Path) -> None:
 
 
 def test_it_passes_what_every_strategy_must(copy: Path) -> None:
-    suite = str(ROOT / "tests" / "unit" / "test_every_strategy.py")
+    suite = str(ROOT / "tests" / "unit" / "sampler" / "test_every_strategy.py")
     shown = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "second-best", suite)
     assert "13 passed" in shown

@@ -12,8 +12,8 @@ from command import run, save, tiny
 from trainer import BORDER, TINY, contents, train, well, write_text
 
 from minigpt import GPT2, Tokenizer
-from minigpt.merges import BYTES
-from minigpt.training import processes
+from minigpt.tokenizer.bpe import BYTES
+from minigpt.training import distributed as processes
 
 SHAPE = "--n-layer --n-head --n-embd --tokenizer"
 

@@ -30,7 +30,7 @@ from trainer import (
     write_text,
 )  # fmt: skip
 
-from minigpt.training import machine
+from minigpt.training import hardware as machine
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.learner import Learner
 from minigpt.training.report import Report

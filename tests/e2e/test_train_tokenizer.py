@@ -21,9 +21,9 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from minigpt import train_tokenizer
-from minigpt.merges import BYTES
 from minigpt.tokenizer import Tokenizer
-from minigpt.vocabulary import END_OF_TEXT
+from minigpt.tokenizer.bpe import BYTES
+from minigpt.tokenizer.files import END_OF_TEXT
 
 DOCUMENTS = [
     TEXT.replace(END_OF_TEXT, "the end").strip("\n"),

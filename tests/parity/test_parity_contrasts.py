@@ -21,8 +21,8 @@ from transformers import GPT2LMHeadModel
 from minigpt import GPT2
 from minigpt.cache import NoCache
 from minigpt.sampler import Strategy, generate
-from minigpt.sampler.contrastive import Contrastive
-from minigpt.sampler.dola import DoLa
+from minigpt.sampler.strategies.contrastive import Contrastive
+from minigpt.sampler.strategies.dola import DoLa
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 1, 2, 3], [60]]
 N_NEW = 9

@@ -40,8 +40,6 @@ def as_they_call_it(options: dict[str, Any]) -> dict[str, Any]:
         told["bad_words_ids"] = told.pop("bad_words")
     if "logit_bias" in told:
         told["sequence_bias"] = {(token,): bias for token, bias in told.pop("logit_bias").items()}
-    if "width" in told:
-        told["num_beams"] = told.pop("width")
     return told
 
 
@@ -81,7 +79,7 @@ def assert_theirs(
     found = generate(models()[0], prompts, Beam(**options), max_new_tokens=n_new, end_tokens=ends)
     texts, scores = their_texts(prompts, ends, n_new, **options)
     assert [[text.tokens for text in group] for group in found] == texts
-    if options["width"] > 1:
+    if options["num_beams"] > 1:
         for group, expected in zip(found, scores, strict=True):
             assert [text.score for text in group] == pytest.approx(expected, abs=1e-4)
     return found
@@ -108,7 +106,7 @@ def test_greedy_to_the_last_position() -> None:
 @pytest.mark.parametrize(("width", "most"), [(1, 1), (3, 3), (5, 3)])
 @pytest.mark.parametrize("ends", ENDS)
 def test_beam(ends: str, width: int, most: int, length_penalty: float, early_stopping: bool | str) -> None:
-    options = {"width": width, "length_penalty": length_penalty, "early_stopping": early_stopping}
+    options = {"num_beams": width, "length_penalty": length_penalty, "early_stopping": early_stopping}
     best_three = assert_theirs(PROMPTS, ENDS[ends], N_NEW, **options, num_return_sequences=most)
     for n in range(1, most):
         fewer = generate(
@@ -130,7 +128,7 @@ def test_the_beams_above_end_as_often_as_their_names_say() -> None:
         found = generate(
             models()[0],
             PROMPTS,
-            Beam(width=5, num_return_sequences=3, early_stopping=True),
+            Beam(num_beams=5, num_return_sequences=3, early_stopping=True),
             max_new_tokens=N_NEW,
             end_tokens=ENDS[ends],
         )
@@ -141,7 +139,9 @@ def test_the_beams_above_end_as_often_as_their_names_say() -> None:
 def test_three_modes_of_early_stopping_give_three_answers() -> None:
     """On one of the cases above, so that none can pass for another."""
     answers = [
-        assert_theirs(PROMPTS[:1], ENDS["sometimes"], N_NEW, width=3, length_penalty=2.0, early_stopping=mode)
+        assert_theirs(
+            PROMPTS[:1], ENDS["sometimes"], N_NEW, num_beams=3, length_penalty=2.0, early_stopping=mode
+        )
         for mode in (True, False, "never")
     ]
     assert len({tuple(group[0].tokens) for (group,) in answers}) == 3
@@ -149,7 +149,7 @@ def test_three_modes_of_early_stopping_give_three_answers() -> None:
 
 @pytest.mark.parametrize("ends", ENDS)
 def test_as_many_texts_as_beams(ends: str) -> None:
-    found = assert_theirs(PROMPTS, ENDS[ends], N_NEW, width=5, num_return_sequences=5)
+    found = assert_theirs(PROMPTS, ENDS[ends], N_NEW, num_beams=5, num_return_sequences=5)
     assert [len(group) for group in found] == [5, 5, 5]
 
 
@@ -173,7 +173,7 @@ def test_processors(names: tuple[str, ...], ends: str, width: int) -> None:
 
 @pytest.mark.parametrize("ends", ENDS)
 def test_beam_to_the_last_position(ends: str) -> None:
-    assert_theirs([[*range(40)], [*range(9, 41)]], ENDS[ends], 9, width=3, num_return_sequences=2)
+    assert_theirs([[*range(40)], [*range(9, 41)]], ENDS[ends], 9, num_beams=3, num_return_sequences=2)
 
 
 def test_logprobs_are_those_before_the_processors() -> None:

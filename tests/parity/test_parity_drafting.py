@@ -14,8 +14,8 @@ from transformers import GPT2LMHeadModel
 
 from minigpt import GPT2
 from minigpt.sampler import generate
-from minigpt.sampler.prompt_lookup import PromptLookup
-from minigpt.sampler.speculative import Speculative
+from minigpt.sampler.strategies.prompt_lookup import PromptLookup
+from minigpt.sampler.strategies.speculative import Speculative
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 1, 7, 8], [60]]
 N_NEW = 24

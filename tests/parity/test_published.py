@@ -88,7 +88,7 @@ def test_today_is(gpt2):
 def test_space_travel_by_beams(gpt2):
     model, tokenizer = gpt2
     prompt = tokenizer.encode("Space travel is all about human ingenuity to reach vast lengths")
-    beams = Beam(width=5, num_return_sequences=3, early_stopping=True)
+    beams = Beam(num_beams=5, num_return_sequences=3, early_stopping=True)
     (texts,) = generate(model, [prompt], beams, max_new_tokens=60 - len(prompt))
     best, *others = (tokenizer.decode(completion.tokens) for completion in texts)
     expected = (

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2TokenizerFast
 
 import minigpt
 from minigpt import hub
-from minigpt.last_word import Example, example, last_words
-from minigpt.scoring import document, document_logprobs, predict, token_logprobs, windows
+from minigpt.evaluation.lambada import Example, example, last_words
+from minigpt.evaluation.perplexity import document, document_logprobs, predict, token_logprobs, windows
 
 WINDOW = TINY["n_positions"]
 TOLERANCE = {"rtol": 0, "atol": 1e-4}

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from minigpt.alphabets import byte_tokenizer, character_tokenizer
-from minigpt.merges import BYTES
 from minigpt.tokenizer import Tokenizer
-from minigpt.vocabulary import END_OF_TEXT
+from minigpt.tokenizer.bpe import BYTES
+from minigpt.tokenizer.byte_level import byte_tokenizer, character_tokenizer
+from minigpt.tokenizer.files import END_OF_TEXT
 
 GPT2 = Path(__file__).parents[3] / "shared" / "gpt2-tokenizer"
 VOCABULARIES = [

@@ -20,13 +20,13 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from minigpt import GPT2, Tokenizer, hub, merge_lora, score
 from minigpt import GPT2Config as OurConfig
-from minigpt.alphabets import byte_tokenizer
+from minigpt.data.token_file import tokenise
+from minigpt.data.windows import Windows
+from minigpt.tokenizer.byte_level import byte_tokenizer
+from minigpt.tokenizer.files import END_OF_TEXT
+from minigpt.training.distributed import Processes
 from minigpt.training.learner import Learner
-from minigpt.training.processes import Processes
 from minigpt.training.settings import Settings
-from minigpt.training.tokens import tokenise
-from minigpt.training.windows import Windows
-from minigpt.vocabulary import END_OF_TEXT
 
 # PEFT asks transformers whether gradients are checkpointed by a name that transformers calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

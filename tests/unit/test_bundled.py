@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minigpt import hub
-from minigpt.training.text import documents, fingerprint
+from minigpt.data.documents import documents, fingerprint
 
 CORPUS = Path(__file__).parents[3] / "shared/corpus"
 WEIGHTS = hub.bundled()

@@ -33,14 +33,14 @@ SPLITS = [(20,), (1,) * 20, (7, 13), (5, 1, 9, 5), (19, 1), (1, 19)]
 @pytest.mark.parametrize("split", SPLITS)
 def test_any_split_through_the_cache_gives_the_whole_pass(model, split):
     cache = model.new_cache(20, rows=2)
-    parts = [model.unembed(model.trunk(part, cache)) for part in tokens().split(split, 1)]
+    parts = [model.unembed(model.hidden_states(part, cache)) for part in tokens().split(split, 1)]
     close(torch.cat(parts, 1), model(tokens()))
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_any_split_of_padded_rows_gives_the_whole_pass(model, split):
     cache = model.new_cache(20, rows=2, pad=PADS)
-    parts = [model.unembed(model.trunk(part, cache)) for part in tokens().split(split, 1)]
+    parts = [model.unembed(model.hidden_states(part, cache)) for part in tokens().split(split, 1)]
     whole = model(tokens(), pad=PADS)
     close(torch.cat(parts, 1)[0], whole[0])
     close(torch.cat(parts, 1)[1, 3:], whole[1, 3:])
@@ -58,7 +58,7 @@ def test_a_pass_that_fails_half_way_leaves_the_cache_usable(model, failing):
     def fail(*_):
         raise RuntimeError("on purpose")
 
-    hook = model.blocks[failing].attn.mix.register_forward_hook(fail)
+    hook = model.blocks[failing].attn.sdpa.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         model.next_logits(torch.zeros(2, 4, dtype=torch.long), cache)
     hook.remove()
@@ -106,7 +106,7 @@ def test_aligned_rows_go_on_from_what_they_kept(model, pads, kept, together):
     cache.align(new, together)
     assert cache.length == together
     assert (cache.pad is None) == (not any(new))
-    going_on = model.unembed(model.trunk(batch[:, 11:16], cache))
+    going_on = model.unembed(model.hidden_states(batch[:, 11:16], cache))
     for i, (pad, n) in enumerate(zip(pads, kept, strict=True)):
         anew = torch.cat([batch[i, pad : pad + n], batch[i, 11:16]])[None]
         close(going_on[i], model(anew)[0, n:])

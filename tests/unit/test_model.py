@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minigpt import GPT2, GPT2Config, weights
-from minigpt.files import all_or_none
+from minigpt.atomic import all_or_none
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 TOKENS = torch.arange(10)[None]

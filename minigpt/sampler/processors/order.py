@@ -30,7 +30,7 @@ from minigpt.sampler.processors.processor import Processor, Watched, unchanged
 from minigpt.sampler.processors.watermark import Watermark
 from minigpt.sampler.processors.xtc import XTC
 from minigpt.sampler.regex.mask import RegexMask
-from minigpt.sampler.sample import Sampling
+from minigpt.sampler.strategies.sample import Sampling
 from minigpt.sampler.strategy import Strategy
 
 

@@ -50,6 +50,6 @@ class XTC:
         return logits.masked_fill(dropped.scatter(1, order, dropped), RULED_OUT)
 
     def _coin(self, n: int) -> float:
-        # A spawn key keeps its distance from the lots that `Chance` draws for the same seed and text.
+        # A spawn key keeps its distance from the lots that `RandomStream` draws for the same seed and text.
         hashed = np.random.SeedSequence([self.seed, self.index], spawn_key=(n,))
         return float(np.random.default_rng(hashed).random())

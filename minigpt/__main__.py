@@ -1,0 +1,53 @@
+"""`minigpt COMMAND ...`: the table of commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from minigpt import __version__
+from minigpt.cli import BAD_FLAGS, DONE, note, write_out
+
+COMMANDS = {
+    "generate": "generate text with GPT-2",
+    "train": "train or fine-tune a model",
+    "score": "loss, perplexity and bits per byte of texts; LAMBADA accuracy",
+    "compare": "run decoding strategies side by side, and measure them",
+    "train-tokenizer": "train a GPT-2-style tokenizer",
+    "merge-lora": "merge a LoRA adapter into its base model",
+    "detect-watermark": "detect the watermark of generated text",
+}
+PACKAGES = {"generate", "compare"}  # commands of several files
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names; the exit code."""
+    command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if command in ("--help", "-h", "help"):
+        write_out(usage())
+        return DONE
+    if command == "--version":
+        write_out(f"minigpt {__version__}\n")
+        return DONE
+    name = command.replace("_", "-")
+    if name not in COMMANDS:
+        note("", f"there is no command {command!r}; there are {', '.join(COMMANDS)}"
+             f' (a text is continued by: minigpt generate "{command}")')  # fmt: skip
+        return BAD_FLAGS
+    module = import_module("minigpt." + name.replace("-", "_") + (".__main__" if name in PACKAGES else ""))
+    code: int = module.main(rest)
+    return code
+
+
+def usage() -> str:
+    """What `minigpt --help` prints."""
+    rows = "".join(f"  {name:17} {text}\n" for name, text in COMMANDS.items())
+    return (
+        f"usage: minigpt COMMAND ...\n\nGPT-2 from scratch in PyTorch (version {__version__})\n\ncommands:\n{rows}"
+        "\nminigpt COMMAND --help explains a command; python -m minigpt.COMMAND works as well.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

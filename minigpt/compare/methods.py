@@ -1,0 +1,96 @@
+"""Decoding methods by name, each written as the flags that `minigpt.generate` takes for it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.cli import fields as options
+from minigpt.sampler.registry import name_of, names
+from minigpt.sampler.strategy import Strategy
+
+METHODS = {
+    "greedy": "",
+    "prompt lookup": "--strategy prompt-lookup",
+    "beam 5": "--num-beams 5",
+    "beam 5 no-repeat-3": "--num-beams 5 --no-repeat-ngram-size 3",
+    "diverse beam 4": "--num-beams 4 --num-beam-groups 4",
+    "contrastive 0.6/4": "--penalty-alpha 0.6 --top-k 4",
+    "DoLa": "--dola-layers high",
+    "pure sampling": "--strategy sample",
+    "temperature 0.7": "--temperature 0.7",
+    "top-k 40": "--top-k 40",
+    "nucleus 0.95": "--top-p 0.95",
+    "min-p 0.05": "--min-p 0.05",
+    "typical 0.95": "--typical-p 0.95",
+    "typical 0.2": "--typical-p 0.2",
+    "epsilon 6e-4": "--epsilon-cutoff 6e-4",
+    "eta 2e-3": "--eta-cutoff 2e-3",
+    "top-n-sigma 1": "--top-n-sigma 1",
+    "mirostat 5": "--mirostat-tau 5",
+}  # what is compared unless the user says otherwise
+
+
+@dataclass(frozen=True)
+class Method:
+    """A strategy with its options, as the command line has them."""
+
+    name: str
+    flags: str
+    kind: type[Strategy]
+    args: argparse.Namespace
+    seed: int  # to draw with, unless the flags have another
+
+    @property
+    def strategy_name(self) -> str:
+        return name_of(self.kind)
+
+    def strategy(self, loaded: options.Loaded | None) -> Strategy:
+        """Ready to decode; with nothing loaded, only to check the numbers."""
+        strategy = options.build_strategy(self.kind, self.args, loaded)
+        if getattr(strategy, "num_return_sequences", 1) != 1:
+            raise Failure(BAD_FLAGS, "one text a prompt is compared: leave out --num-return-sequences")
+        # Given among the flags, a seed would make some strategies draw that otherwise take the best.
+        draws_with_any = getattr(strategy, "seed", None) is not None and self.args.seed is None
+        return replace(strategy, seed=self.seed) if draws_with_any else strategy  # type: ignore[call-arg]
+
+
+def chosen(given: list[str], seed: int) -> list[Method]:
+    """The methods that --method asks for, or all of `METHODS`; each checked as far as it can be without a model."""
+    named = [_named(text) for text in given] or list(METHODS.items())
+    return [method(name, flags, seed) for name, flags in named]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name and the flags in "NAME: FLAGS"; flags alone are their own name, a known name has its flags."""
+    if text.lstrip().startswith("-"):
+        return text.strip(), text.strip()
+    name, colon, flags = (part.strip() for part in text.partition(":"))
+    if not colon and name not in METHODS:
+        known = ", ".join(METHODS)
+        raise Failure(
+            BAD_FLAGS, f"--method {text!r} is not known; write NAME: FLAGS, or one of these: {known}"
+        )
+    return name, flags if colon else METHODS[name]
+
+
+def method(name: str, flags: str, seed: int) -> Method:
+    """The method of these flags; it draws with `seed`, unless they have another."""
+    try:
+        args = _parser().parse(shlex.split(flags))
+        found = Method(name, flags, options.chosen_strategy(args), args, seed)
+        found.strategy(loaded=None)
+    except (Failure, ValueError) as error:  # a ValueError: quotes that do not end
+        raise Failure(BAD_FLAGS, f"--method {name!r}: {error}") from error
+    return found
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("compare", add_help=False)
+    parser.add_argument("--strategy", choices=names())
+    options.add_flags(defaultdict(lambda: parser))
+    return parser

@@ -1,0 +1,201 @@
+"""What `minigpt.compare` shows: tables for people and for pages, JSON for programs, a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import minigpt
+from minigpt.cli.table import cpu_name, number, table
+from minigpt.evaluation.diversity import Figures
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT2
+
+HUMAN = "human"
+NAMES = 26  # characters; the widest that the column of names may be beside the texts
+
+
+def _decimals(n: int) -> Callable[[float], str]:
+    return lambda value: f"{value:,.{n}f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.1f}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # figure: its heading, how it is written
+    "perplexity": ("perplexity", _decimals(2)),
+    "judge_perplexity": ("judge's", _decimals(2)),
+    "mauve": ("MAUVE", _decimals(3)),
+    "distinct_1": ("distinct-1", _decimals(3)),
+    "distinct_2": ("-2", _decimals(3)),
+    "distinct_3": ("-3", _decimals(3)),
+    "self_bleu": ("self-BLEU", _decimals(3)),
+    "zipf": ("Zipf", _decimals(3)),
+    "rep_4": ("rep-4", _percent),
+    "loops": ("loops", _percent),
+    "mean_tokens": ("tokens", _decimals(0)),
+    "tokens_per_s": ("tok/s", _decimals(0)),
+    "passes_per_token": ("passes/tok", _decimals(2)),
+    "cache_bytes": ("cache MB", _megabytes),
+}
+LEGEND = """\
+perplexity: of the texts under the model itself, given the prompt; judge's: under the judge.
+distinct-1, -2, -3: the share of n-grams of tokens, of all texts, that are new. self-BLEU: how alike texts are.
+Zipf: his coefficient. rep-4: 4-grams that their text had before. loops: texts that end in a phrase said 3 times.
+tokens: of a text. passes/tok: rows read for each new token. cache MB: the most reserved at one time."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, or the human, with its figures and its texts."""
+
+    name: str
+    flags: str | None  # of minigpt.generate; None: a human needs none
+    strategy: str | None
+    figures: Figures
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found, and how: `facts` are settings, machine, versions and date."""
+
+    facts: Mapping[str, Any]
+    prompts: list[str]
+    rows: list[Row]
+
+    def figures_table(self) -> str:
+        """The figures for a terminal."""
+        return f"{table(self._cells())}\n{self._below()}"
+
+    def markdown(self) -> str:
+        """The figures for a page, each method with its flags."""
+        (heading, *lines), rule = self._cells(), "|---|---|" + "---:|" * (len(self._columns()))
+        rows = [
+            _markdown_row(
+                [name, "" if row.flags is None else f"`{row.flags}`" if row.flags else "none", *cells]
+            )
+            for row, (name, *cells) in zip(self.rows, lines, strict=True)
+        ]
+        return "\n".join([_markdown_row(["", "flags", *heading[1:]]), rule, *rows, "", self._below()])
+
+    def texts_table(self, width: int) -> str:
+        """The texts of one prompt beside their methods, wrapped to so many characters."""
+        widest = max((len(part) for row in self.rows for part in (row.name, row.flags or "")), default=0)
+        left = min(NAMES, widest)
+        return "\n".join("".join(_beside(row, left, max(20, width - left - 2))) for row in self.rows)
+
+    def texts_markdown(self) -> str:
+        """The texts of one prompt for a page."""
+        lines = (
+            _markdown_row(
+                [row.name, f"`{row.flags}`" if row.flags else "none", " ".join(row.texts[0].split())]
+            )
+            for row in self.rows
+        )
+        return "\n".join([_markdown_row(["", "flags", "text"]), "|---|---|---|", *lines, ""])
+
+    def json(self) -> str:
+        """Everything as one object; what could not be measured is null."""
+        known = [
+            asdict(row) | {"figures": {k: number(v) for k, v in row.figures.items()}} for row in self.rows
+        ]
+        human = next((row for row in known if row["flags"] is None), None)
+        methods = [row for row in known if row["flags"] is not None]
+        whole = {**self.facts, "prompts": self.prompts, "human": human, "methods": methods}
+        return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+
+    def plot(self, path: Path) -> None:
+        """Quality against diversity, as a PNG; a method of which one is not known is left out."""
+        from minigpt.plot import quality_and_diversity
+
+        places = [(row, (row.figures["distinct_2"], row.figures["perplexity"])) for row in self.rows]
+        known = [(row, place) for row, place in places if all(map(math.isfinite, place))]
+        human = next((place for row, place in known if row.flags is None), None)
+        methods = {row.name: place for row, place in known if row.flags is not None}
+        quality_and_diversity(methods, human, path)
+
+    def _columns(self) -> list[str]:
+        return [name for name in COLUMNS if any(name in row.figures for row in self.rows)]
+
+    def _cells(self) -> Iterator[list[str]]:
+        """A heading, and a row a method."""
+        columns = self._columns()
+        yield ["", *(COLUMNS[name][0] for name in columns)]
+        for row in self.rows:
+            yield [row.name, *(_cell(name, row.figures.get(name, math.nan)) for name in columns)]
+
+    def _below(self) -> str:
+        """What the figures are, what they were made of, where, and when."""
+        given, machine, versions = self.facts["settings"], self.facts["machine"], self.facts["versions"]
+        lines = [
+            LEGEND,
+            f"{len(self.prompts)} prompts of {given['prompts'] or given['held_out']}, at most {given['max_new_tokens']} new"
+            f" tokens, seed {given['seed']}, batches of {given['batch_size']}; model {given['model']}"
+            + (f", judge {given['judge']}." if given["judge"] else "."),
+            f"{machine['name']}, {machine['threads']} of {machine['cores']} cores, {machine['dtype']};"
+            f" minigpt {versions['minigpt']}, torch {versions['torch']}, Python {versions['python']};"
+            f" {self.facts['date']}.",
+        ]
+        if any("mauve" in row.figures for row in self.rows):
+            lines.insert(1, f"MAUVE: {len(self.prompts)} texts a side, as the model itself sees their ends (the paper:"
+                            " gpt2-large); below some hundreds it says little.")  # fmt: skip
+        elif find_spec("mauve") is None:
+            lines.insert(1, "MAUVE: left out, for its package is missing: pip install 'minigpt[compare]'.")
+        return "\n".join(lines) + "\n"
+
+
+def surroundings(model: GPT2) -> dict[str, Any]:
+    """What the cost of a method depends on, and when it was measured."""
+    import torch
+
+    on_gpu = model.device.type == "cuda"
+    return {
+        "machine": {
+            "name": torch.cuda.get_device_name() if on_gpu else cpu_name(),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "dtype": str(model.position_embedding.weight.dtype).removeprefix("torch."),
+        },
+        "versions": {
+            "minigpt": minigpt.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "date": date.today().isoformat(),
+    }
+
+
+def _cell(name: str, value: float) -> str:
+    return COLUMNS[name][1](value) if math.isfinite(value) else "–"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _beside(row: Row, left: int, right: int) -> Iterator[str]:
+    """Name and flags on the left, the text on the right."""
+    label = [
+        *wrap(row.name, left),
+        *(wrap(row.flags or "", left, break_on_hyphens=False) if row.flags != row.name else []),
+    ]
+    lines = [part for line in row.texts[0].strip().splitlines() for part in wrap(line, right) or [""]]
+    for name, line in zip_longest(label, lines, fillvalue=""):
+        yield f"{name.ljust(left)}  {line}".rstrip() + "\n"

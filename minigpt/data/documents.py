@@ -1,0 +1,125 @@
+"""Text files as documents, and what tells two texts apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from minigpt.tokenizer.files import END_OF_TEXT
+
+SUFFIXES = (".txt", ".jsonl")
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or all .txt and .jsonl files of a folder and its subfolders, sorted by name.
+
+    Raises:
+        ValueError: there is no such file, or none in the folder.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        if not found:
+            raise ValueError(f"{path} is a folder without {' or '.join(SUFFIXES)} files: name one with text")
+        return found
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: name a text file, a .jsonl file, or a folder of them")
+    return [path]
+
+
+def documents(paths: Sequence[Path], text_field: str = "text") -> Iterator[str]:
+    r"""Every document of some files or folders, one after the other.
+
+    A text file holds documents separated by lines `<|endoftext|>`; line ends around them do not count, and
+    neither do empty ones. A .jsonl file holds one object a line, whose `text_field` is the document.
+
+    Raises:
+        ValueError: a file is missing, empty, not UTF-8 or not JSONL; the message says which, and where.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "two.txt")
+    ...     _ = file.write_text("One.\n<|endoftext|>\nTwo.\n")
+    ...     list(documents([file]))
+    ['One.', 'Two.']
+    """
+    for file in (file for path in paths for file in text_files(path)):
+        found = _objects(file, text_field) if file.suffix == ".jsonl" else _sections(file)
+        empty = True
+        for document in found:
+            if not document.isspace() and document:
+                empty = False
+                yield document.strip("\r\n")
+        if empty:
+            raise ValueError(f"{file} holds no text: leave it out, or put text into it")
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """A sha256 of the files' contents and kinds, in their order; their names do not count.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    digests = [_sha256(file) for path in paths for file in text_files(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    if file.suffix == ".jsonl":  # the same bytes would be read otherwise in a .txt
+        return hashlib.sha256(f"jsonl {digest}".encode()).hexdigest()
+    return digest
+
+
+def _sections(file: Path) -> Iterator[str]:
+    """The parts between lines `<|endoftext|>`, read line by line, so that a file of any size will do."""
+    lines: list[str] = []
+    for line in _lines(file):
+        if line.rstrip() == END_OF_TEXT:
+            yield "".join(lines)
+            lines = []
+        else:
+            lines.append(line)
+    yield "".join(lines)
+
+
+def _objects(file: Path, text_field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{file}, line {number}: not JSON ({error}); one object a line is wanted"
+            ) from None
+        if not isinstance(entry, dict) or not isinstance(entry.get(text_field), str):
+            there = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
+            raise ValueError(
+                f"{file}, line {number}: no text in field {text_field!r} (there is: {there}); give --text-field"
+            )
+        yield entry[text_field]
+
+
+def _lines(file: Path) -> Iterable[str]:
+    read = 0
+    try:
+        # As bytes, so that an error knows its place in the file. Universal newlines are not wanted either:
+        # a text's own line ends are part of it.
+        with file.open("rb") as opened:
+            for line in opened:
+                try:
+                    yield line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    place = f"byte {read + error.start:,}"
+                    raise ValueError(
+                        f"{file} is not UTF-8 ({place}): convert it, as by `iconv -t UTF-8`"
+                    ) from None
+                read += len(line)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None

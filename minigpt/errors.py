@@ -1,0 +1,7 @@
+"""The error for what a caller can get wrong; any other exception is a bug of ours."""
+
+from __future__ import annotations
+
+
+class InvalidRequest(ValueError):
+    """A prompt, an option or a combination of them that cannot be used; the message says what would."""

@@ -1,0 +1,1 @@
+"""How well a model predicts text, and how varied the text is that it writes."""

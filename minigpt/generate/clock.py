@@ -1,0 +1,73 @@
+"""When things happened in one run of `generate`, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minigpt import cli
+
+if TYPE_CHECKING:
+    from minigpt.sampler.events import Request
+
+
+class Clock:
+    """When things happened, in seconds from the start."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._read: float | None = None
+        self._first: float | None = None
+        self._end = 0.0
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._start
+
+    def prompts_read(self) -> None:
+        self._read = self._now()
+
+    def token(self) -> None:
+        self._first = self._first or self._now()
+
+    def stop(self) -> None:
+        self._end = self._now()
+
+    def figures(self, requests: Sequence[Request], lengths: list[int]) -> dict[str, float | int | None]:
+        """Prompt tokens per second until all prompts are read, new ones from there to the end.
+
+        Each text's first token comes out of reading its prompt, so the rate is that of the others.
+        """
+        read = sum(len(request.prompt) for request in requests)
+        later = sum(lengths) - len(lengths)
+        rest = self._end - self._read if self._read else 0.0
+        return {
+            "prompt_tokens": read,
+            "prompt_tokens_per_s": round(read / self._read, 2) if self._read else None,
+            "generated_tokens": sum(lengths),
+            "generated_tokens_per_s": round(later / rest, 2) if rest and later else None,
+            "first_token_s": round(self._first, 4) if self._first else None,
+            "total_s": round(self._end, 4),
+            "peak_memory_bytes": cli.peak_memory(),
+        }
+
+    def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:
+        figures = self.figures(requests, lengths)
+
+        def rate(name: str) -> str:
+            value = figures[name]
+            return (
+                f" at {value:,.0f} tok/s"
+                if value and value >= 10
+                else f" at {value:.1f} tok/s"
+                if value
+                else ""
+            )
+
+        parts = [
+            f"prompt {figures['prompt_tokens']} tokens{rate('prompt_tokens_per_s')}",
+            f"generated {sum(lengths)}{rate('generated_tokens_per_s')}",
+            f"first token after {figures['first_token_s'] or figures['total_s']:.2f} s",
+            f"peak memory {(figures['peak_memory_bytes'] or 0) / 1e6:.0f} MB",
+        ]
+        return ", ".join(parts + ([f"seed {seed}"] if seed is not None else []))

@@ -1,0 +1,1 @@
+"""What strategies are built from: the decode loop, beam search, drafting, random streams."""

@@ -1,0 +1,173 @@
+"""The search for the texts of one prompt: what beam search does at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from minigpt.sampler.events import (
+    BeamExtension,
+    BeamsExtended,
+    Completion,
+    Event,
+    Finished,
+    Request,
+    TokenGenerated,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt.sampler.strategies.beam import Beam
+    from minigpt.sampler.strategy import Processor
+
+    Choose = Callable[[Tensor, int], Tensor]  # (totals (R * V,), n) -> the indices of n candidates, in order
+
+# Shapes below:  R live beams of one prompt · V vocabulary
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One text in progress, or finished."""
+
+    parent: int = 0  # which live beam it grew out of
+    tokens: tuple[int, ...] = ()
+    total: float = 0.0  # of the processed log-probabilities
+    logprobs: tuple[float, ...] = ()  # of the unprocessed model
+    top_logprobs: tuple[list[tuple[int, float]], ...] = ()
+    score: float = 0.0  # the total after the length penalty
+    finish_reason: str = ""
+
+
+@dataclass
+class Search:
+    """The search for one prompt's texts; strategies vary it by what they replace."""
+
+    beam: Beam
+    prompt_index: int
+    request: Request
+    live: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
+    finished: list[Hypothesis] = field(default_factory=list)  # the best `num_beams`, best first
+    ended: list[Hypothesis] = field(default_factory=list)  # those that the last step finished
+    done: bool = False
+    shown: int = 0  # tokens told as settled
+
+    @cached_property
+    def processors(self) -> list[Processor]:
+        """One chain from the first step to the last, for some processors remember."""
+        from minigpt.sampler.processors import chain
+
+        keep = max(2, len(self.request.end_tokens) + 1)  # so that some text can always go on
+        return chain(self.beam, len(self.request.prompt), self.request.end_tokens, keep)
+
+    @cached_property
+    def choose(self) -> Choose:
+        return self.beam.chooser()
+
+    def step(self, logits: Tensor) -> None:
+        """Lets every live beam grow by one token.
+
+        Shapes: (R, V)
+        """
+        from minigpt.sampler.engine.decode_loop import apply, require_possible
+
+        logprobs = logits.log_softmax(-1)  # (R, V)
+        scores = apply(
+            self.processors, logprobs, [[*self.request.prompt, *beam.tokens] for beam in self.live]
+        )
+        totals = scores + scores.new_tensor([[beam.total] for beam in self.live])
+        best = totals.max().item()
+        if not (self.finished and best == float("-inf")):  # else nothing goes on: what is finished stands
+            require_possible([best], [self.request])
+        # An end token takes a candidate's place, so there are enough for `num_beams` texts to go on.
+        n = max(2, 1 + len(self.request.end_tokens)) * self.beam.num_beams
+        grown = self._grow(self.candidates(totals, n), totals.flatten(), logprobs)
+        self.ended = self.ending(grown)
+        self.finished = sorted([*self.finished, *self.ended], key=lambda text: -text.score)[
+            : self.beam.num_beams
+        ]
+        self.live = self.going_on([text for text in grown if not text.finish_reason])
+        if not self.live or not self._can_improve():
+            self.live, self.done = [], True
+
+    def candidates(self, totals: Tensor, n: int) -> Tensor:
+        """The continuations to look at, by their place among all, in order.
+
+        Shapes: (R, V)  ->  about (n,)
+        """
+        return self.choose(totals.flatten(), n)
+
+    def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
+        """Of the candidates in order, those that are finished; who stands behind is there to go on."""
+        return [text for text in grown[: self.beam.num_beams] if text.finish_reason]
+
+    def going_on(self, unfinished: list[Hypothesis]) -> list[Hypothesis]:
+        """Of the candidates that are not finished, those that live on, best first."""
+        return sorted(unfinished, key=lambda text: -text.total)[: self.beam.num_beams]
+
+    def _grow(self, best: Tensor, totals: Tensor, logprobs: Tensor) -> list[Hypothesis]:
+        """The chosen candidates as texts."""
+        from minigpt.sampler.engine.decode_loop import likeliest
+
+        parents, tokens = best // logprobs.size(1), best % logprobs.size(1)
+        tops = likeliest(logprobs, self.request.top_logprobs)
+        told = logprobs[parents, tokens].tolist()  # the model's own, whatever the processors did
+        chosen = zip(parents.tolist(), tokens.tolist(), totals[best].tolist(), told, strict=True)
+        return [
+            self._child(parent, token, total, logprob, tops[parent])
+            for parent, token, total, logprob in chosen
+            if total > float("-inf")
+        ]
+
+    def _child(
+        self, parent: int, token: int, total: float, logprob: float, top: list[tuple[int, float]]
+    ) -> Hypothesis:
+        old = self.live[parent]
+        tokens = (*old.tokens, token)
+        return Hypothesis(
+            parent=parent,
+            tokens=tokens,
+            total=total,
+            logprobs=(*old.logprobs, logprob),
+            top_logprobs=(*old.top_logprobs, top),
+            score=self.beam.score(total, len(tokens)),
+            finish_reason=self.request.finish_reason(tokens) or "",
+        )
+
+    def _can_improve(self) -> bool:
+        if len(self.finished) < self.beam.num_beams:
+            return True
+        if self.beam.early_stopping is True or self.beam.num_beams == 1:  # a single beam is greedy
+            return False
+        length = len(self.live[0].tokens)
+        if self.beam.early_stopping == "never" and self.beam.length_penalty > 0:
+            length = self.request.max_new_tokens
+        return self.beam.score(self.live[0].total, length) > self.finished[-1].score
+
+    def events(self) -> Iterator[Event]:
+        """What the last step did: the beams, the tokens that are settled now, and at the end the texts."""
+        told = [
+            BeamExtension(text.parent, text.tokens[-1], text.score, text.finish_reason)
+            for text in (*self.live, *self.ended)
+        ]
+        yield BeamsExtended(self.prompt_index, told)
+        yield from self._settled()
+        if self.done:
+            winners = self.finished[: self.beam.num_return_sequences]
+            yield Finished(self.prompt_index, [self._completion(text) for text in winners])
+
+    def _settled(self) -> Iterator[Event]:
+        """The tokens on which every text agrees that may still be the best."""
+        # A text in progress always may, for processors may raise what the model finds unlikely.
+        contenders = [*self.finished[:1], *self.live]
+        first, *others = (text.tokens for text in contenders)
+        while self.shown < len(first) and all(first[: self.shown + 1] == t[: self.shown + 1] for t in others):
+            logprob = contenders[0].logprobs[self.shown]
+            yield TokenGenerated(self.prompt_index, 0, first[self.shown], logprob)
+            self.shown += 1
+
+    def _completion(self, text: Hypothesis) -> Completion:
+        top = list(text.top_logprobs) if self.request.top_logprobs else []
+        return Completion(list(text.tokens), list(text.logprobs), text.score, text.finish_reason, top)

@@ -1,0 +1,133 @@
+"""What a strategy may ask of a model, what it is asked for, and what it reports while it decodes.
+
+No torch here: the command line reads every strategy's options to answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+OVERFLOWS = ("error", "truncate", "stop", "slide")
+
+
+class Cache(Protocol):
+    """What a strategy may ask of a model's memory; `minigpt.cache.KVCache` is one."""
+
+    length: int
+
+    def rewind(self, length: int) -> None: ...
+    def select(self, rows: Sequence[int]) -> None: ...
+
+
+class ModelConfig(Protocol):
+    """The numbers that a strategy may ask for; `minigpt.GPT2Config` has them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def n_positions(self) -> int: ...
+    @property
+    def end_tokens(self) -> frozenset[int]: ...
+
+
+class LanguageModel(Protocol):
+    """All that a strategy may ask of a model; a fake with a table can provide it."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    def next_logits(self, tokens: Tensor, cache: Any) -> Tensor: ...
+    def hidden_states(self, tokens: Tensor, cache: Any) -> Tensor: ...
+    def residuals(self, tokens: Tensor, cache: Any) -> Tensor: ...
+    def unembed(self, x: Tensor) -> Tensor: ...
+    def new_cache(self, n_max: int, rows: int = 1, pad: Tensor | None = None) -> Cache: ...
+
+
+class PromptTooLong(ValueError):
+    """Prompt and new tokens do not fit the model's window."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, and when the texts that continue it are done."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    limit_reason: str = "length"  # what running into max_new_tokens is called
+    end_tokens: frozenset[int] = frozenset()
+    stop: Callable[[Sequence[int]], bool] | None = None  # new tokens -> whether the text is complete
+    top_logprobs: int = 0
+    dropped: int = 0  # oldest prompt tokens that were left out to make room
+
+    def finish_reason(self, new_tokens: Sequence[int]) -> str | None:
+        """Why a text with these new tokens is done, or None."""
+        if new_tokens[-1] in self.end_tokens:
+            return "eos"
+        if self.stop is not None and self.stop(new_tokens):
+            return "stop"
+        return self.limit_reason if len(new_tokens) >= self.max_new_tokens else None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished text: new ids only, an end token included.
+
+    `logprobs` are those of the unprocessed model, in nats; `score` is their sum, or for beam search the
+    processed sum after the length penalty. `finish_reason` is "eos", "stop", "length" or "overflow".
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    score: float
+    finish_reason: str
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PrefillDone:
+    """The model has read all prompts; from here on it writes."""
+
+
+@dataclass(frozen=True)
+class TokenGenerated:
+    """A token that is settled: whatever happens later, text `index` of this prompt goes on with it."""
+
+    prompt_index: int
+    index: int
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All texts of one prompt, best first."""
+
+    prompt_index: int
+    completions: list[Completion]
+
+
+class BeamExtension(NamedTuple):
+    """One beam as a step left it: the beam that it grew out of, and one token more."""
+
+    parent: int  # its place among the beams that went on from the step before; at first the prompt alone, 0
+    token: int
+    score: float  # of the text so far: what it would have, or has, as a finished one
+    finish_reason: str  # "" while it goes on
+
+
+@dataclass(frozen=True)
+class BeamsExtended:
+    """The beams of one prompt have grown by a token; those that go on are numbered in their order here."""
+
+    prompt_index: int
+    beams: list[BeamExtension]
+
+
+Event = PrefillDone | TokenGenerated | BeamsExtended | Finished

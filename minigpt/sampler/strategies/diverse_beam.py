@@ -1,0 +1,113 @@
+"""Diverse beam search: groups of beams that keep out of each other's way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from minigpt.sampler.engine.beam_search import Search
+from minigpt.sampler.events import Request
+from minigpt.sampler.options import option
+from minigpt.sampler.strategies.beam import Beam, num_beams_option, same_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Shapes below:  R live beams of one prompt, in all groups · B those of one group · V vocabulary · S tokens of a text
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiverseBeam(Beam):
+    """Beams in groups that avoid each other's words: several texts that differ in more than their endings.
+
+    The `num_beams` beams are shared among `num_beam_groups`, each a beam search of its own. At every step the
+    groups go one after the other, and a token's log-probability loses `diversity_penalty` for each beam of
+    the groups before that has just chosen it; then the other processors act. What was lost stays in the
+    text's score. The finished texts of all groups compete.
+
+    Source: Vijayakumar et al. 2018 (diverse beam search), section 4, with the Hamming diversity of section 5.1.
+    """
+
+    implied_by = Beam.implied_by | {"num_beam_groups", "diversity_penalty"}
+
+    num_beams: int = num_beams_option(4)
+    num_beam_groups: int = option(
+        2,
+        "share the beams among N groups that avoid each other's words",
+        group="beams",
+        parse=int,
+        metavar="N",
+    )
+    diversity_penalty: float = option(
+        0.5, "what a word loses for each beam of other groups that chose it (0.2 to 0.8)",
+        group="beams", metavar="F",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_beam_groups < 1 or self.num_beams % self.num_beam_groups:
+            raise ValueError(
+                f"num_beam_groups must divide num_beams (--num-beams): {self.num_beam_groups} groups cannot share"
+                f" {self.num_beams} beams evenly"
+            )
+        if not 0 <= self.diversity_penalty < float("inf"):
+            raise ValueError(f"diversity_penalty must be at least 0, got {self.diversity_penalty}")
+
+    def new_search(self, prompt_index: int, request: Request) -> Search:
+        each = self.num_beams // self.num_beam_groups
+        group = replace(same_options(self, Beam), num_beams=each, num_return_sequences=1)
+        groups = [Search(group, prompt_index, request) for _ in range(self.num_beam_groups)]
+        return GroupSearch(self, prompt_index, request, groups=groups, penalty=self.diversity_penalty)
+
+
+@dataclass
+class GroupSearch(Search):
+    """The searches of one prompt's groups as one: their beams one group after the other, their texts pooled."""
+
+    groups: list[Search] = field(kw_only=True)
+    penalty: float = field(kw_only=True)
+    rows: list[int] = field(default_factory=list)  # for each group's beams in turn, the row that they read
+    chosen: list[int] = field(default_factory=list)  # the last tokens of the groups that went before
+
+    def __post_init__(self) -> None:
+        self.rows = [0] * len(self.groups)  # the prompt is read once for all
+        for group in self.groups:
+            self._keep_away(group)
+
+    def step(self, logits: Tensor) -> None:
+        self.chosen = []
+        self.live, self.ended, first = [], [], 0
+        for group in self.groups:
+            if not group.done:
+                rows = self.rows[first : first + len(group.live)]
+                first += len(rows)
+                group.step(logits[rows])
+                # A text that ended by itself has left its place to another, one at the limit has not.
+                full = [text for text in group.ended if text.finish_reason == self.request.limit_reason]
+                self.chosen += [text.tokens[-1] for text in (*group.live, *full)]
+                self.live += [replace(beam, parent=rows[beam.parent]) for beam in group.live]
+                self.ended += [replace(text, parent=rows[text.parent]) for text in group.ended]
+        pooled = [text for group in self.groups for text in group.finished]
+        self.finished = sorted(pooled, key=lambda text: -text.score)
+        self.rows = list(range(len(self.live)))
+        self.done = all(group.done for group in self.groups)
+
+    def _keep_away(self, group: Search) -> None:
+        """Puts the penalty before all the processors of a group."""
+        from minigpt.sampler.processors import Watched
+
+        if group.beam.watch is None:
+            group.processors.insert(0, self.diversity)
+        else:  # after the step that shows what there was to begin with
+            group.processors.insert(1, Watched(self.diversity, group.beam.watch))
+
+    def diversity(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """A processor: what the groups before have just chosen becomes less likely.
+
+        Shapes: (B, V), (B, S)  ->  (B, V)
+        """
+        import torch
+
+        chosen = torch.tensor(self.chosen, dtype=torch.long, device=logits.device)
+        times = chosen.bincount(minlength=logits.size(-1))  # (V,)
+        return logits - self.penalty * times

@@ -1,0 +1,302 @@
+"""Text to token ids and back, as GPT-2 does it: byte-pair encoding in which no byte is ever lost."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from minigpt.atomic import all_or_none
+from minigpt.tokenizer import files as vocabulary
+from minigpt.tokenizer.bpe import BYTES, check_ids, makeable, spell
+from minigpt.tokenizer.files import END_OF_TEXT
+
+UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
+
+# Merges never cross the borders of these pieces: contractions, words, numbers, signs, white space. GPT-2's
+# own pattern ends in \s+(?!\S)|\s+ for "white space, but leave the last one to the word after it". Here that
+# is spelled in strides, because the plain form overflows tiktoken's stack on a million spaces.
+SPLIT = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
+    r"|\s++$|(?:\s{1000}(?=\s)|\s(?=\s))++|\s"
+)
+
+
+class Tokenizer:
+    """Turns text into token ids and ids back into text.
+
+    Args:
+        vocab: the id of every token; tokens are written in the byte alphabet, as in vocab.json. Bytes may
+            be missing; text that needs them cannot be encoded.
+        merges: the pairs to join, the most urgent first, as in merges.txt.
+        special_tokens: ids of tokens such as <|endoftext|>, which text stands for only if it is allowed to.
+            Whatever `vocab` holds beyond single bytes and merged pairs is one, too.
+        words: ids of whole words added after training, which any text may use.
+        settings: further entries of tokenizer_config.json, kept for whoever reads the saved files.
+
+    Raises:
+        ValueError: the vocabulary lacks every byte or a merged pair, an id is none or is taken twice, or a merge
+            uses a token before it can exist.
+
+    Source: Radford et al. 2019, section 2.2.
+
+    >>> from minigpt.tokenizer.bpe import BYTES
+    >>> tokenizer = Tokenizer(BYTES, merges=[])                 # 256 tokens, one for each byte
+    >>> tokenizer.encode("Hé")
+    [72, 195, 169]
+    >>> tokenizer.decode([72, 195, 169])
+    'Hé'
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        *,
+        special_tokens: Mapping[str, int] | None = None,
+        words: Mapping[str, int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        spelled = spell(vocab, merges)
+        self.words = dict(words or {})
+        rest = {token: vocab[token] for token in vocab if token not in spelled and token not in self.words}
+        self.special_tokens = rest | dict(special_tokens or {})
+        self._added = self.words | self.special_tokens
+        self._vocab, self._merges, self._settings = dict(vocab), list(merges), dict(settings or {})
+        check_ids(vocab, self._added)
+
+        self._bytes = {token: text.encode() for text, token in self._added.items()}
+        self._bytes |= {vocab[token]: spelling for token, spelling in spelled.items()}
+        self.vocab_size = max(self._bytes) + 1  # ids may have gaps; these decode to U+FFFD
+        self.end_token = self.special_tokens.get(END_OF_TEXT)
+
+        # tiktoken's ids say which merge goes first; the vocabulary's are free to be in another order.
+        made = makeable(merges)
+        # It panics on a byte without a rank, so it has all 256; whether the vocabulary has them is seen later.
+        self._ids = [vocab.get(token, -1) for token in made]
+        self._missing = frozenset(rank for rank, token in enumerate(made) if token not in vocab)
+        ranks = {spelled.get(token) or bytes([BYTES[token]]): rank for rank, token in enumerate(made)}
+        self._encoding = tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={})
+        self._find_words, self._find_added = _any_of(self.words), _any_of(self._added)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | os.PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> Tokenizer:
+        """The tokenizer of the bundled model, of a directory or of a repository on the Hugging Face hub.
+
+        Raises:
+            OSError: there is no such model, it has no tokenizer, or it cannot be fetched.
+            ValueError: as for `load`.
+        """
+        # Here, so that whoever only turns text into ids need not wait for the library of the hub.
+        from minigpt.hub import tokenizer_files
+
+        return cls.load(tokenizer_files(name_or_dir, revision=revision, offline=offline))
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+        """Reads vocab.json and merges.txt, or tokenizer.json where those are absent.
+
+        Added tokens are also looked for in added_tokens.json, tokenizer_config.json and tokenizer.json.
+
+        Raises:
+            FileNotFoundError: neither is there.
+            ValueError: a file cannot be read, or describes something else than GPT-2's byte-level BPE; the
+                message names the file, what was found and what is supported.
+        """
+        found = vocabulary.read(Path(directory))
+        try:
+            return cls(
+                found.vocab,
+                found.merges,
+                special_tokens=found.special_tokens,
+                words=found.words,
+                settings=found.settings,
+            )
+        except ValueError as error:
+            raise ValueError(f"{found.source}: {error}") from None
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The ids of a text; special tokens in it are plain text, unless `allow_special`.
+
+        Half a surrogate pair, which is no character, becomes U+FFFD.
+
+        Raises:
+            ValueError: the vocabulary lacks a byte of some character; the message names the first such.
+
+        >>> from minigpt.tokenizer.bpe import BYTES
+        >>> tokenizer = Tokenizer(BYTES, [], special_tokens={"<|end|>": 256})
+        >>> tokenizer.encode("a<|end|>", allow_special=True)
+        [97, 256]
+        >>> len(tokenizer.encode("a<|end|>"))
+        8
+        """
+        tokens: list[int] = []
+        pieces = (self._find_added if allow_special else self._find_words).split(text)
+        for i, piece in enumerate(pieces):
+            if i % 2:  # `split` returns what it found between the pieces
+                tokens.append(self._added[piece])
+            else:
+                ranks = self._encoding.encode_ordinary(piece)
+                if self._missing:
+                    self._refuse_missing(ranks)
+                tokens.extend(self._ids[rank] for rank in ranks)
+        return tokens
+
+    def _refuse_missing(self, ranks: Sequence[int]) -> None:
+        if self._missing.isdisjoint(ranks):
+            return
+        in_doubt = self._encoding.decode(ranks)
+        unknown = next(c for c in in_doubt if not self._missing.isdisjoint(self._encoding.encode_ordinary(c)))
+        n_known = len(self._ids) - len(self._missing)
+        raise ValueError(
+            f"this tokenizer has no token for {unknown!r} (a vocabulary of {n_known} characters or bytes): "
+            "leave it out, or use a tokenizer that has all 256 bytes"
+        )
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens; what is not UTF-8, and an id without a token, becomes U+FFFD.
+
+        >>> from minigpt.tokenizer.bpe import BYTES
+        >>> Tokenizer(BYTES, []).decode([195, 169, 195, 999])
+        'é\ufffd\ufffd'
+        """
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of some tokens, which need not be whole characters."""
+        # `index`, because a tensor of one number would be looked up by its identity, not its value.
+        return b"".join([self._bytes.get(index(token), UNKNOWN) for token in tokens])
+
+    def token_bytes(self) -> list[bytes | None]:
+        """What each id spells; None for special tokens and ids without a token."""
+        spelled = self._bytes | dict.fromkeys(self.special_tokens.values())
+        return [spelled.get(token) for token in range(self.vocab_size)]
+
+    def token_string(self, token: int) -> str:
+        """One token, to be shown by itself: U+FFFD stands for a part of a character."""
+        return self.decode([token])
+
+    def stream(self, *stop: str) -> TextStream:
+        """Decodes tokens one by one as they are generated, up to the first of the `stop` texts if given."""
+        return TextStream(self, stop)
+
+    def stop_at(self, *texts: str) -> Callable[[Sequence[int]], bool]:
+        """A test for generated tokens: has one of the texts just been completed, within the last token?
+
+        It looks at the last few tokens only, so asking after every token costs the same for any length.
+
+        Raises:
+            ValueError: a text is empty.
+
+        >>> from minigpt.tokenizer.bpe import BYTES
+        >>> stopped = Tokenizer(BYTES, []).stop_at("aab")
+        >>> [stopped(list(b"aaabc"[:n])) for n in range(6)]
+        [False, False, False, False, True, False]
+        """
+        stops = [text.encode() for text in _not_empty(texts)]
+        longest = max(map(len, stops), default=0)
+
+        def stopped(tokens: Sequence[int]) -> bool:
+            last = self.decode_bytes(tokens[-1:])
+            tail, unread = last, len(tokens) - 1
+            while unread > 0 and len(tail) < longest - 1 + len(last):
+                unread -= 1
+                tail = self.decode_bytes([tokens[unread]]) + tail
+            before = len(tail) - len(last)
+            # A stop that starts any earlier ends before the last token: it was somebody else's to report.
+            return any(tail.find(stop, max(0, before + 1 - len(stop))) >= 0 for stop in stops)
+
+        return stopped
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes vocab.json, merges.txt, tokenizer.json and tokenizer_config.json, all of them or none.
+
+        `load` and transformers' AutoTokenizer read the same tokenizer from it.
+        """
+        with all_or_none(directory) as aside:
+            vocabulary.write(
+                aside, self._vocab, self._merges, self.special_tokens, self.words, self._settings
+            )
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"
+
+
+class TextStream:
+    """Text from tokens that arrive one by one, never half a character.
+
+    All that it returns, joined, is the text that `Tokenizer.decode` gives for the same tokens. With stop
+    texts it ends before the one that is completed first, and holds back what may be the beginning of one.
+
+    Raises:
+        ValueError: a stop text is empty.
+
+    >>> from minigpt.tokenizer.bpe import BYTES
+    >>> stream = Tokenizer(BYTES, []).stream("END")
+    >>> [stream.feed(token) for token in "aé EN.END!".encode()], stream.finish()
+    (['a', '', 'é', ' ', '', '', 'EN.', '', '', '', ''], '')
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, _not_empty(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # decoded, but perhaps the beginning of a stop text
+        self._ended = False
+
+    def feed(self, token: int) -> str:
+        """The text that is certain now that this token has come; often "", in the middle of a character."""
+        self._held += self._decoder.decode(self._tokenizer.decode_bytes([token]))
+        text = self._up_to_stop()
+        self._held = "" if self._ended else self._beginning_of_stop(text)
+        return text[: len(text) - len(self._held)]
+
+    def finish(self) -> str:
+        """What was held back; a character that stays incomplete is U+FFFD."""
+        self._held += self._decoder.decode(b"", final=True)
+        text, self._held = self._up_to_stop(), ""
+        return text
+
+    def _up_to_stop(self) -> str:
+        if self._ended:
+            return ""
+        text = cut_before(self._held, *self._stop)
+        self._ended = text != self._held
+        return text
+
+    def _beginning_of_stop(self, text: str) -> str:
+        """The longest end of `text` with which a stop text could begin."""
+        ends = (text[start:] for start in range(len(text)))
+        return next((end for end in ends if any(stop.startswith(end) for stop in self._stop)), "")
+
+
+def cut_before(text: str, *stop: str) -> str:
+    """The part of a text before the earliest of the stop texts, or all of it.
+
+    >>> cut_before("one. two! three.", "!", ".")
+    'one'
+    """
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def _not_empty(texts: Sequence[str]) -> Sequence[str]:
+    if "" in texts:
+        raise ValueError(f"a stop text must not be empty, got {list(texts)!r}: every text contains it")
+    return texts
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the texts, and of those that begin at one place the longest."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")  # (?!) is never found

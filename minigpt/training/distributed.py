@@ -1,0 +1,139 @@
+"""One process or many: who reads which rows, how their numbers become one, how a model is spread over them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from minigpt.model import GPT2
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # the first process may tokenise for long while the others wait
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many this process is; alone unless torchrun started it."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, numbers: range) -> range:
+        """This process's part of some windows, of which all get equally many."""
+        each = len(numbers) // self.world
+        return numbers[self.rank * each : (self.rank + 1) * each]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes, element by element."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def as_first(self, value: T) -> T:
+        """The first process's value, for all."""
+        values = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def report_first_failure() -> Iterator[None]:
+    """Lets only the first of the processes that fail say why; the others end in silence.
+
+    For they fail alike, as at a wrong flag, or because they have lost the first one.
+    """
+    store, rank, _ = next(rendezvous("env://"))
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        try:
+            speaker = store.compare_set("minigpt/failed", "", str(rank))
+        except RuntimeError:  # whoever kept the store has failed and is gone
+            speaker = b""
+        if speaker != str(rank).encode():
+            raise SystemExit(1) from None
+        raise
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Joins the processes that torchrun started; a process started alone is alone."""
+    if "RANK" not in os.environ:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        with report_first_failure():  # inside, for whoever loses the connection fails, too
+            yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+class Whole:
+    """A model that every process has whole; of several processes, each averages its gradients with the others."""
+
+    def __init__(self, model: GPT2, processes: Processes) -> None:
+        self.model = model
+        self.forward: nn.Module = DistributedDataParallel(model) if processes.world > 1 else model
+
+    def last_of_step(self, last: bool) -> AbstractContextManager[None]:
+        """Around a batch: gradients are exchanged after a step's last one only."""
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def gathered(self) -> GPT2:
+        """The model with all its weights in this process."""
+        return self.model
+
+
+class Sharded:
+    """A model of which each process has a part of every tensor: PyTorch's FSDP2."""
+
+    def __init__(self, model: GPT2) -> None:
+        self.skeleton = copy.deepcopy(model).to("meta")
+        self.model = model
+        # named, or it would be over GPUs on a machine that has some, whatever --device says
+        mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        self.forward: nn.Module = model
+
+    def last_of_step(self, last: bool) -> AbstractContextManager[None]:
+        assert isinstance(self.forward, FSDPModule)
+        self.forward.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def gathered(self) -> GPT2:
+        """A copy with all its weights in this process; all processes must ask at the same time."""
+        options = StateDictOptions(full_state_dict=True)
+        self.skeleton.load_state_dict(get_model_state_dict(self.model, options=options), assign=True)
+        return self.skeleton

@@ -1,0 +1,154 @@
+"""From files to documents: what a border is, what is left as it is, and where a mistake is found."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.data.documents import documents, fingerprint, text_files
+from minigpt.tokenizer.files import END_OF_TEXT
+
+
+def read(*paths, **how):
+    return list(documents(paths, **how))
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("One.", ["One."]),
+        ("One.\n", ["One."]),
+        ("One.\n<|endoftext|>\nTwo.", ["One.", "Two."]),
+        ("\n\nOne.\n\n<|endoftext|>\n\nTwo.\n\n", ["One.", "Two."]),
+        ("<|endoftext|>\nOne.\n<|endoftext|>\n<|endoftext|>\n \t\n<|endoftext|>", ["One."]),
+        ("One.\r\n<|endoftext|>\r\nTwo.\r\nThree.\r\n", ["One.", "Two.\r\nThree."]),
+        ("One.\n<|endoftext|>  \nTwo.", ["One.", "Two."]),
+        ("  One,\n\n  two.  \n", ["  One,\n\n  two.  "]),  # spaces are the text's own
+        ("One.<|endoftext|>\nTwo.", ["One.<|endoftext|>\nTwo."]),  # a border has a line of its own
+        ("One\rstill\x0bone\x0cand\u2028one", ["One\rstill\x0bone\x0cand\u2028one"]),
+        ("ö\n<|endoftext|>\n😀\ufeff", ["ö", "😀\ufeff"]),
+    ],
+)
+def test_a_text_file_holds_documents_between_lines_of_the_end_token(tmp_path, text, found):
+    assert read(write(tmp_path / "a.txt", text)) == found
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r ")).filter(
+    lambda text: text.strip() and text == text.strip("\r\n")
+)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=5))
+def test_any_documents_are_read_back(texts):
+    with tempfile.TemporaryDirectory() as folder:
+        if not any(line.rstrip() == END_OF_TEXT for text in texts for line in text.split("\n")):
+            assert read(write(Path(folder, "a.txt"), f"\n{END_OF_TEXT}\n".join(texts))) == texts
+        lines = "\n".join(json.dumps({"text": text}) for text in texts)
+        assert read(write(Path(folder, "a.jsonl"), lines)) == texts
+
+
+def test_jsonl_holds_a_document_a_line_in_a_field_of_its_own(tmp_path):
+    file = write(
+        tmp_path / "a.jsonl", '{"n": 1, "body": "One\\nline."}\n\n{"body": "  "}\n{"body": "Two.\\n"}\n'
+    )
+    assert read(file, text_field="body") == ["One\nline.", "Two."]
+
+
+def test_a_folder_is_all_its_texts_sorted_by_name(tmp_path):
+    write(tmp_path / "b.txt", "B")
+    write(tmp_path / "a" / "z.jsonl", '{"text": "Z"}')
+    write(tmp_path / "a" / "deep" / "y.txt", "Y")
+    write(tmp_path / "picture.png", b"\xff")
+    write(tmp_path / "other" / "c", "C")
+    (tmp_path / "folder.txt").mkdir()
+    assert [str(file.relative_to(tmp_path)) for file in text_files(tmp_path)] == [
+        "a/deep/y.txt",
+        "a/z.jsonl",
+        "b.txt",
+    ]
+    assert read(tmp_path) == ["Y", "Z", "B"]
+    assert read(tmp_path / "b.txt", tmp_path / "a", tmp_path / "other" / "c") == ["B", "Y", "Z", "C"]
+
+
+MISTAKES = {
+    "none.txt": (None, "none.txt does not exist: name a text file, a .jsonl file, or a folder of them"),
+    "empty.txt": ("", "empty.txt holds no text: leave it out, or put text into it"),
+    "blank.txt": (" \n\n<|endoftext|>\n\t\n", "blank.txt holds no text"),
+    "empty.jsonl": ("\n\n", "empty.jsonl holds no text"),
+    "latin.txt": ("Caf\xe9".encode("latin-1"), "latin.txt is not UTF-8 (byte 3): convert it, as by `iconv"),
+    "later.txt": (b"x\n" * 1000 + b"y\xff", "later.txt is not UTF-8 (byte 2,001)"),
+    "utf16.txt": ("Text".encode("utf-16"), "utf16.txt is not UTF-8 (byte 0)"),
+    "bytes.jsonl": (b'{"text": "\xff"}', "bytes.jsonl is not UTF-8 (byte 10)"),
+    "broken.jsonl": ('{"text": "a"}\n{"text": ', "broken.jsonl, line 2: not JSON (Expecting value"),
+    "field.jsonl": ('\n{"body": "a", "id": 3}', "field.jsonl, line 2: no text in field 'text' (there is: body, id)"),
+    "number.jsonl": ('{"text": 3}', "number.jsonl, line 1: no text in field 'text' (there is: text); give --text-field"),
+    "list.jsonl": ('["a"]', "list.jsonl, line 1: no text in field 'text' (there is: list)"),
+    "folder": ({}, "folder is a folder without .txt or .jsonl files: name one with text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named_with_their_place(tmp_path, name):
+    content, message = MISTAKES[name]
+    if content == {}:
+        (tmp_path / name).mkdir()
+    elif content is not None:
+        write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / message))):
+        read(tmp_path / name)
+
+
+def test_one_empty_file_among_others_is_named(tmp_path):
+    write(tmp_path / "a.txt", "A")
+    write(tmp_path / "b.txt", "\n")
+    with pytest.raises(ValueError, match=r"b\.txt holds no text"):
+        read(tmp_path)
+
+
+def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.txt", "A")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for use in (read, lambda path: fingerprint([path])):
+        with pytest.raises(ValueError, match=r"a\.txt cannot be read: Permission denied"):
+            use(file)
+
+
+# ------------------------------------------------------------------------------ fingerprints
+
+
+def test_a_fingerprint_is_of_contents_and_order_not_of_names(tmp_path):
+    a, b = write(tmp_path / "a.txt", "A"), write(tmp_path / "b.txt", "B")
+    same = write(tmp_path / "far" / "away.txt", "A")
+    assert fingerprint([a]) == fingerprint([same])
+    assert fingerprint([a, b]) == fingerprint([same, b]) != fingerprint([b, a])
+    assert fingerprint([a, b]) == fingerprint([write(tmp_path / "ab" / "1.txt", "A").parent, b])
+    assert len({fingerprint(paths) for paths in ([a], [b], [a, b], [a, a], [b, a])}) == 5
+
+
+def test_one_text_in_two_files_is_not_the_same_as_in_one(tmp_path):
+    """For they are read otherwise: a file's end is a border."""
+    whole = write(tmp_path / "whole.txt", "AB")
+    parts = [write(tmp_path / "a.txt", "A"), write(tmp_path / "b.txt", "B")]
+    assert fingerprint([whole]) != fingerprint(parts)
+
+
+def test_the_same_bytes_read_as_jsonl_are_another_text(tmp_path):
+    content = '{"text": "A"}'
+    text, lines = write(tmp_path / "a.txt", content), write(tmp_path / "a.jsonl", content)
+    assert read(text) != read(lines)
+    assert fingerprint([text]) != fingerprint([lines])
+    assert fingerprint([text, text]) != fingerprint([text, lines])

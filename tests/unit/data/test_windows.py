@@ -1,0 +1,195 @@
+"""In which order training reads, against a ring that is simply joined: every token is a target once an epoch."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.data.token_file import TokenFile
+from minigpt.data.windows import CircularTokens, Windows, hold_out
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8)
+# Documents and a window that they fill: longer than all documents but one, or shorter than any.
+TEXT = st.tuples(LENGTHS, st.integers(1, 20)).filter(lambda text: sum(text[0]) > text[1])
+SEED = st.integers(0, 5)
+
+
+def file(lengths):
+    """Documents whose tokens are all different: token i is i."""
+    n = sum(lengths)
+    return TokenFile(
+        Path(), np.arange(n, dtype=np.uint16), np.cumsum([0, *lengths]), np.arange(len(lengths)), ""
+    )
+
+
+def windows(lengths, length, seed=0):
+    tokens = file(lengths)
+    return tokens, Windows(tokens, tokens.spans, length, seed)
+
+
+def epoch(of, number):
+    return of.rows(range(number * of.per_epoch, (number + 1) * of.per_epoch)).tolist()
+
+
+def order_of_documents(tokens, rows):
+    """The documents in the order in which some windows go through them, told from their borders alone.
+
+    It is what the module promises, the other way round: any successor of a token is the next of its
+    document, or, after a document's last token, the first of another.
+    """
+    after = {}
+    for row in rows:
+        for one, other in pairwise(row):
+            assert after.setdefault(one, other) == other, "two windows disagree about what follows"
+    firsts, lasts = tokens.starts[:-1].tolist(), (tokens.starts[1:] - 1).tolist()
+    for one, other in after.items():
+        assert other in firsts if one in lasts else other == one + 1
+    return {lasts.index(one): firsts.index(other) for one, other in after.items() if one in lasts}
+
+
+@given(TEXT, SEED, st.integers(0, 3))
+def test_every_token_is_a_target_once_an_epoch(text, seed, number):
+    tokens, of = windows(*text, seed)
+    length = of.length
+    targets = [token for row in epoch(of, number) for token in row[1:]]
+    n_rest = len(tokens.ids) % length
+    assert len(targets) == len({*targets}) == len(tokens.ids) - n_rest
+    inputs = [token for row in epoch(of, number) for token in row[:-1]]
+    assert len(inputs) == len({*inputs})
+
+
+@given(TEXT, SEED, st.integers(0, 3))
+def test_each_window_is_a_stretch_of_the_joined_documents(text, seed, number):
+    tokens, of = windows(*text, seed)
+    length = of.length
+    follows = order_of_documents(tokens, epoch(of, number))
+    assert len({*follows.values()}) == len(follows)  # no document comes after two
+    # Documents joined to one ring: whoever goes from each to the next comes through all before the first again.
+    n_rest = len(tokens.ids) % length
+    if n_rest == 0:
+        seen, at = [], 0
+        while at not in seen:
+            seen.append(at)
+            at = follows[at]
+        assert len(seen) == len(tokens.spans)
+
+
+@given(TEXT, SEED)
+def test_windows_are_cut_from_the_shuffled_ring(text, seed):
+    """The whole promise, with a ring that is a list, and an order that is drawn as documented."""
+    tokens, of = windows(*text, seed)
+    length = of.length
+    for number in range(3):
+        chance = np.random.default_rng([seed, number])
+        spans = chance.permutation(tokens.spans)
+        ring = [token for begin, end in spans for token in range(begin, end)]
+        first = chance.integers(len(ring))
+        ring = [*ring[first:], *ring[:first]] * 2
+        cut = [ring[i * length : (i + 1) * length + 1] for i in chance.permutation(len(tokens.ids) // length)]
+        assert epoch(of, number) == cut
+
+
+@given(LENGTHS, st.integers(0, 40), st.integers(1, 40))
+def test_a_ring_reads_on_from_its_beginning(lengths, start, n):
+    tokens = file(lengths)
+    spans = tokens.spans[::-1]
+    ring = [token for begin, end in spans for token in range(begin, end)]
+    assert len(CircularTokens(tokens, spans)) == len(ring)
+    assert CircularTokens(tokens, spans).read(start, n).tolist() == [
+        ring[(start + i) % len(ring)] for i in range(n)
+    ]
+
+
+@given(TEXT, SEED, st.lists(st.integers(1, 7), max_size=8), st.integers(0, 30))
+def test_how_windows_are_batched_changes_none(text, seed, sizes, first):
+    _, of = windows(*text, seed)
+    n = sum(sizes)
+    _, other = windows(*text, seed)
+    whole = other.rows(range(first, first + n + 1)).tolist()
+    rows, at = [], first
+    for size in [*sizes, 1]:
+        rows += of.rows(range(at, at + size)).tolist()
+        at += size
+    assert rows == whole
+    assert of.rows(range(first, first + 1)).tolist() == whole[:1]  # back again, to another epoch perhaps
+
+
+def test_a_seed_decides_the_order_and_each_epoch_has_its_own():
+    lengths = [5] * 12
+    _, of = windows(lengths, 4, seed=1)
+    _, same = windows(lengths, 4, seed=1)
+    _, other = windows(lengths, 4, seed=2)
+    assert [epoch(of, n) for n in range(3)] == [epoch(same, n) for n in range(3)]
+    orders = [epoch(of, 0), epoch(of, 1), epoch(of, 2), epoch(other, 0)]
+    assert len({str(order) for order in orders}) == 4
+    assert len({str(sorted(order)) for order in orders}) == 4  # the cuts fall elsewhere, too
+
+
+def test_windows_begin_everywhere_in_the_long_run():
+    """Of a single document, too: where it is cut is drawn anew each epoch."""
+    _, of = windows([40], 8)
+    assert {row[0] for number in range(100) for row in epoch(of, number)} == {*range(40)}
+
+
+def test_rows_are_what_torch_embeds():
+    _, of = windows([30], 8)
+    rows = of.rows(range(2, 5))
+    assert (rows.shape, str(rows.dtype)) == ((3, 9), "torch.int64")
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (8, 8), (7, 8), (8, 100)])
+def test_a_text_shorter_than_a_window(n, length):
+    tokens = file([n])
+    message = rf"has {n} tokens, less than a window of {length} and the token after it: .* smaller --context"
+    with pytest.raises(ValueError, match=message):
+        Windows(tokens, tokens.spans, length, 0)
+
+
+def test_a_text_of_exactly_one_window():
+    _, of = windows([9], 8)
+    assert of.per_epoch == 1
+    assert sorted(of.rows(range(1)).tolist()[0]) == [*range(9)]
+
+
+# ------------------------------------------------------------------------------ holding out
+
+
+SHARE = st.floats(0.001, 0.999)
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=30), SHARE, SEED)
+def test_whole_documents_are_held_out(lengths, share, seed):
+    tokens = file(lengths)
+    training, validation = (spans.tolist() for spans in hold_out(tokens, share, seed))
+    assert training
+    assert validation
+    assert sorted(training + validation) == tokens.spans.tolist()  # each in one of them, and none is cut
+    assert training == sorted(training)
+    assert validation == sorted(validation)
+    # As many as fit into the share, so that no other one would; if none does, the shortest.
+    sizes = [end - begin for begin, end in validation]
+    wanted = min(max(1, round(share * len(tokens.ids))), len(tokens.ids) - 1)
+    if sum(sizes) <= wanted:
+        assert all(sum(sizes) + end - begin > wanted for begin, end in training)
+    else:
+        assert sizes == [min(lengths)]
+
+
+@given(st.integers(2, 200), SHARE)
+def test_of_a_single_document_the_end_is_held_out(n, share):
+    (training,), (validation,) = (spans.tolist() for spans in hold_out(file([n]), share, 0))
+    assert training[0] == 0
+    assert training[1] == validation[0]
+    assert validation[1] == n
+    assert validation[1] - validation[0] == min(max(1, round(share * n)), n - 1)
+
+
+def test_what_is_held_out_is_drawn_by_the_seed():
+    tokens = file([5] * 40)
+    held = [hold_out(tokens, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
+    assert held[0] == held[1] != held[2]
+    assert len(held[0]) == 8
+    assert held[0] != tokens.spans[:8].tolist()

@@ -1,0 +1,160 @@
+"""What holds for every strategy there is, by its name: a new file in minigpt/sampler is held to it, too."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from fakes import tiny_gpt2
+
+from minigpt.sampler import Completion, Strategy, generate, stream
+from minigpt.sampler.api import prepare, run
+from minigpt.sampler.events import Finished, TokenGenerated
+from minigpt.sampler.options import REQUIRED
+from minigpt.sampler.registry import find, names
+
+EVERY = pytest.mark.parametrize("name", names())
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0]]  # unequal, and one of them twice
+LIMITS: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": [2, 13, 17]}
+MODEL, OTHER = tiny_gpt2(), tiny_gpt2(seed=1)
+
+
+def strategy(name: str, **options: Any) -> Strategy:
+    """The strategy as it comes, where it draws lots with a seed, where it needs a second model with one."""
+    kind = find(name)
+    own = {f.name: OTHER for f in fields(kind) if f.metadata and f.default is f.default_factory is REQUIRED}
+    if any(f.name == "seed" for f in fields(kind)):
+        own["seed"] = 5  # type: ignore[assignment]
+    return kind(**{**own, **options})
+
+
+@cache
+def written(name: str) -> list[list[Completion]]:
+    return generate(MODEL, PROMPTS, strategy(name), **LIMITS)
+
+
+def told(groups: list[list[Completion]]) -> list[list[tuple[list[int], str]]]:
+    return [[(text.tokens, text.finish_reason) for text in group] for group in groups]
+
+
+@EVERY
+def test_every_option_explains_itself(name: str) -> None:
+    for field in fields(find(name)):
+        if field.metadata:
+            assert field.metadata["help"]
+            assert field.metadata["group"]
+
+
+@EVERY
+def test_it_does_the_same_again(name: str) -> None:
+    again = replace(strategy(name))
+    assert told(generate(MODEL, PROMPTS, again, **LIMITS)) == told(written(name))
+
+
+@EVERY
+def test_what_else_is_in_the_batch_changes_nothing(name: str) -> None:
+    for prompt, group in zip(PROMPTS, written(name), strict=True):
+        (alone,) = generate(MODEL, [prompt], strategy(name), **LIMITS)
+        assert told([group]) == told([alone])
+        for text, other in zip(group, alone, strict=True):
+            assert text.score == pytest.approx(other.score, abs=1e-4)
+            assert text.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert told([written(name)[1]]) == told([written(name)[3]])
+
+
+@EVERY
+def test_a_stream_gives_the_best_text(name: str) -> None:
+    for prompt, (best, *_) in zip(PROMPTS, written(name), strict=True):
+        assert list(stream(MODEL, prompt, strategy(name), **LIMITS)) == best.tokens
+
+
+@EVERY
+def test_what_is_told_is_what_is_finished(name: str) -> None:
+    emitted: dict[int, list[tuple[int, float]]] = {i: [] for i in range(len(PROMPTS))}
+    for event in run(MODEL, prepare(MODEL, PROMPTS, **LIMITS), strategy(name)):
+        if isinstance(event, TokenGenerated):
+            emitted[event.prompt_index].append((event.token, event.logprob))
+        elif isinstance(event, Finished):
+            best = event.completions[0]
+            assert emitted[event.prompt_index] == list(zip(best.tokens, best.logprobs, strict=True))
+
+
+@EVERY
+def test_log_probabilities_are_the_models_own(name: str) -> None:
+    for prompt, group in zip(PROMPTS, written(name), strict=True):
+        for text in group:
+            with torch.no_grad():
+                logprobs = MODEL(torch.tensor([[*prompt, *text.tokens]]))[0].log_softmax(-1)
+            after = logprobs[len(prompt) - 1 : -1].gather(1, torch.tensor(text.tokens)[:, None])[:, 0]
+            assert text.logprobs == pytest.approx(after.tolist(), abs=1e-4)
+
+
+@EVERY
+def test_the_likeliest_tokens_are_reported_at_every_step(name: str) -> None:
+    for group in generate(MODEL, PROMPTS, strategy(name), top_logprobs=3, **LIMITS):
+        for text in group:
+            assert [len(step) for step in text.top_logprobs] == [3] * len(text.tokens)
+            for token, logprob, step in zip(text.tokens, text.logprobs, text.top_logprobs, strict=True):
+                assert dict(step).get(token, logprob) == pytest.approx(logprob, abs=1e-5)
+                assert step[0][1] >= logprob - 1e-5
+
+
+@EVERY
+def test_texts_end_where_they_should(name: str) -> None:
+    texts = [text for group in written(name) for text in group]
+    for text in texts:
+        ends = [i for i, token in enumerate(text.tokens) if token in LIMITS["end_tokens"]]
+        assert ends == ([len(text.tokens) - 1] if text.finish_reason == "eos" else [])
+        assert (text.finish_reason == "length") == (not ends and len(text.tokens) == 9)
+
+
+@EVERY
+def test_a_stop_ends_a_text_at_once(name: str) -> None:
+    def even(tokens: Any) -> bool:
+        return len(tokens) >= 2 and sum(tokens[-2:]) % 2 == 0
+
+    for group in generate(MODEL, PROMPTS, strategy(name), max_new_tokens=9, end_tokens=[], stop=even):
+        for text in group:
+            stops = [n for n in range(1, len(text.tokens) + 1) if even(text.tokens[:n])]
+            assert stops == ([len(text.tokens)] if text.finish_reason == "stop" else [])
+
+
+@EVERY
+def test_the_common_options_hold(name: str) -> None:
+    options = {"bad_words": [[3], [0, 4]], "no_repeat_ngram_size": 2, "min_new_tokens": 4}
+    for prompt, group in zip(
+        PROMPTS, generate(MODEL, PROMPTS, strategy(name, **options), **LIMITS), strict=True
+    ):
+        for text in group:
+            assert len(text.tokens) >= 4
+            assert 3 not in text.tokens
+            whole = [*prompt, *text.tokens]
+            pairs = list(pairwise(whole))
+            assert (0, 4) not in pairs[len(prompt) - 1 :]
+            assert not set(pairs[: len(prompt) - 1]) & set(pairs[len(prompt) - 1 :])
+
+
+@EVERY
+def test_watching_changes_nothing(name: str) -> None:
+    seen = []
+    watching = strategy(name, watch=lambda text, step, before, after: seen.append(text))
+    assert told(generate(MODEL, PROMPTS, watching, **LIMITS)) == told(written(name))
+    for prompt, group in zip(PROMPTS, written(name), strict=True):
+        for i in range(len(group[0].tokens)):
+            assert (*prompt, *group[0].tokens[:i]) in seen
+
+
+@EVERY
+def test_it_fills_the_window_to_the_last_token(name: str) -> None:
+    ((text, *_),) = generate(MODEL, [[1, 2, 3]], strategy(name), max_new_tokens=30, end_tokens=[])
+    assert (len(text.tokens), text.finish_reason) == (30, "length")
+
+
+@EVERY
+def test_one_token_is_enough(name: str) -> None:
+    for group in generate(MODEL, PROMPTS, strategy(name), max_new_tokens=1, end_tokens=[]):
+        assert {len(text.tokens) for text in group} == {1}

@@ -1,0 +1,144 @@
+"""What decides a run: ranges, defaults, what may change on the way; and what is measured of the machine."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from minigpt import GPT2, GPT2Config
+from minigpt.training import hardware as machine
+from minigpt.training import settings as settings_module
+from minigpt.training.settings import Settings, flag_of
+
+CPU = torch.device("cpu")
+
+RANGES = {
+    "n_layer": 0, "n_head": 0, "n_embd": 0, "context": 0, "lora": 0, "steps": 0, "batch_size": 0, "accumulate": 0,
+    "lr": -1e-9, "warmup": -1, "weight_decay": -0.1, "seed": -1, "eval_every": 0, "eval_tokens": 0,
+    "checkpoint_every": 0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_out_of_its_range(name):
+    value = RANGES[name]
+    with pytest.raises(ValueError, match=rf"{flag_of(name)} must be at least .*, got {value}"):
+        Settings(**{name: value})
+    if isinstance(value, float):
+        with pytest.raises(ValueError, match=f"{flag_of(name)} must be at least .*, got nan"):
+            Settings(**{name: math.nan})
+        with pytest.raises(ValueError, match=f"{flag_of(name)} must be at least .*, got inf"):
+            Settings(**{name: math.inf})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("dropout", 1.0), ("beta2", 1.0), ("threads", 1025), ("seed", 2**63)]
+)
+def test_a_number_above_its_range(name, value):
+    with pytest.raises(ValueError, match=rf"{flag_of(name)} must be at least .* and below .*, got {value}"):
+        Settings(**{name: value})
+
+
+def test_every_number_is_in_one_of_these_tests():
+    numbers = {f for f, one in Settings.__dataclass_fields__.items() if one.metadata["parse"] in (int, float)}
+    assert numbers == RANGES.keys()
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-0.5", "1.5", "nan", "inf"])
+def test_a_share_out_of_its_range(share):
+    with pytest.raises(ValueError, match=f"--val {share} must be a file, or a share above 0 and below 1"):
+        Settings(val=share)
+
+
+def test_flags_that_do_not_go_together():
+    with pytest.raises(ValueError, match="--config, --n-embd: the shape comes with --init"):
+        Settings(init="gpt2", config="tiny", n_embd=8)
+    with pytest.raises(ValueError, match="--lora adapts a model that has learned something: add --init"):
+        Settings(lora=8)
+
+
+def test_defaults_that_follow_from_others():
+    scratch, full, adapter = (
+        Settings(**how).settled(768) for how in ({}, {"init": "x"}, {"init": "x", "lora": 4})
+    )
+    assert (scratch.lr, full.lr, adapter.lr) == (6e-4, 1e-4, 5e-4)
+    assert [Settings().settled(width).lr for width in (192, 16)] == [2.4e-3, 5e-3]
+    assert Settings(steps=500).settled(768).warmup == 25
+    given = Settings(lr=0.0, warmup=0).settled(768)
+    assert (given.lr, given.warmup) == (0.0, 0)
+    assert given.settled(192) == given
+
+
+def test_a_shape_is_the_named_one_with_what_is_given():
+    small = Settings(
+        config="gpt2" if "gpt2" in settings_module.SHAPES else "small", n_layer=3, context=99, dropout=0.2
+    )
+    shape = small.shape(300, 299)
+    assert (shape.n_layer, shape.n_positions, shape.vocab_size) == (3, 99, 300)
+    assert (shape.bos_token_id, shape.eos_token_id) == (299, 299)
+    assert (shape.resid_pdrop, shape.embd_pdrop, shape.attn_pdrop) == (0.2, 0.2, 0.2)
+    with pytest.raises(ValueError, match="n_embd"):
+        Settings(n_embd=10, n_head=3).shape(300, None)
+
+
+def test_a_run_keeps_what_decides_its_result():
+    run = Settings(data=("a.txt",), batch_size=4, lr=0.1, warmup=3, init="gpt2")
+    again = run.resumed({"steps": 9, "data": ("b.txt",), "batch_size": 4, "device": "cpu"})
+    assert again == replace(run, steps=9, data=("b.txt",), device="cpu")
+    fixed = {
+        "batch_size": 8, "accumulate": 2, "lr": 0.2, "warmup": 4, "seed": 1, "dropout": 0.1, "context": 8, "lora": 2,
+        "weight_decay": 0.0, "beta2": 0.9, "dtype": "float32", "init": "bundled", "tokenizer": "bytes", "text_field": "x",
+        "eval_tokens": 5,
+    }  # fmt: skip
+    for name, value in fixed.items():
+        message = f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and goes on with it"
+        with pytest.raises(ValueError, match=message):
+            run.resumed({name: value})
+    free = {"data", "val", "token_cache", "steps", "eval_every", "checkpoint_every", "logger", "device", "threads",
+            "compile", "gradient_checkpointing", "shard"}  # fmt: skip
+    assert {*asdict(run)} - fixed.keys() - free == {
+        "config",
+        "n_layer",
+        "n_head",
+        "n_embd",
+    }  # not with --init
+
+
+def test_settings_are_read_back(tmp_path):
+    run = Settings(data=("a.txt", "b"), lr=1e-4, warmup=7, dropout=0.1)
+    run.save(tmp_path, {"base": None, "train": "x"})
+    assert settings_module.load(tmp_path) == (run, {"base": None, "train": "x"})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 3}', '{"settings": {"data": [], "new": 1}}',
+                                     '{"settings": {"data": [], "steps": 0}}'])  # fmt: skip
+def test_a_damaged_file_of_settings(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(.*\): begin another run in another --out"):
+        settings_module.load(tmp_path)
+
+
+# ------------------------------------------------------------------------------ the machine
+
+
+def test_flops_are_those_of_palms_formula():
+    c = GPT2Config(vocab_size=100, n_positions=20, n_embd=8, n_layer=3, n_head=2)
+    n = sum(p.numel() for p in GPT2(c).parameters())
+    # forward: two for each weight that a token is multiplied with, and two products of T by D in each layer
+    forward = 2 * (n - 20 * 8) + 3 * (2 * 2 * 20 * 8)
+    assert machine.training_flops(c, n, 20) == 3 * forward
+
+
+def test_bfloat16_is_taken_where_it_is_faster(monkeypatch):
+    rates = {torch.float32: 10.0, torch.bfloat16: 13.0}
+    monkeypatch.setattr(machine, "matmul_rate", lambda device, dtype, seconds: rates[dtype])
+    assert machine.choose_dtype(CPU, "auto") == ("bfloat16", 13.0)
+    assert machine.choose_dtype(CPU, "float32") == ("float32", 10.0)
+    rates[torch.bfloat16] = 11.0
+    assert machine.choose_dtype(CPU, "auto") == ("float32", 10.0)
+    assert machine.choose_dtype(CPU, "bfloat16") == ("bfloat16", 11.0)
+
+
+def test_a_rate_is_measured():
+    assert machine.matmul_rate(CPU, torch.float32, 0.01) > 0
