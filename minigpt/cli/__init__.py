@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from minigpt.atomic import all_or_none
+from minigpt.data.text import decode_text
 
 if TYPE_CHECKING:
     import torch
@@ -99,11 +100,11 @@ def note(command: str, message: object) -> None:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """A text that was given; a newline at its very end, which editors and `generate` put there, is left out."""
+    """The text of a file or of stdin; a newline at its very end, which editors and `generate` put there, is left out."""
     try:
-        return data.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise Failure(BAD_FLAGS, f"{name} is not UTF-8: byte {error.start}; convert it first") from error
+        return decode_text(data, name).removesuffix("\n")
+    except ValueError as error:
+        raise Failure(BAD_FLAGS, error) from error
 
 
 def check_file(flag: str, name: str) -> None:

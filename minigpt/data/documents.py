@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from minigpt.data.text import is_jsonl, read_lines
 from minigpt.tokenizer.files import END_OF_TEXT
 
 SUFFIXES = (".txt", ".jsonl")
@@ -19,7 +21,7 @@ def text_files(path: Path) -> list[Path]:
         ValueError: there is no such file, or none in the folder.
     """
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
             raise ValueError(f"{path} is a folder without {' or '.join(SUFFIXES)} files: name one with text")
         return found
@@ -33,6 +35,7 @@ def documents(paths: Sequence[Path], text_field: str = "text") -> Iterator[str]:
 
     A text file holds documents separated by lines `<|endoftext|>`; line ends around them do not count, and
     neither do empty ones. A .jsonl file holds one object a line, whose `text_field` is the document.
+    `<|endoftext|>` inside a line is plain text; a warning says how often, for it is rarely meant.
 
     Raises:
         ValueError: a file is missing, empty, not UTF-8 or not JSONL; the message says which, and where.
@@ -44,15 +47,22 @@ def documents(paths: Sequence[Path], text_field: str = "text") -> Iterator[str]:
     ...     list(documents([file]))
     ['One.', 'Two.']
     """
+    inside = 0  # end-of-text tokens that do not have a line of their own
     for file in (file for path in paths for file in text_files(path)):
-        found = _objects(file, text_field) if file.suffix == ".jsonl" else _sections(file)
         empty = True
-        for document in found:
-            if not document.isspace() and document:
+        for document in _objects(file, text_field) if is_jsonl(file) else _sections(file):
+            if document and not document.isspace():
                 empty = False
+                inside += document.count(END_OF_TEXT)
                 yield document.strip("\r\n")
         if empty:
             raise ValueError(f"{file} holds no text: leave it out, or put text into it")
+    if inside:
+        warnings.warn(
+            f"{END_OF_TEXT} occurs {inside:,} times inside documents, where it is plain text: to separate "
+            "documents, give it a line of its own",
+            stacklevel=2,
+        )
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
@@ -71,7 +81,7 @@ def _sha256(file: Path) -> str:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    if file.suffix == ".jsonl":  # the same bytes would be read otherwise in a .txt
+    if is_jsonl(file):  # the same bytes would be read otherwise in a .txt
         return hashlib.sha256(f"jsonl {digest}".encode()).hexdigest()
     return digest
 
@@ -79,7 +89,7 @@ def _sha256(file: Path) -> str:
 def _sections(file: Path) -> Iterator[str]:
     """The parts between lines `<|endoftext|>`, read line by line, so that a file of any size will do."""
     lines: list[str] = []
-    for line in _lines(file):
+    for line in read_lines(file):
         if line.rstrip() == END_OF_TEXT:
             yield "".join(lines)
             lines = []
@@ -89,14 +99,14 @@ def _sections(file: Path) -> Iterator[str]:
 
 
 def _objects(file: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(file), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{file}, line {number}: not JSON ({error}); one object a line is wanted"
+                f"{file}, line {number}: not JSON ({error}); each line must be one object"
             ) from None
         if not isinstance(entry, dict) or not isinstance(entry.get(text_field), str):
             there = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
@@ -104,22 +114,3 @@ def _objects(file: Path, text_field: str) -> Iterator[str]:
                 f"{file}, line {number}: no text in field {text_field!r} (there is: {there}); give --text-field"
             )
         yield entry[text_field]
-
-
-def _lines(file: Path) -> Iterable[str]:
-    read = 0
-    try:
-        # As bytes, so that an error knows its place in the file. Universal newlines are not wanted either:
-        # a text's own line ends are part of it.
-        with file.open("rb") as opened:
-            for line in opened:
-                try:
-                    yield line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    place = f"byte {read + error.start:,}"
-                    raise ValueError(
-                        f"{file} is not UTF-8 ({place}): convert it, as by `iconv -t UTF-8`"
-                    ) from None
-                read += len(line)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt.data.text import is_jsonl, read_text
+
 Given = tuple[str, str | None]  # a prompt, and how a human went on if that is known
 
 
@@ -32,16 +34,11 @@ def from_file(path: Path) -> list[Given]:
     ...     from_file(file)
     [('Once', ' upon a time')]
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; name a file of prompts") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start:,}); convert it first") from error
+    lines = read_text(path).split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path} is empty: put a prompt on each line")
-    if path.suffix != ".jsonl":
+    if not is_jsonl(path):
         return [(line, None) for _, line in numbered]
     given = [_entry(line, f"{path}, line {number}") for number, line in numbered]
     if len({human is None for _, human in given}) > 1:

@@ -21,7 +21,7 @@ from minigpt.data.documents import documents, fingerprint
 from minigpt.tokenizer import Tokenizer
 
 IDS, INDEX, FACTS = "tokens.bin", "documents.npy", "facts.json"
-FORMAT = 1  # goes up when the files come to mean something else, so that older ones are not taken for them
+FORMAT = 2  # goes up when the files come to mean something else, so that older ones are not taken for them
 AT_ONCE = 256  # documents; bounds what is in memory
 
 

@@ -54,7 +54,7 @@ def told(tmp_path: Path) -> Path:
 
 def tell(*flags: object, **how: Any) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.main", compare.main):
+    with patch("minigpt.generate.__main__.main", compare.main):
         return call(*flags, **how)
 
 
@@ -402,7 +402,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         (("x", "--markdown", "/"), ["--markdown '/' is a folder or a device; name a file"]),
         (("--prompts", "x", "--plot", "out.jpg"), ["--plot out.jpg: it will be a PNG, so name it .png"]),
         (("x", "--plot", "out.png"), ["--plot shows figures of many texts: give --prompts or --held-out, not PROMPT"]),
-        (("--prompts", "/no/such.txt"), ["/no/such.txt cannot be read: No such file or directory; name a file of prompts"]),
+        (("--prompts", "/no/such.txt"), ["/no/such.txt cannot be read: No such file or directory; name a text file"]),
         (("--held-out", "/no/such.txt"), ["/no/such.txt does not exist: name a text file"]),
     ],
 )  # fmt: skip
@@ -415,7 +415,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(flags: tuple[object, ...], w
     [
         ("p.txt", b"", ["p.txt is empty: put a prompt on each line"]),
         ("p.txt", b"\n \n", ["p.txt is empty"]),
-        ("p.txt", b"a\n\xff\n", ["p.txt is not UTF-8 (byte 2); convert it first"]),
+        ("p.txt", b"a\n\xff\n", ["p.txt is not UTF-8 (byte 2): convert it"]),
         ("p.jsonl", b"", ["p.jsonl is empty"]),
         ("p.jsonl", b'{"prompt": "a"}\nOnce\n', ["p.jsonl, line 2: not JSON (", 'write {"prompt": "...", "text": "..."}']),
         ("p.jsonl", b'{"text": "a"}', ['p.jsonl, line 1: no "prompt"; write']),

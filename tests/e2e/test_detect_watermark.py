@@ -52,7 +52,7 @@ def texts(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 def tell(*flags: object, **how: Any) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.main", detect_watermark.main):
+    with patch("minigpt.generate.__main__.main", detect_watermark.main):
         return call(*flags, **how)
 
 
@@ -140,7 +140,7 @@ def test_the_weights_are_not_needed(writer: Path, texts: dict[str, Path], tmp_pa
         ("- -", 2, "stdin can be read once only, but - stands for it several times"),
         ("no/such.txt", 2, "no/such.txt cannot be read: No such file or directory; name a text file"),
         ("{folder}", 2, "{folder} cannot be read: Is a directory; name a text file"),
-        ("{latin}", 2, "{latin} is not UTF-8: byte 1; convert it first"),
+        ("{latin}", 2, "{latin} is not UTF-8 (byte 1): convert it"),
         ("{short} --watermark-ratio 1", 2, "--watermark-ratio must be above 0 and below 1, got 1.0"),
         ("{short} --watermark-key 0", 2, "--watermark-key must be at least 1, got 0"),
         ("{short} --watermark_keys 0", 2, "unrecognized arguments: --watermark-keys 0"),

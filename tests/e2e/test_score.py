@@ -55,7 +55,7 @@ def no_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tell(*flags: object, **how: Any) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.main", score.main):
+    with patch("minigpt.generate.__main__.main", score.main):
         return call(*flags, **how)
 
 

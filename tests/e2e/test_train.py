@@ -49,7 +49,7 @@ def trained(finished: tuple[Path, list[str]]) -> Path:
 
 
 def scored(*given: object) -> dict[str, Any]:
-    with patch("minigpt.generate.main", score.main):
+    with patch("minigpt.generate.__main__.main", score.main):
         return dict(json.loads(call("--json", *given).text))
 
 

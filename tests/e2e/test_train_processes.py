@@ -39,7 +39,7 @@ import gc, os, signal, sys
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from minigpt import train
-from minigpt.training import machine
+from minigpt.training import hardware
 from minigpt.training.learner import Learner
 
 def part(part=distributed.destroy_process_group):
@@ -51,7 +51,7 @@ def step(self, number, step=Learner.step):
         os.kill({whom}, signal.{signal})
     return step(self, number)
 
-Learner.step, distributed.destroy_process_group, machine.matmul_rate = step, part, lambda *_: 1e9
+Learner.step, distributed.destroy_process_group, hardware.matmul_rate = step, part, lambda *_: 1e9
 sys.exit(train.main())
 """
 

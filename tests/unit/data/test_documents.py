@@ -31,10 +31,13 @@ def write(path, text):
         ("One.\n<|endoftext|>\nTwo.", ["One.", "Two."]),
         ("\n\nOne.\n\n<|endoftext|>\n\nTwo.\n\n", ["One.", "Two."]),
         ("<|endoftext|>\nOne.\n<|endoftext|>\n<|endoftext|>\n \t\n<|endoftext|>", ["One."]),
-        ("One.\r\n<|endoftext|>\r\nTwo.\r\nThree.\r\n", ["One.", "Two.\r\nThree."]),
+        ("One.\r\n<|endoftext|>\r\nTwo.\r\nThree.\r\n", ["One.", "Two.\nThree."]),
+        (
+            "\ufeffOne.\r\n<|endoftext|>\r\n\ufeffTwo.",
+            ["One.", "\ufeffTwo."],
+        ),  # a mark comes first, or is a character
         ("One.\n<|endoftext|>  \nTwo.", ["One.", "Two."]),
         ("  One,\n\n  two.  \n", ["  One,\n\n  two.  "]),  # spaces are the text's own
-        ("One.<|endoftext|>\nTwo.", ["One.<|endoftext|>\nTwo."]),  # a border has a line of its own
         ("One\rstill\x0bone\x0cand\u2028one", ["One\rstill\x0bone\x0cand\u2028one"]),
         ("ö\n<|endoftext|>\n😀\ufeff", ["ö", "😀\ufeff"]),
     ],
@@ -43,8 +46,20 @@ def test_a_text_file_holds_documents_between_lines_of_the_end_token(tmp_path, te
     assert read(write(tmp_path / "a.txt", text)) == found
 
 
+def test_an_end_token_inside_a_line_is_text_and_a_warning_counts_them(tmp_path):
+    files = [
+        write(tmp_path / "a.txt", "One.<|endoftext|>\nTwo."),
+        write(tmp_path / "b.txt", "<|endoftext|>\nB."),
+    ]
+    files.append(write(tmp_path / "c.jsonl", '{"text": "<|endoftext|>C<|endoftext|>"}'))
+    with pytest.warns(
+        UserWarning, match=r"<\|endoftext\|> occurs 3 times inside documents, where it is plain"
+    ):
+        assert read(*files) == ["One.<|endoftext|>\nTwo.", "B.", "<|endoftext|>C<|endoftext|>"]
+
+
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r ")).filter(
-    lambda text: text.strip() and text == text.strip("\r\n")
+    lambda text: text.strip() and text == text.strip("\r\n") and "\r\n" not in text and text[0] != "\ufeff"
 )
 
 
@@ -62,6 +77,22 @@ def test_jsonl_holds_a_document_a_line_in_a_field_of_its_own(tmp_path):
         tmp_path / "a.jsonl", '{"n": 1, "body": "One\\nline."}\n\n{"body": "  "}\n{"body": "Two.\\n"}\n'
     )
     assert read(file, text_field="body") == ["One\nline.", "Two."]
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3))
+def test_a_file_from_windows_is_the_same_text(texts):
+    with tempfile.TemporaryDirectory() as folder:
+        unix = f"\n{END_OF_TEXT}\n".join(text.replace("\r", "") + "." for text in texts)
+        windows = "\ufeff" + unix.replace("\n", "\r\n")
+        assert read(write(Path(folder, "a.txt"), windows)) == read(write(Path(folder, "b.txt"), unix))
+
+
+def test_a_suffix_means_the_same_in_upper_case(tmp_path):
+    upper = write(tmp_path / "B.JSONL", '{"text": "B"}')
+    assert read(upper) == ["B"]
+    assert fingerprint([upper]) == fingerprint([write(tmp_path / "deep" / "b.jsonl", '{"text": "B"}')])
+    write(tmp_path / "A.TXT", "A")
+    assert [file.name for file in text_files(tmp_path)] == ["A.TXT", "B.JSONL", "b.jsonl"]
 
 
 def test_a_folder_is_all_its_texts_sorted_by_name(tmp_path):
