@@ -1,0 +1,108 @@
+"""`python -m minigpt.verify`: does the model that was loaded compute what its files say?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, NO_MODEL, Failure, write_out
+from minigpt.figures import table
+from minigpt.verify.report import Check, as_json, remarks, rows
+from minigpt.verify.text import FIXED, check_tokenizer
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT2
+    from minigpt.tokenizer import Tokenizer
+
+ABOUT = """Prove that a model, as minigpt has loaded it, computes what its files say.
+
+The model's logits for a fixed text, in one pass, through the cache in three parts and in a padded batch, are
+compared with GPT-2's formula written out in float64, which reads the files by their own names and shares no code
+with the model; with transformers too, where it is installed. So are the weights in memory, the tokenizer's ids and
+greedy text. A bound is 16 times the error that the formula itself has in the model's precision.
+
+Where something departs, the first layer and point is named, and the mistake that would give just these numbers if
+it is a known one. What could not be checked is listed as such: a file that is wrong in itself shows only where its
+hash is known.
+"""
+
+EPILOG = """examples:
+  python -m minigpt.verify                        the bundled model
+  python -m minigpt.verify gpt2                   GPT-2 from the Hugging Face hub
+  python -m minigpt.verify my-model/ --json       a directory; one JSON object
+  python -m minigpt.verify gpt2 --device cuda --dtype bfloat16      as it will run
+
+exit codes: 0 all that was checked is right, 1 a check failed, 2 wrong flags, 3 the model cannot be loaded,
+5 out of memory, 130 Ctrl-C
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("verify", verify, argv)
+
+
+def verify(argv: Sequence[str]) -> int:
+    """The whole command: read the flags, load the model, compare, show the table."""
+    args = parser().parse(argv)
+    if args.name is not None and args.model is not None:
+        raise Failure(BAD_FLAGS, f"the model is named twice, {args.name!r} and {args.model!r}: leave one out")
+    args.model = args.model if args.name is None else args.name
+    if args.quiet:
+        warnings.simplefilter("ignore")
+    cli.check_model_flags(args)
+    checks = list(all_checks(args))
+    write_out(as_json(args.model or "bundled", checks) if args.json else table(rows(checks)))
+    if not args.json:
+        for line in remarks(checks):
+            cli.note("verify", line)
+    return FAILED if any(check.verdict == "failed" for check in checks) else DONE
+
+
+def parser() -> cli.Parser:
+    usage = "python -m minigpt.verify [MODEL] [options]"
+    parser = cli.Parser("verify", usage=usage, description=ABOUT, epilog=EPILOG)
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
+    cli.add_model_flags(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object with every check")
+    group.add_argument("--quiet", action="store_true", help="no warnings")
+    return parser
+
+
+def all_checks(args: argparse.Namespace) -> Iterator[Check]:
+    """Every check of a model, the cheapest first."""
+    # Here, because torch is slow to import and --help need not wait for it.
+    from minigpt import hub
+    from minigpt.verify.files import check_files
+    from minigpt.verify.logits import Reference, check_greedy, check_logits, check_transformers
+    from minigpt.verify.published import check_published
+    from minigpt.verify.stored import StoredModel
+    from minigpt.verify.weights import check_loaded, check_stored
+
+    model, tokenizer = cli.load(args)
+    directory = hub.model_files(args.model, revision=args.revision, offline=args.offline)
+    stored = StoredModel(directory)
+    yield check_files(directory, stored.files)
+    yield from check_stored(stored)
+    yield check_loaded(model, stored)
+    yield from check_tokenizer(tokenizer, directory)
+    reference = Reference(stored, fixed_tokens(model, tokenizer), model.position_embedding.weight.dtype)
+    yield from check_logits(model, reference)
+    yield check_transformers(model, reference)
+    yield from check_greedy(model, reference)
+    yield from check_published(model, tokenizer, stored.files)
+
+
+def fixed_tokens(model: GPT2, tokenizer: Tokenizer) -> list[int]:
+    """The fixed text's ids, as many as the model reads at once."""
+    tokens = [token for token in tokenizer.encode(FIXED) if token < model.config.vocab_size]
+    return tokens[: model.config.n_positions]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
