@@ -14,11 +14,12 @@ COMMANDS = {
     "train": "train or fine-tune a model",
     "score": "loss, perplexity and bits per byte of texts; LAMBADA accuracy",
     "compare": "run decoding strategies side by side, and measure them",
+    "verify": "prove that a loaded model computes what its files say",
     "train-tokenizer": "train a GPT-2-style tokenizer",
     "merge-lora": "merge a LoRA adapter into its base model",
     "detect-watermark": "detect the watermark of generated text",
 }
-PACKAGES = {"generate", "compare"}  # commands of several files
+PACKAGES = {"generate", "compare", "verify"}  # commands of several files
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,7 +61,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, n_head: int, scale: float, visibl
 
     Source: Vaswani et al. 2017, equation 1.
     """
-    q, k, v = (x.unflatten(-1, (n_head, -1)).transpose(0, 1) for x in (q, k, v))  # (H, T, K)
+    q, k, v = (x.reshape(len(x), n_head, -1).transpose(0, 1) for x in (q, k, v))  # (H, T, K)
     scores = (q @ k.mT * scale).masked_fill(~visible, -math.inf)
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
     weights = weights / weights.sum(-1, keepdim=True)

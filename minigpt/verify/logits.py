@@ -25,7 +25,7 @@ from minigpt.verify.points import (
 )
 from minigpt.verify.report import Check, failed, not_checked
 from minigpt.verify.stored import StoredModel
-from minigpt.verify.suspects import culprit
+from minigpt.verify.known_mistakes import known_mistake
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
@@ -72,7 +72,7 @@ def against_formula(model: GPT2, ours: Pass, reference: Reference) -> Check:
     if len(ours.pad) > 1:
         where += f" of the row with {ours.pad[found.row]} padding"
     where += f" (by {found.difference:.1e}, allowed {found.bound:.1e})"
-    known = culprit(ours, found, reference.stored, reference.tokens)
+    known = known_mistake(ours, found, reference.stored, reference.tokens)
     if model.training:
         where += "; the model is in training mode, so dropout is active"
     elif known is not None:
@@ -92,10 +92,9 @@ def cached(model: GPT2, tokens: Sequence[int]) -> Pass:
     """The tokens read into a cache in three parts: many, one, and the rest."""
     parts = three_parts(len(tokens))
     cache = model.new_cache(len(tokens))
-    logits = []
+    split = torch.split(torch.tensor([tokens], device=model.device), parts, 1)
     with recording(model) as seen:
-        for part in torch.tensor([tokens], device=model.device).split(parts, 1):
-            logits.append(model.unembed(model.trunk(part, cache)))
+        logits = [model.unembed(model.hidden_states(part, cache)) for part in split]
     return Pass("a cache in three parts", joined(seen, logits), parts, [0])
 
 
@@ -125,11 +124,15 @@ def check_greedy(model: GPT2, reference: Reference) -> Iterator[Check]:
     room = model.config.n_positions
     n_new = min(N_GREEDY, room // 2)
     prompt = reference.tokens[: room - n_new]
-    ((best,),) = generate(model, [prompt], Greedy(), max_new_tokens=n_new, end_tokens=[])
+    name = f"greedy text of {n_new} tokens, with and without the cache"
+    try:
+        ((best,),) = generate(model, [prompt], Greedy(), max_new_tokens=n_new, end_tokens=[])
+    except ValueError as error:  # logits that are not finite
+        yield failed(name, str(error))
+        return
     text = list(prompt)
     for _ in range(n_new):
         text.append(int(model(torch.tensor([text], device=model.device))[0, -1].argmax()))
-    name = f"greedy text of {n_new} tokens, with and without the cache"
     differing = [i for i, (a, b) in enumerate(zip(best.tokens, text[len(prompt) :], strict=True)) if a != b]
     longer = Reference(reference.stored, [*prompt, *best.tokens], reference.kept)
     logits = longer.exact["logits"][len(prompt) - 1 : -1]

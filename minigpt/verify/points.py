@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 # Shapes below:  B rows · T tokens · W width of the point
 
-# How many times the rounding of the formula itself our own may be: other kernels add in another order.
-MARGIN = 16
+# How many times the formula's own rounding error a right computation may have: other kernels add in another order.
+# Measured over the bundled model and random ones, on all points: at most 2.6 in float32, 1.5 in half precision.
+MARGINS = {torch.float32: 8, torch.bfloat16: 4, torch.float16: 4}
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Departure:
 def bounds(exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor], kept: torch.dtype) -> dict[str, float]:
     """How far a right computation in `kept` may be from the exact one, point by point.
 
-    Measured: the formula itself is computed in that precision too, and `MARGIN` times its error is allowed.
+    The formula itself is computed in that precision too, and a few times its error is allowed (`MARGINS`).
     """
     half_step = torch.finfo(kept).eps / 2
     return {
-        point: MARGIN * max(distance(rounded[point], values), half_step * float(values.abs().max()))
+        point: MARGINS[kept] * max(distance(rounded[point], values), half_step * float(values.abs().max()))
         for point, values in exact.items()
     }
 

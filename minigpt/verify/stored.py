@@ -50,8 +50,11 @@ class StoredModel:
         elif index.is_file():
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             self.files = sorted({directory / shard for shard in shards})
-        self._places: dict[str, tuple[Path, str]] = {}
-        stored = {name: file for file in self.files for name in _names(file)}
+        self._places: dict[str, tuple[Any, str]] = {}
+        opened: list[Any] = [
+            safe_open(file, framework="pt") for file in self.files
+        ]  # which reads no tensor yet
+        stored = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
         prefixes = [name.removesuffix(ANY_LAYER_NORM) for name in stored if name.endswith(ANY_LAYER_NORM)]
         if not prefixes:
             raise ValueError(f"{directory}: no tensor is called {ANY_LAYER_NORM}: is it a GPT-2?")
@@ -86,12 +89,19 @@ class StoredModel:
         Raises:
             ValueError: there is none of that name.
         """
+        file, stored_name = self._place(name)
+        tensor: Tensor = file.get_tensor(stored_name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        file, stored_name = self._place(name)
+        return tuple(file.get_slice(stored_name).get_shape())
+
+    def _place(self, name: str) -> tuple[Any, str]:
         if name not in self._places:
             raise ValueError(f"{self.directory}: the weights lack {name}")
-        file, stored_name = self._places[name]
-        with safe_open(file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(stored_name)
-        return tensor
+        return self._places[name]
 
     def embedding(self) -> Tensor:
         """The token embedding; a tied model may keep it under the head's name."""
@@ -107,8 +117,3 @@ class StoredModel:
             return True
         pair = ("wte.weight", "lm_head.weight")
         return all(name in self for name in pair) and not torch.equal(*map(self.tensor, pair))
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())

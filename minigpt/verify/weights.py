@@ -47,9 +47,9 @@ def check_stored(stored: StoredModel) -> Iterator[Check]:
     wanted = shapes(stored)
     missing = [one for one in wanted if one not in stored]
     wrong = [
-        f"{one} is {tuple(stored.tensor(one).shape)}, config.json asks for {shape}"
+        f"{one} is {stored.shape(one)}, config.json asks for {shape}"
         for one, shape in wanted.items()
-        if one in stored and tuple(stored.tensor(one).shape) != shape
+        if one in stored and stored.shape(one) != shape
     ]
     faults = [*(f"{one} is missing" for one in missing), *wrong]
     faults += [
@@ -86,17 +86,18 @@ def check_loaded(model: GPT2, stored: StoredModel) -> Check:
     """Every parameter of the model, bit for bit, against the tensor that the file has for it."""
     name = "weights in memory, with the file's"
     parameters = {ours: tensor for ours, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    faults, absent = [], []
+    differing, absent = [], []
     for theirs, ours in places(stored).items():
-        if ours not in parameters or parameters[ours].shape != stored.tensor(theirs).shape:
+        if ours not in parameters or parameters[ours].shape != stored.shape(theirs):
             absent.append(theirs)
-        elif fault := difference_of(parameters[ours], theirs, stored):
-            faults.append(fault)
-    faults += _embedding_faults(model, stored)
+        elif _differs(parameters[ours], stored.tensor(theirs)):
+            differing.append((theirs, ours))
+    faults = _embedding_faults(model, stored)
+    faults += [f"{theirs} {likeness(parameters[ours], theirs, stored)}" for theirs, ours in differing[:4]]
+    if len(differing) > 4:
+        faults.append(f"and {len(differing) - 4} more tensors are others")
     if faults:
-        return failed(
-            name, "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
-        )
+        return failed(name, "; ".join(faults))
     if absent:
         kept = f"{len(absent)} tensors are kept in another form, such as {absent[0]}"
         return not_checked(name, f"{kept}: their effect is compared below")
@@ -118,16 +119,9 @@ def _embedding_faults(model: GPT2, stored: StoredModel) -> list[str]:
     return faults
 
 
-def difference_of(ours: Tensor, name: str, stored: StoredModel) -> str | None:
-    """What is wrong with a parameter, as exactly as can be said, or None."""
-    theirs = stored.tensor(name)
-    if not _differs(ours, theirs):
-        return None
-    return f"{name} {_likeness(ours, theirs, name, stored)}"
-
-
-def _likeness(ours: Tensor, theirs: Tensor, name: str, stored: StoredModel) -> str:
-    ours = ours.cpu()
+def likeness(ours: Tensor, name: str, stored: StoredModel) -> str:
+    """What a parameter holds in place of the tensor of that name, as exactly as can be said."""
+    ours, theirs = ours.cpu(), stored.tensor(name)
     if theirs.dim() == 2 and theirs.size(0) == theirs.size(1) and not _differs(ours, theirs.mT):
         return "is transposed"
     if not ours.any():
@@ -137,8 +131,9 @@ def _likeness(ours: Tensor, theirs: Tensor, name: str, stored: StoredModel) -> s
         for order, parts in {"queries and keys": (k, q, v), "keys and values": (q, v, k)}.items():
             if not _differs(ours, torch.cat(parts, -1)):
                 return f"has its {order} swapped"
-        heads = theirs.unflatten(-1, (3, stored.field("n_head"), -1)).transpose(-3, -2).flatten(-3)
-        back = theirs.unflatten(-1, (stored.field("n_head"), 3, -1)).transpose(-3, -2).flatten(-3)
+        n_head, rows = stored.field("n_head"), theirs.shape[:-1]
+        heads = theirs.reshape(*rows, 3, n_head, -1).transpose(-3, -2).flatten(-3)
+        back = theirs.reshape(*rows, n_head, 3, -1).transpose(-3, -2).flatten(-3)
         if not _differs(ours, heads) or not _differs(ours, back):
             return "has its heads interleaved"
     for steps in (1, -1, 2, -2):
@@ -147,7 +142,7 @@ def _likeness(ours: Tensor, theirs: Tensor, name: str, stored: StoredModel) -> s
     for other in stored.names():
         if (
             other != name
-            and stored.tensor(other).shape == ours.shape
+            and stored.shape(other) == tuple(ours.shape)
             and not _differs(ours, stored.tensor(other))
         ):
             return f"holds the numbers of {other}"

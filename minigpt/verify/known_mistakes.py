@@ -14,12 +14,12 @@ from minigpt.verify.stored import StoredModel
 
 # Shapes below:  T tokens of a row, its padding among them · D n_embd · H heads · K width of a head
 
-Suspect = tuple[str, Tensor]  # what the mistake is, and what it would give here
+Candidate = tuple[str, Tensor]  # what the mistake is, and what it would give here
 
 EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
 
 
-class Scene:
+class Context:
     """The row in which a pass departs: what our model had before the point, and what the file says."""
 
     def __init__(self, ours: Pass, found: Departure, stored: StoredModel, tokens: list[int]) -> None:
@@ -46,46 +46,43 @@ class Scene:
         return torch.cat([torch.full((length,), i) for i, length in enumerate(self.parts)])
 
 
-def culprit(ours: Pass, found: Departure, stored: StoredModel, tokens: list[int]) -> str | None:
+def known_mistake(ours: Pass, found: Departure, stored: StoredModel, tokens: list[int]) -> str | None:
     """The mistake that would give just our numbers at the point that departs, if it is a known one."""
-    scene = Scene(ours, found, stored, tokens)
-    mine = scene.points[found.point]
+    at = Context(ours, found, stored, tokens)
+    mine = at.points[found.point]
     if not mine.isfinite().all():
         return "numbers too large for their type: infinities or NaN"
-    tried = [
-        (distance(mine[scene.pad :], theirs[scene.pad :]), name)
-        for name, theirs in TRIALS[scene.point](scene)
-    ]
-    nearest, name = min(tried)
+    tried = [(distance(mine[at.pad :], theirs[at.pad :]), name) for name, theirs in CANDIDATES[at.point](at)]
+    nearest, name = min(tried, key=lambda one: one[0])
     return name if nearest <= found.bound else None
 
 
-def _embedding(scene: Scene) -> Iterator[Suspect]:
-    words, places = scene.stored.embedding().double(), scene.weight("wpe.weight")
-    n = len(scene.tokens)
-    slots = torch.arange(scene.pad, scene.pad + n)
-    part = torch.cat([torch.arange(length) for length in scene.parts])[-n:]
+def _embedding(at: Context) -> Iterator[Candidate]:
+    words, places = at.stored.embedding().double(), at.weight("wpe.weight")
+    n = len(at.tokens)
+    slots = torch.arange(at.pad, at.pad + n)
+    part = torch.cat([torch.arange(length) for length in at.parts])[-n:]
     for name, positions in {
         "positions that count the padding": slots,
         "positions that begin at 0 again in each part": part,
         "positions that are one too many": torch.arange(n) + 1,
         "positions that are one too few": torch.arange(n) - 1,
     }.items():
-        yield name, _padded(scene, words[scene.tokens] + places[positions.clamp(0, len(places) - 1)])
-    yield "no position embedding", _padded(scene, words[scene.tokens])
-    yield "no token embedding", _padded(scene, places[:n])
+        yield name, _padded(at, words[at.tokens] + places[positions.clamp(0, len(places) - 1)])
+    yield "no position embedding", _padded(at, words[at.tokens])
+    yield "no token embedding", _padded(at, places[:n])
 
 
-def _padded(scene: Scene, values: Tensor) -> Tensor:
+def _padded(at: Context, values: Tensor) -> Tensor:
     """With room for the padding before it, as our own points have."""
-    return torch.cat([values.new_zeros(scene.pad, values.size(1)), values])
+    return torch.cat([values.new_zeros(at.pad, values.size(1)), values])
 
 
-def _norm(scene: Scene, x: Tensor, name: str, other: str | None) -> Iterator[Suspect]:
-    gain, bias = scene.weight(f"{name}.weight"), scene.weight(f"{name}.bias")
+def _norm(at: Context, x: Tensor, name: str, other: str | None) -> Iterator[Candidate]:
+    gain, bias = at.weight(f"{name}.weight"), at.weight(f"{name}.bias")
     for epsilon in EPSILONS:
         yield f"a layer norm with epsilon {epsilon:g}", layer_norm(x, gain, bias, epsilon)
-    epsilon, width = scene.stored.field("layer_norm_epsilon"), x.size(-1)
+    epsilon, width = at.stored.field("layer_norm_epsilon"), x.size(-1)
     spread = x.std(-1, keepdim=True).square() + epsilon
     yield (
         "a variance divided by the width less one",
@@ -97,64 +94,64 @@ def _norm(scene: Scene, x: Tensor, name: str, other: str | None) -> Iterator[Sus
     )
     yield "no norm at all", x
     if other is not None:
-        swapped = layer_norm(x, scene.weight(f"{other}.weight"), scene.weight(f"{other}.bias"), epsilon)
+        swapped = layer_norm(x, at.weight(f"{other}.weight"), at.weight(f"{other}.bias"), epsilon)
         yield f"the weights of {other} in place of {name}", swapped
 
 
-def _attention_norm(scene: Scene) -> Iterator[Suspect]:
-    yield from _norm(scene, scene.entering(), f"{scene.h}.ln_1", f"{scene.h}.ln_2")
+def _attention_norm(at: Context) -> Iterator[Candidate]:
+    yield from _norm(at, at.entering(), f"{at.h}.ln_1", f"{at.h}.ln_2")
 
 
-def _mlp_norm(scene: Scene) -> Iterator[Suspect]:
-    stream = scene.here("residual stream after attention")
-    yield from _norm(scene, stream, f"{scene.h}.ln_2", f"{scene.h}.ln_1")
+def _mlp_norm(at: Context) -> Iterator[Candidate]:
+    stream = at.here("residual stream after attention")
+    yield from _norm(at, stream, f"{at.h}.ln_2", f"{at.h}.ln_1")
 
 
-def _final_norm(scene: Scene) -> Iterator[Suspect]:
-    last = scene.stored.field("n_layer") - 1
-    yield from _norm(scene, scene.points[f"layer {last}: residual stream"], "ln_f", None)
+def _final_norm(at: Context) -> Iterator[Candidate]:
+    last = at.stored.field("n_layer") - 1
+    yield from _norm(at, at.points[f"layer {last}: residual stream"], "ln_f", None)
 
 
-def _qkv(scene: Scene) -> Iterator[Suspect]:
-    x, n_head = scene.here("attention norm"), scene.stored.field("n_head")
-    weight, bias = scene.weight(f"{scene.h}.attn.c_attn.weight"), scene.weight(f"{scene.h}.attn.c_attn.bias")
+def _qkv(at: Context) -> Iterator[Candidate]:
+    x, n_head = at.here("attention norm"), at.stored.field("n_head")
+    weight, bias = at.weight(f"{at.h}.attn.c_attn.weight"), at.weight(f"{at.h}.attn.c_attn.bias")
     names = ["queries", "keys", "values"]
-    mine = names.index(scene.point)
+    mine = names.index(at.point)
     qkv = (x @ weight + bias).chunk(3, -1)
     for other, values in zip(names, qkv, strict=True):
-        if other != scene.point:
-            yield f"the {other} in place of the {scene.point}", values
+        if other != at.point:
+            yield f"the {other} in place of the {at.point}", values
     yield "no bias", (x @ weight).chunk(3, -1)[mine]
-    by_head = (x @ weight + bias).unflatten(-1, (n_head, 3, -1))
+    by_head = (x @ weight + bias).reshape(len(x), n_head, 3, -1)
     yield "queries, keys and values interleaved head by head", by_head.select(-2, mine).flatten(1)
-    yield f"an input without its norm ({scene.h}.ln_1)", (scene.entering() @ weight + bias).chunk(3, -1)[mine]
+    yield f"an input without its norm ({at.h}.ln_1)", (at.entering() @ weight + bias).chunk(3, -1)[mine]
 
 
-def _linear(scene: Scene, x: Tensor, name: str) -> Iterator[Suspect]:
-    weight, bias = scene.weight(f"{name}.weight"), scene.weight(f"{name}.bias")
+def _linear(at: Context, x: Tensor, name: str) -> Iterator[Candidate]:
+    weight, bias = at.weight(f"{name}.weight"), at.weight(f"{name}.bias")
     if weight.size(0) == weight.size(1):
         yield f"{name}.weight transposed", x @ weight.mT + bias
     yield f"{name} without its bias", x @ weight
 
 
-def _attention_output(scene: Scene) -> Iterator[Suspect]:
-    yield from _linear(scene, scene.here("attention"), f"{scene.h}.attn.c_proj")
+def _attention_output(at: Context) -> Iterator[Candidate]:
+    yield from _linear(at, at.here("attention"), f"{at.h}.attn.c_proj")
 
 
-def _mlp_input(scene: Scene) -> Iterator[Suspect]:
-    yield from _linear(scene, scene.here("mlp norm"), f"{scene.h}.mlp.c_fc")
+def _mlp_input(at: Context) -> Iterator[Candidate]:
+    yield from _linear(at, at.here("mlp norm"), f"{at.h}.mlp.c_fc")
 
 
-def _mlp_output(scene: Scene) -> Iterator[Suspect]:
-    yield from _linear(scene, scene.here("activation"), f"{scene.h}.mlp.c_proj")
+def _mlp_output(at: Context) -> Iterator[Candidate]:
+    yield from _linear(at, at.here("activation"), f"{at.h}.mlp.c_proj")
 
 
-def _attention(scene: Scene) -> Iterator[Suspect]:
-    q, k, v = (scene.here(name) for name in ("queries", "keys", "values"))
-    n_head, scale = scene.stored.field("n_head"), scale_of(scene.stored, scene.layer)
+def _attention(at: Context) -> Iterator[Candidate]:
+    q, k, v = (at.here(name) for name in ("queries", "keys", "values"))
+    n_head, scale = at.stored.field("n_head"), scale_of(at.stored, at.layer)
     slots, itself = torch.arange(len(q)), torch.eye(len(q), dtype=torch.bool)
-    visible = triangle(len(q)) & ((slots >= scene.pad) | itself)
-    for name, mask in _masks(scene, slots):
+    visible = triangle(len(q)) & ((slots >= at.pad) | itself)
+    for name, mask in _masks(at, slots):
         seen = mask | (itself & ~mask.any(-1, keepdim=True))  # who sees nothing has no softmax
         yield name, attention(q, k, v, n_head, scale, seen)
     width = q.size(-1) // n_head
@@ -162,9 +159,9 @@ def _attention(scene: Scene) -> Iterator[Suspect]:
         "scores that are not scaled": 1.0,
         "scores scaled by the root of n_embd": q.size(-1) ** -0.5,
         "scores scaled by the width of a head, not its root": 1 / width,
-        "scores not divided by the layer's number": scale * (scene.layer + 1),
-        "scores divided by the layer's number": scale / (scene.layer + 1),
-        "scores divided by the layer's number less one": scale * (scene.layer + 1) / max(scene.layer, 1),
+        "scores not divided by the layer's number": scale * (at.layer + 1),
+        "scores divided by the layer's number": scale / (at.layer + 1),
+        "scores divided by the layer's number less one": scale * (at.layer + 1) / max(at.layer, 1),
     }.items():
         yield name, attention(q, k, v, n_head, wrong, visible)
     for first, second, third in itertools.permutations([q, k, v]):
@@ -172,65 +169,62 @@ def _attention(scene: Scene) -> Iterator[Suspect]:
             "queries, keys and values in another order",
             attention(first, second, third, n_head, scale, visible),
         )
-    split = [x.unflatten(-1, (-1, n_head)).transpose(-1, -2).flatten(1) for x in (q, k, v)]
-    mixed = attention(*split, n_head, scale, visible)
+    q, k, v = (x.reshape(len(x), -1, n_head).mT.flatten(1) for x in (q, k, v))
+    mixed = attention(q, k, v, n_head, scale, visible)
     yield "heads interleaved, not one after the other", mixed
-    yield "heads interleaved, not one after the other", _heads_back(mixed, n_head)
+    yield "heads interleaved, not one after the other", mixed.reshape(len(mixed), n_head, -1).mT.flatten(1)
 
 
-def _heads_back(x: Tensor, n_head: int) -> Tensor:
-    return x.unflatten(-1, (n_head, -1)).transpose(-1, -2).flatten(1)
-
-
-def _masks(scene: Scene, slots: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _masks(at: Context, slots: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Wrong masks: bool (T, T)."""
     ahead = slots[None, :] - slots[:, None]  # of a token, each key: 0 is itself, 1 the next
-    is_token = slots >= scene.pad
-    part, within = scene.part_of(), torch.cat([torch.arange(length) for length in scene.parts])
+    is_token = slots >= at.pad
+    part, within = at.part_of(), torch.cat([torch.arange(length) for length in at.parts])
+    if at.pad:
+        yield "padding that is attended to", ahead <= 0
     yield "a mask that is off by one: each token sees the next", (ahead <= 1) & is_token
     yield "a mask that is off by one: no token sees itself", (ahead < 0) & is_token
     yield "no causal mask: each token sees all", is_token.expand(len(slots), -1)
-    yield "padding that is attended to", ahead <= 0
     first_rows = slots[None, :] <= within[:, None]
     yield "the first rows of the mask in place of the last, in a part that is not the first", first_rows
     yield "a stale cache: each part sees itself alone", (ahead <= 0) & (part[:, None] == part)
 
 
-def _activation(scene: Scene) -> Iterator[Suspect]:
+def _activation(at: Context) -> Iterator[Candidate]:
     for name, function in ACTIVATIONS.items():
         yield (
-            f"the activation {name} in place of {scene.stored.field('activation_function')}",
-            function(scene.here("mlp input")),
+            f"the activation {name} in place of {at.stored.field('activation_function')}",
+            function(at.here("mlp input")),
         )
 
 
-def _after_attention(scene: Scene) -> Iterator[Suspect]:
-    yield "no residual connection", scene.here("attention output")
+def _after_attention(at: Context) -> Iterator[Candidate]:
+    yield "no residual connection", at.here("attention output")
     yield (
         "a layer norm's result in place of the residual stream",
-        scene.here("attention norm") + scene.here("attention output"),
+        at.here("attention norm") + at.here("attention output"),
     )
-    yield "a residual stream without the attention", scene.entering()
+    yield "a residual stream without the attention", at.entering()
 
 
-def _stream(scene: Scene) -> Iterator[Suspect]:
-    after_attention = scene.here("residual stream after attention")
-    yield "no residual connection", scene.here("mlp output")
+def _stream(at: Context) -> Iterator[Candidate]:
+    after_attention = at.here("residual stream after attention")
+    yield "no residual connection", at.here("mlp output")
     yield (
         "a layer norm's result in place of the residual stream",
-        scene.here("mlp norm") + scene.here("mlp output"),
+        at.here("mlp norm") + at.here("mlp output"),
     )
     yield "a residual stream without the mlp", after_attention
     yield (
         "attention and mlp side by side, not one after the other",
-        scene.entering() + scene.here("mlp output"),
+        at.entering() + at.here("mlp output"),
     )
 
 
-def _logits(scene: Scene) -> Iterator[Suspect]:
-    normed = scene.points["final norm"]
-    last = scene.points[f"layer {scene.stored.field('n_layer') - 1}: residual stream"]
-    head, words = scene.stored.head().double(), scene.stored.embedding().double()
+def _logits(at: Context) -> Iterator[Candidate]:
+    normed = at.points["final norm"]
+    last = at.points[f"layer {at.stored.field('n_layer') - 1}: residual stream"]
+    head, words = at.stored.head().double(), at.stored.embedding().double()
     yield "logits without the final norm", last @ head.mT
     yield "the head tied to the token embedding, though the file has another", normed @ words.mT
     yield "logits of zeros: the head was not loaded", torch.zeros(len(normed), len(head), dtype=normed.dtype)
@@ -238,7 +232,7 @@ def _logits(scene: Scene) -> Iterator[Suspect]:
     yield "logits of the token before", before @ head.mT
 
 
-TRIALS = {
+CANDIDATES = {
     "embedding": _embedding,
     "attention norm": _attention_norm,
     "queries": _qkv,
