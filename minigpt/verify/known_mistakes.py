@@ -1,4 +1,4 @@
-"""The famous mistakes in hand-written GPT-2s, tried at the point that departs: whose numbers are ours?"""
+"""The famous mistakes in hand-written GPT-2s, each tried at the point where our numbers first differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
 
 
 class Context:
-    """The row in which a pass departs: what our model had before the point, and what the file says."""
+    """The row in which a pass first differs: what our model had before the point, and what the file says."""
 
     def __init__(self, ours: Pass, found: Departure, stored: StoredModel, tokens: list[int]) -> None:
         self.points = ours.row(found.row)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minigpt.sampler import Greedy, generate
 from minigpt.verify.formula import Precision, compute
+from minigpt.verify.known_mistakes import known_mistake
 from minigpt.verify.points import (
     Pass,
     bounds,
@@ -25,7 +26,6 @@ from minigpt.verify.points import (
 )
 from minigpt.verify.report import Check, failed, not_checked
 from minigpt.verify.stored import StoredModel
-from minigpt.verify.known_mistakes import known_mistake
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
