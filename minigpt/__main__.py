@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from minigpt import __version__
-from minigpt.cli import BAD_FLAGS, DONE, note, write_out
+from minigpt.cli import BAD_FLAGS, DONE, note
+from minigpt.cli.terminal import write_out
 
 COMMANDS = {
     "generate": "generate text with GPT-2",

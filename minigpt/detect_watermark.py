@@ -6,12 +6,15 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, NO_MODEL, Failure, write_out
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
+from minigpt.cli.inputs import check_stdin_once, read_text
+from minigpt.cli.model_flags import BUNDLED, add_source_flags
+from minigpt.cli.parser import Parser
 from minigpt.cli.table import json_line, table
+from minigpt.cli.terminal import write_out
 from minigpt.sampler.strategy import WATERMARK_KEY, WATERMARK_RATIO
 
 if TYPE_CHECKING:
@@ -38,8 +41,6 @@ examples:
   python -m minigpt.detect_watermark story.txt                            a table
   python -m minigpt.detect_watermark *.txt --watermark-key 7 --json       several texts, another key, as JSON
   cat story.txt | python -m minigpt.detect_watermark -                    stdin
-
-exit codes: 0 done, whatever the verdict, 2 wrong flags or text, 3 no such model, 130 Ctrl-C
 """
 
 
@@ -51,28 +52,24 @@ def detect(argv: Sequence[str]) -> int:
     """The whole command: read the flags, the texts and the tokenizer, count, show the figures."""
     args = parser().parse(argv)
     check_flags(args)
-    texts = [read(path) for path in args.files]
+    texts = [read_text(path) for path in args.files]
     tokenizer, detector = load(args)
     found = [judge(path, text, tokenizer, detector) for path, text in zip(args.files, texts, strict=True)]
     if args.json:
         records = zip(args.files, map(figures, found), strict=True)
-        lines = ({"model": args.model or "bundled", "path": path, **figures} for path, figures in records)
+        lines = ({"model": args.model or BUNDLED, "path": path, **figures} for path, figures in records)
         write_out("".join(map(json_line, lines)))
     else:
         write_out(table(rows(args.files, found)))
     return DONE
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.detect_watermark [FILE...] [options]"
-    parser = cli.Parser("detect_watermark", usage=usage, description=ABOUT, epilog=EPILOG)
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, INTERRUPTED)
+    parser = Parser("detect_watermark", exits, EPILOG, usage=usage, description=ABOUT)
     parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="NAME_OR_DIR", help="the model that wrote (default: the bundled one)"
-    )
-    group.add_argument("--revision", metavar="REV", help="a branch, tag or commit of a hub model")
-    group.add_argument("--offline", action="store_true", help="use only what was fetched before")
+    add_source_flags(parser.add_argument_group("model"))
     group = parser.add_argument_group("watermark")
     group.add_argument(
         "--watermark-ratio", type=float, default=WATERMARK_RATIO, metavar="SHARE",
@@ -95,19 +92,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise Failure(BAD_FLAGS, f"--watermark-key must be at least 1, got {args.watermark_key}")
     if not args.files:
         raise Failure(BAD_FLAGS, "nothing to judge: name a file, or - for stdin")
-    if args.files.count("-") > 1:
-        raise Failure(BAD_FLAGS, "stdin can be read once only, but - stands for it several times")
-
-
-def read(path: str) -> str:
-    name = "stdin" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise Failure(
-            BAD_FLAGS, f"{name} cannot be read: {error.strerror}; name a text file, or - for stdin"
-        ) from error
-    return cli.decoded(data, name)
+    check_stdin_once(args.files)
 
 
 def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:

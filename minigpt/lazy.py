@@ -1,8 +1,9 @@
-"""torch, imported when it is first used: files can name it at their top, and `--help` need not wait for it.
+"""Slow libraries, imported when first used: files can name them at their top, and `--help` need not wait.
 
     from minigpt.lazy import torch
 
-Importing torch takes seconds; the command line reads every strategy's file to answer `--help`.
+Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_tqdm` is
+the module of progress bars of the Hugging Face hub's client.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["torch"]
+__all__ = ["hub_tqdm", "torch"]
 
 
 class _Lazy(ModuleType):
@@ -22,6 +23,8 @@ class _Lazy(ModuleType):
 
 
 if TYPE_CHECKING:
+    import huggingface_hub.utils.tqdm as hub_tqdm
     import torch
 else:
+    hub_tqdm = _Lazy("huggingface_hub.utils.tqdm")
     torch = _Lazy("torch")

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, NO_MODEL, Failure
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.parser import Parser
 
 ABOUT = """Add a LoRA adapter to the model that it was trained on, and save the sum as a plain model.
 
@@ -19,8 +21,6 @@ EXAMPLES = """examples:
   python -m minigpt.merge_lora --adapter my-lora --out my-model                     the bundled model's adapter
   python -m minigpt.merge_lora --model gpt2 --adapter my-lora --out my-model        one of GPT-2 itself
   python -m minigpt.generate --model my-model "Once upon a time"                    and then
-
-exit codes: 0 done, 2 wrong flags, 3 no such model or adapter, 5 out of memory, 130 Ctrl-C
 """
 
 
@@ -30,17 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def merge_files(argv: Sequence[str]) -> int:
     """The whole command: load both, add them, save model and tokenizer."""
-    parser = cli.Parser("merge_lora", description=ABOUT, epilog=EXAMPLES)
-    cli.add_model_flags(parser)
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("merge_lora", exits, EXAMPLES, description=ABOUT)
+    add_model_flags(parser)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter, as PEFT saves it")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the merged model goes")
     args = parser.parse(argv)
-    cli.check_model_flags(args)
+    wanted = ModelFlags.of(args)
     if (Path(args.out) / "config.json").exists():
         raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")
     if not Path(args.adapter).is_dir():
         raise Failure(NO_MODEL, f"--adapter {args.adapter}: there is no such folder")
-    model, tokenizer = cli.load(args)
+    model, tokenizer = wanted.load()
     from minigpt.training.adapters import load_adapter  # these import torch, which --help does without
     from minigpt.training.lora import merge
 

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, Failure, write_out
-from minigpt.cli.table import Progress, json_line, number, table
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli.inputs import check_stdin_once, read_bytes
+from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.parser import Parser
+from minigpt.cli.progress import Progress
+from minigpt.cli.table import json_line, number, table
+from minigpt.cli.terminal import write_out
 from minigpt.data.documents import documents
 from minigpt.evaluation.lambada import LastWords, example, last_words
 from minigpt.evaluation.perplexity import (
@@ -53,8 +58,6 @@ examples:
   python -m minigpt.score a.txt b.txt --model gpt2 --json           two files under another model, as JSON
   python -m minigpt.score --text "Once upon a time" --json --per-token     which words were a surprise
   python -m minigpt.score --last-word lambada_test_en.jsonl         how often it knows a passage's last word
-
-exit codes: 0 done, 2 wrong flags or text, 3 no such model, 5 out of memory, 130 Ctrl-C
 """
 
 
@@ -67,9 +70,9 @@ def score(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     if args.quiet:
         warnings.simplefilter("ignore")
-    cli.check_model_flags(args)  # what is wrong is said before anything slow begins
+    wanted = ModelFlags.of(args)  # what is wrong is said before anything slow begins
     check_flags(args)
-    model, tokenizer = cli.load(args)
+    model, tokenizer = wanted.load()
     try:
         (score_last_words if args.last_word else score_texts)(args, model, tokenizer)
     except ValueError as error:
@@ -77,11 +80,12 @@ def score(argv: Sequence[str]) -> int:
     return DONE
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.score [FILE...] [options]"
-    parser = cli.Parser("score", usage=usage, description=ABOUT, epilog=EPILOG)
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("score", exits, EPILOG, usage=usage, description=ABOUT)
     parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")
-    cli.add_model_flags(parser)
+    add_model_flags(parser)
     group = parser.add_argument_group("input")
     group.add_argument("--text", metavar="TEXT", help="a text to score, after the files if there are any")
     group.add_argument(
@@ -127,8 +131,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise Failure(BAD_FLAGS, "nothing to score: name a file, - for stdin, or give --text")
     if args.per_token and not args.json:
         raise Failure(BAD_FLAGS, "--per-token goes into the JSON: add --json")
-    if args.files.count("-") > 1:
-        raise Failure(BAD_FLAGS, "stdin can be read once only, but - stands for it several times")
+    check_stdin_once(args.files)
     for file in (*args.files, *filter(None, [args.last_word])):
         if file != "-" and not Path(file).exists():
             raise Failure(BAD_FLAGS, f"{file} does not exist: name a text file, or - for stdin")
@@ -195,7 +198,7 @@ def _document(text: str, tokenizer: Tokenizer, name: str) -> Document:
 def from_stdin(args: argparse.Namespace) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "stdin")
-        file.write_bytes(sys.stdin.buffer.read())
+        file.write_bytes(read_bytes("-"))
         try:
             yield from documents([file], args.text_field)
         except ValueError as error:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
 from minigpt.atomic import UNFINISHED
-from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli.model_flags import device as torch_device
+from minigpt.cli.parser import Parser
 from minigpt.training import settings as run_settings
 from minigpt.training.settings import RUN, Settings, flag_of
 
@@ -39,9 +41,6 @@ EXAMPLES = """examples:
   python -m minigpt.train --data plays.txt --out plays --init bundled        fine-tune the bundled model
   python -m minigpt.train --data plays.txt --out plays --init gpt2 --lora 8  fine-tune an adapter of GPT-2
   torchrun --nproc-per-node 2 -m minigpt.train --data tales.txt --out two    two processes, the same steps
-
-exit codes: 0 done, 1 the loss is no number or the disk is full, 2 wrong flags or text, 3 no such model,
-5 out of memory, 130 Ctrl-C
 """
 
 SAVES_MEMORY = "a smaller --batch-size with --accumulate, a smaller --context, or --gradient-checkpointing"
@@ -82,7 +81,7 @@ def train(argv: Sequence[str]) -> int:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = cli.device(settings.device)
+    device = torch_device(settings.device)
     with joined(device) as processes:
         if not processes.first:
             warnings.simplefilter("ignore")  # the first one warns of the same
@@ -105,9 +104,10 @@ def train(argv: Sequence[str]) -> int:
         return code
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.train --data FILE_OR_DIR --out DIR [options]"
-    parser = cli.Parser("train", usage=usage, description=ABOUT, epilog=EXAMPLES)
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("train", exits, EXAMPLES, usage=usage, description=ABOUT)
     group = parser.add_argument_group("run")
     group.add_argument(
         "--out", required=True, metavar="DIR", help="the run's folder: new, or one to --resume"

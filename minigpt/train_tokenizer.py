@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, Failure
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
+from minigpt.cli.parser import Parser
 from minigpt.tokenizer.files import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ then:
 
 How many tokens? 1000 to 8000 suit a small model and some megabytes of text; GPT-2 has 50257.
 The same text gives the same files, which transformers reads, too.
-
-exit codes: 0 done, 2 wrong flags or text that cannot be read, 130 Ctrl-C (nothing is written)
 """
 
 
@@ -64,9 +63,10 @@ def run(argv: Sequence[str]) -> int:
     return DONE
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.train_tokenizer FILE_OR_DIR... --vocab-size N --out DIR [options]"
-    parser = cli.Parser("train_tokenizer", usage=usage, description=ABOUT, epilog=EXAMPLES)
+    exits = (DONE, FAILED, BAD_FLAGS, INTERRUPTED)
+    parser = Parser("train_tokenizer", exits, EXAMPLES, usage=usage, description=ABOUT)
     parser.add_argument(
         "text", nargs="+", type=Path, metavar="FILE_OR_DIR", help="text to train on, UTF-8: files and folders"
     )

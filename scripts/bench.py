@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import GPT2
-from minigpt.cli.table import cpu_name
+from minigpt.cli.machine import cpu_name
 from minigpt.sampler import Beam, Greedy, Strategy, generate
 
 Side = Callable[[list[list[int]], int], list[list[int]]]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from minigpt import cli
 from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.cli.model_flags import ModelFlags
 from minigpt.sampler.options import REQUIRED
 from minigpt.sampler.registry import find, name_of, names
 from minigpt.sampler.strategy import Strategy
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class Loaded:
     """What options may ask for: the tokenizer of the model in use, and other models beside it."""
 
-    args: argparse.Namespace
+    wanted: ModelFlags
     tokenizer: Tokenizer
 
     def other_model(self, name_or_dir: str) -> GPT2:
         """A second model, where the first one is; its tokens must mean the same."""
-        model, tokenizer = cli.load_beside(self.args, name_or_dir)
+        model, tokenizer = self.wanted.load_beside(name_or_dir)
         differing = (
             i
             for i in range(max(self.tokenizer.vocab_size, tokenizer.vocab_size))

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import io
+import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
-# The bar of the hub's client, so that the same environment variable (HF_HUB_DISABLE_PROGRESS_BARS) governs all.
-from huggingface_hub.utils.tqdm import tqdm
+from minigpt.cli.machine import peak_memory
+from minigpt.lazy import hub_tqdm
+
+QUICK = 1.0  # seconds; work that takes less shows no progress bar
 
 
-def bar(iterable: Iterable[Any] | None = None, **how: Any) -> Any:
+def bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     """A tqdm bar, around something to go through, or to be moved by `update`.
+
+    It is that of the hub's client: one switch (HF_HUB_DISABLE_PROGRESS_BARS, or `disable_progress_bars`) governs
+    its downloads and our own work.
 
     >>> list(bar(range(3)))  # no terminal, no bar
     [0, 1, 2]
     """
-    return tqdm(iterable, disable=None, **how)  # type: ignore[no-untyped-call]  # None asks whether it is a terminal
+    return hub_tqdm.tqdm(iterable, disable=None, **options)  # type: ignore[no-untyped-call]  # None asks for a terminal
+
+
+def late_bar(quiet: bool, **options: Any) -> Any:
+    """A bar on a terminal's stderr that comes only if the work lasts, and is gone when it is done."""
+    screen = io.StringIO() if quiet else sys.stderr  # no bar is shown where there is no terminal
+    return bar(delay=QUICK, leave=False, file=screen, **options)
+
+
+class Progress:
+    """A bar on a terminal's stderr while long work lasts, counted in tokens."""
+
+    def __init__(self, n_tokens: int, quiet: bool) -> None:
+        self._bar = late_bar(quiet, total=n_tokens, unit="tok", unit_scale=True)
+        self._n_tokens, self._began = n_tokens, time.perf_counter()
+
+    def advance(self, n_tokens: int) -> None:
+        self._bar.update(n_tokens)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        self._seconds = time.perf_counter() - self._began
+
+    def summary(self) -> str:
+        """What was done, once it is done: tokens, speed, memory."""
+        speed = f"{self._n_tokens:,} tokens at {self._n_tokens / self._seconds:,.0f} tok/s"
+        return f"{speed}, peak memory {peak_memory() / 1e6:.0f} MB"

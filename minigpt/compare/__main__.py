@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING
 
 from minigpt import cli
 from minigpt.atomic import replace_text
-from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, TOO_LONG, Failure, write_out
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, TOO_LONG, Failure
 from minigpt.cli import fields as options
-from minigpt.cli import table as figures
+from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.outputs import check_file
+from minigpt.cli.parser import Parser
+from minigpt.cli.progress import late_bar
+from minigpt.cli.terminal import write_out
 from minigpt.compare import methods
 from minigpt.compare.measuring import Judge, Measure
 from minigpt.compare.methods import METHODS, Method
@@ -45,9 +49,6 @@ examples:
   python -m minigpt.compare --prompts told.jsonl --json out.json          {{"prompt": ..., "text": ...}} a line: and human text
   python -m minigpt.compare --held-out val.txt --plot quality.png         50 prompts cut from a text, and how it goes on
   python -m minigpt.compare --held-out val.txt --model gpt2 --judge gpt2-large --markdown table.md
-
-exit codes: 0 done, 2 wrong flags or prompts, 3 no such model, 4 prompt too long, 5 out of memory, 130 Ctrl-C
-(the methods that are done are shown)
 """
 N_PROMPTS, PROMPT_TOKENS = 50, 32
 
@@ -61,27 +62,28 @@ def compare(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     if args.quiet:
         warnings.simplefilter("ignore")
-    cli.check_model_flags(args)  # what is wrong is said before anything slow begins
+    wanted = ModelFlags.of(args)  # what is wrong is said before anything slow begins
     check_flags(args)
     check_outputs(args)
     chosen = methods.chosen(args.method, args.seed)
     given = read(args)
-    model, tokenizer = cli.load(args)
+    model, tokenizer = wanted.load()
     prompts = prompts_of(args, given, tokenizer)
     check_fit(prompts, args.max_new_tokens, model.config.n_positions)
-    strategies = [(one, one.strategy(options.Loaded(args, tokenizer))) for one in chosen]
-    run = Run(args, tokenizer, Measure(model, tokenizer, prompts, judge(args)))
+    strategies = [(one, one.strategy(options.Loaded(wanted, tokenizer))) for one in chosen]
+    run = Run(args, tokenizer, Measure(model, tokenizer, prompts, judge(wanted, args.judge)))
     interrupted = run.all(strategies)
     show(args, report(run, interrupted))
     return INTERRUPTED if interrupted else DONE
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.compare [PROMPT | --prompts FILE | --held-out FILE] [options]"
     listed = "\n".join(f"  {name:18}  {flags or '(no flags)'}" for name, flags in METHODS.items())
-    parser = cli.Parser("compare", usage=usage, description=ABOUT, epilog=EPILOG.format(methods=listed))
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("compare", exits, EPILOG.format(methods=listed), usage=usage, description=ABOUT)
     parser.add_argument("text", nargs="?", metavar="PROMPT", help="one text to continue")
-    cli.add_model_flags(parser)
+    add_model_flags(parser)
     group = parser.add_argument_group("input")
     group.add_argument(
         "--prompts", metavar="FILE",
@@ -149,7 +151,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Refuses files that cannot be written, before anything is computed."""
     for flag in ("markdown", "json", "plot"):
         if getattr(args, flag) is not None:
-            cli.check_file(f"--{flag}", getattr(args, flag))
+            check_file(f"--{flag}", getattr(args, flag))
     if args.plot is None:
         return
     if not args.plot.endswith(".png"):
@@ -203,10 +205,8 @@ def prompts_of(args: argparse.Namespace, given: list[Given], tokenizer: Tokenize
         raise Failure(BAD_FLAGS, error) from error
 
 
-def judge(args: argparse.Namespace) -> Judge | None:
-    if args.judge is None:
-        return None
-    return Judge(*cli.load_beside(args, args.judge))
+def judge(wanted: ModelFlags, name: str | None) -> Judge | None:
+    return None if name is None else Judge(*wanted.load_beside(name))
 
 
 # ------------------------------------------------------------------------------ the run
@@ -225,7 +225,7 @@ class Run:
         """Runs and measures one method after the other; whether Ctrl-C ended it. What is done stays."""
         n_texts = len(self.measure.prompts) * len(chosen)
         try:
-            with figures.late_bar(self.args.quiet, total=n_texts, unit="text") as bar:
+            with late_bar(self.args.quiet, total=n_texts, unit="text") as bar:
                 self._human()
                 for method, strategy in chosen:
                     bar.set_description(method.name)

@@ -7,9 +7,9 @@ import shlex
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from minigpt import cli
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli import fields as options
+from minigpt.cli.parser import Parser
 from minigpt.sampler.registry import name_of, names
 from minigpt.sampler.strategy import Strategy
 
@@ -89,8 +89,8 @@ def method(name: str, flags: str, seed: int) -> Method:
     return found
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser("compare", add_help=False)
+def _parser() -> Parser:
+    parser = Parser("compare", add_help=False)
     parser.add_argument("--strategy", choices=names())
     options.add_flags(defaultdict(lambda: parser))
     return parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -15,8 +14,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-import minigpt
-from minigpt.cli.table import cpu_name, number, table
+from minigpt.cli.machine import cpu_name, versions
+from minigpt.cli.table import number, table
 from minigpt.evaluation.diversity import Figures
 
 if TYPE_CHECKING:
@@ -173,11 +172,7 @@ def surroundings(model: GPT2) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "dtype": str(model.position_embedding.weight.dtype).removeprefix("torch."),
         },
-        "versions": {
-            "minigpt": minigpt.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "date": date.today().isoformat(),
     }
 

@@ -6,11 +6,12 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, INTERRUPTED, Failure
+from minigpt.cli import DONE, INTERRUPTED
 from minigpt.cli import fields as options
+from minigpt.cli.inputs import read_text
+from minigpt.cli.model_flags import ModelFlags
 from minigpt.generate import settings as flags
 from minigpt.generate.beam_screen import replay
 from minigpt.generate.repl import Repl
@@ -30,8 +31,9 @@ def write(argv: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
     kind = flags.check(args)  # what is wrong is said before anything slow begins
     texts = prompt_texts(args)
-    model, tokenizer = cli.load(args)
-    strategy = options.build_strategy(kind, args, options.Loaded(args, tokenizer))
+    wanted = ModelFlags.of(args)
+    model, tokenizer = wanted.load()
+    strategy = options.build_strategy(kind, args, options.Loaded(wanted, tokenizer))
     if args.interactive:
         return Repl(args, model, tokenizer, strategy).run(*texts)
     session = begin(args, model, tokenizer, strategy, texts)
@@ -42,22 +44,10 @@ def write(argv: Sequence[str]) -> int:
 
 def prompt_texts(args: argparse.Namespace) -> list[str]:
     """All prompts, in the order of the help: PROMPT, --prompt, --file; one empty one if there is none."""
-    texts = [_from_stdin() if text == "-" else text for text in flags.prompts_given(args)]
-    if args.file == "-":
-        texts.append(_from_stdin())
-    elif args.file is not None:
-        try:
-            texts.append(cli.decoded(Path(args.file).read_bytes(), args.file))
-        except OSError as error:
-            raise Failure(
-                BAD_FLAGS,
-                f"--file {args.file} cannot be read: {error.strerror}; name a text file, or - for stdin",
-            ) from error
+    texts = [read_text("-") if text == "-" else text for text in flags.prompts_given(args)]
+    if args.file is not None:
+        texts.append(read_text(args.file, "--file"))
     return texts or [""]
-
-
-def _from_stdin() -> str:
-    return cli.decoded(sys.stdin.buffer.read(), "stdin")
 
 
 if __name__ == "__main__":

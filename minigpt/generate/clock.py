@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minigpt import cli
+from minigpt.cli.machine import peak_memory
 
 if TYPE_CHECKING:
     from minigpt.sampler.events import Request
@@ -48,7 +48,7 @@ class Clock:
             "generated_tokens_per_s": round(later / rest, 2) if rest and later else None,
             "first_token_s": round(self._first, 4) if self._first else None,
             "total_s": round(self._end, 4),
-            "peak_memory_bytes": cli.peak_memory(),
+            "peak_memory_bytes": peak_memory(),
         }
 
     def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:

@@ -13,8 +13,11 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.cli import BAD_FLAGS, DONE, Failure, write_file, write_out
+from minigpt.cli import BAD_FLAGS, DONE, Failure
 from minigpt.cli import fields as options
+from minigpt.cli.model_flags import ModelFlags
+from minigpt.cli.outputs import write_file
+from minigpt.cli.terminal import write_err, write_out
 from minigpt.generate import settings as flags
 from minigpt.generate.session import begin
 from minigpt.sampler.registry import name_of
@@ -64,7 +67,7 @@ class Repl:
         self._parser = flags.parser()
         self._commands: dict[str, Callable[[list[str]], object]] = {
             "set": self._set, "retry": self._retry, "back": self._back, "show": self._show,
-            "save": self._save, "help": lambda words: sys.stderr.write(HELP),
+            "save": self._save, "help": lambda words: write_err(HELP),
         }  # fmt: skip
 
     @property
@@ -194,7 +197,9 @@ class Repl:
         value = self._parsed(flag, action, values)
         args = argparse.Namespace(**{**vars(self.args), action.dest: value})
         kind = flags.check(args)
-        self.strategy = options.build_strategy(kind, args, options.Loaded(args, self.tokenizer))
+        self.strategy = options.build_strategy(
+            kind, args, options.Loaded(ModelFlags.of(args), self.tokenizer)
+        )
         self.args = args
         told = "not set" if _absent(value) else value
         _say(f"{flag[2:]}: {told}; strategy: {name_of(kind)}")
@@ -263,12 +268,10 @@ def _read_line(mark: str) -> str | None:
             return input(mark)
         _say("")
         return None
-    sys.stderr.write(mark)
-    sys.stderr.flush()
+    write_err(mark)
     line = sys.stdin.readline()
     return line.removesuffix("\n") if line else None
 
 
 def _say(message: object) -> None:
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    write_err(f"{message}\n")

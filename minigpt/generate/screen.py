@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from minigpt.cli import FAILED, Failure, write_out
+from minigpt.cli.outputs import attempt
+from minigpt.cli.terminal import write_out
 from minigpt.sampler.events import Event, TokenGenerated
 from minigpt.sampler.lattice import Lattice
 
@@ -32,10 +32,7 @@ class LatticeFile:
         self._lattice.take(event)
 
     def close(self) -> None:
-        try:
-            self._lattice.save(Path(self._file).resolve(), self._tokenizer.token_string)  # a link stays one
-        except OSError as error:
-            raise Failure(FAILED, f"--lattice {self._file}: {error.strerror or error}") from error
+        attempt("--lattice", self._file, lambda path: self._lattice.save(path, self._tokenizer.token_string))
 
 
 class Screen:

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, FAILED, TOO_LONG, Failure, write_file, write_out
+from minigpt.cli import BAD_FLAGS, TOO_LONG, Failure
+from minigpt.cli.outputs import save
 from minigpt.cli.table import number
+from minigpt.cli.terminal import write_err, write_out
 from minigpt.generate.beam_screen import BeamScreen
 from minigpt.generate.clock import Clock
 from minigpt.generate.screen import EventObserver, LatticeFile, Screen
@@ -135,9 +137,9 @@ class Session:
         made = list(self.completions())
         for i, index, completion in made:
             if len(made) > 1:
-                sys.stderr.write(f"prompt {i}, text {index}:\n")
+                write_err(f"prompt {i}, text {index}:\n")
             strings = [self.tokenizer.token_string(token) for token in completion.tokens]
-            sys.stderr.write(table(strings, explainer.explanations(i, index)))
+            write_err(table(strings, explainer.explanations(i, index)))
 
     def _cost(self) -> list[str]:
         """What the window's sliding has cost, if it slid."""
@@ -153,13 +155,10 @@ class Session:
         return self.texts[prompt_index] if self.args.echo else ""
 
     def _write(self, text: str) -> None:
-        if not self.args.output:
+        if self.args.output:
+            save("--output", self.args.output, text)
+        else:
             write_out(text)
-            return
-        try:
-            write_file(self.args.output, text)
-        except OSError as error:
-            raise Failure(FAILED, f"--output {self.args.output}: {error.strerror or error}") from error
 
     def lengths(self) -> list[int]:
         """How many new tokens each text has."""

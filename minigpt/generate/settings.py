@@ -6,9 +6,21 @@ import argparse
 import sys
 from typing import Any
 
-from minigpt import cli
-from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.cli import (
+    BAD_FLAGS,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    NO_MODEL,
+    OUT_OF_MEMORY,
+    TOO_LONG,
+    Failure,
+)
 from minigpt.cli import fields as options
+from minigpt.cli.inputs import STDIN, check_stdin_once
+from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.outputs import check_file
+from minigpt.cli.parser import Parser
 from minigpt.sampler import Beam
 from minigpt.sampler.events import OVERFLOWS
 from minigpt.sampler.registry import find, name_of, names
@@ -32,19 +44,16 @@ examples:
   python -m minigpt.generate -p "The king" -p "The queen" --json      two prompts, as JSON
   python -m minigpt.generate -f story.txt --stop "The End"            continue a file up to these words
   python -m minigpt.generate -i --top-p 0.9                           write on together, line by line
-
-exit codes: 0 done, 2 wrong flags, 3 no such model, 4 prompt too long, 5 out of memory, 130 Ctrl-C
 """
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.generate [PROMPT] [options]"
     strategies = "\n".join(f"  {name:21}{_first_line(find(name))}" for name in names())
-    parser = cli.Parser(
-        "generate", usage=usage, description=ABOUT, epilog=EPILOG.format(strategies=strategies)
-    )
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("generate", exits, EPILOG.format(strategies=strategies), usage=usage, description=ABOUT)
     parser.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue; - reads stdin")
-    cli.add_model_flags(parser)
+    add_model_flags(parser)
     groups = {name: parser.add_argument_group(name) for name in ("input", "length", "strategy")}
     _add_input_flags(groups["input"])
     groups["length"].add_argument(
@@ -134,7 +143,7 @@ def check(args: argparse.Namespace) -> type[Strategy]:
     What takes longest to find is looked for last, and torch is needed for the last step only.
     """
     chosen = options.chosen_strategy(args)
-    cli.check_model_flags(args)
+    ModelFlags.of(args)
     check_numbers(args)
     check_input(args)
     check_beams(args, chosen)
@@ -169,10 +178,9 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def check_input(args: argparse.Namespace) -> None:
     """Refuses to read stdin for two purposes."""
-    readers = [*prompts_given(args), args.file].count("-")
-    if readers > 1:
-        raise Failure(BAD_FLAGS, "stdin can be read once only, but - stands for it several times")
-    if readers and args.interactive:
+    inputs = [*prompts_given(args), args.file]
+    check_stdin_once(inputs)
+    if STDIN in inputs and args.interactive:
         raise Failure(
             BAD_FLAGS, "--interactive reads from stdin what you type, so - cannot stand for it, too"
         )
@@ -200,7 +208,7 @@ def check_output(args: argparse.Namespace) -> None:
     if args.explain and args.quiet and not args.json:
         raise Failure(BAD_FLAGS, "--explain writes its table to stderr, which --quiet forbids: add --json")
     if args.output is not None:
-        cli.check_file("--output", args.output)
+        check_file("--output", args.output)
 
 
 def check_beams(args: argparse.Namespace, strategy: type[Strategy]) -> None:
@@ -216,4 +224,4 @@ def check_beams(args: argparse.Namespace, strategy: type[Strategy]) -> None:
     if args.show_beams and args.quiet:
         raise Failure(BAD_FLAGS, "--show-beams draws on stderr, which --quiet forbids: leave one out")
     if args.lattice is not None:
-        cli.check_file("--lattice", args.lattice)
+        check_file("--lattice", args.lattice)

@@ -17,7 +17,7 @@ from command import END, ROOT, Result, call, reciter, run, save, tiny
 
 import minigpt
 from minigpt import Tokenizer
-from minigpt.cli import table as figures
+from minigpt.cli import progress
 from minigpt.compare import __main__ as compare
 from minigpt.compare import methods, report
 from minigpt.compare.methods import METHODS
@@ -366,7 +366,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         return screen.getvalue()
 
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-    monkeypatch.setattr(figures, "QUICK", 0)
+    monkeypatch.setattr(progress, "QUICK", 0)
     assert "0/6 " in bar()
     assert "drawn: " in bar()
     assert bar("--quiet") == ""

@@ -57,7 +57,7 @@ def test_out_of_memory_is_one_line_and_exit_code_5(tmp_path: Path) -> None:
     directory = save(tmp_path / "wide", reciter("x" * 600))
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33));"
-        "from minigpt.generate import main; sys.exit(main())"
+        "from minigpt.generate.__main__ import main; sys.exit(main())"
     )
     many = ("--num-return-sequences", 5000, "--max-new-tokens", 600, "--seed", 0)
     result = run("--model", directory, "x", *many, python=("-c", limited))
@@ -201,7 +201,7 @@ def test_mistakes_that_can_be_seen_at_once_do_not_wait_for_torch() -> None:
     at_once = ["--nope", "--top-k x", "--max-new-tokens 0", "--threads 0", "--logprobs 1", "--stream --json",
                "--strategy greedy --seed 1", "--stop ''", "--stride 2", "-i --json", "--explain --quiet", "--output /no/such/place"]  # fmt: skip
     code = (
-        "import sys; from minigpt.generate import main\n"
+        "import sys; from minigpt.generate.__main__ import main\n"
         "for flags in sys.argv[1:]:\n"
         "    assert main(__import__('shlex').split(flags)) == 2, flags\n"
         "    assert 'torch' not in sys.modules, flags\n"

@@ -20,7 +20,6 @@ from command import END, Result, call, reciter, run, save, tiny
 import minigpt
 from minigpt import Tokenizer, score
 from minigpt.cli import progress
-from minigpt.cli import table as figures
 from minigpt.evaluation import lambada as last_word
 from minigpt.evaluation import perplexity as scoring
 from minigpt.tokenizer.bpe import BYTES
@@ -415,7 +414,7 @@ def test_a_bar_on_a_terminal_while_work_is_long(guesses: Path, monkeypatch: pyte
 
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
     assert "tok/s]" not in bar()
-    monkeypatch.setattr(figures, "QUICK", 0)
+    monkeypatch.setattr(progress, "QUICK", 0)
     assert "0.00/100" in bar()
     assert "tok/s]" in bar()
     assert bar("--quiet") == ""

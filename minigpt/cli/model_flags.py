@@ -1,0 +1,119 @@
+"""The flags that choose a model, and the model that they choose."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import minigpt
+from minigpt.cli import BAD_FLAGS, NO_MODEL, Failure
+from minigpt.cli.parser import Parser
+from minigpt.lazy import torch
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT2
+    from minigpt.tokenizer import Tokenizer
+
+BUNDLED = "bundled"
+MOST_THREADS = 1024  # some number far above, and OpenMP crashes the process
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model is asked for, and where and how it is to run; the fields are the flags."""
+
+    model: str | None = None  # None: the bundled one
+    revision: str | None = None
+    offline: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+    threads: int | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> ModelFlags:
+        """Those of a command line.
+
+        Raises:
+            Failure: they can be seen to be wrong without torch, which is slow to import.
+        """
+        if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
+            raise Failure(BAD_FLAGS, f"--threads must be from 1 to {MOST_THREADS}, got {args.threads}")
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+    @property
+    def name(self) -> str:
+        """What the model is called in results."""
+        return self.model or BUNDLED
+
+    def load(self) -> tuple[GPT2, Tokenizer]:
+        """The model and its tokenizer.
+
+        Raises:
+            Failure: there is no such model, it is not supported, or the device is not there.
+        """
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        chosen = device(self.device)
+        try:
+            model, tokenizer = minigpt.load(
+                self.model, device=chosen, dtype=dtype, revision=self.revision, offline=self.offline
+            )
+        except (OSError, ValueError) as error:
+            raise Failure(NO_MODEL, error) from error
+        if self.compile:
+            # Each layer whose scores have a scale of their own is compiled anew; torch gives up after 8.
+            torch._dynamo.config.recompile_limit += model.config.n_layer
+            for block in model.blocks:
+                block.compile()
+        return model, tokenizer
+
+    def load_beside(self, name_or_dir: str) -> tuple[GPT2, Tokenizer]:
+        """Another model, where and how the flags ask for the first one."""
+        return replace(self, model=name_or_dir, revision=None).load()
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Adds the flags that `ModelFlags` reads."""
+    group = parser.add_argument_group("model")
+    add_source_flags(group)
+    group.add_argument(
+        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+        help="device to compute on; auto takes a GPU if there is one",
+    )  # fmt: skip
+    group.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+        help="auto: float32 on a CPU, the checkpoint's dtype on a GPU",
+    )  # fmt: skip
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile the blocks: slow first step, faster after"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+
+
+def add_source_flags(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags that say where a model's files are."""
+    group.add_argument(
+        "--model", metavar="NAME_OR_DIR",
+        help="bundled (the default), a Hugging Face name such as gpt2, or a directory with config.json",
+    )  # fmt: skip
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
+    group.add_argument("--offline", action="store_true", help="use cached files only")
+
+
+def device(wanted: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one.
+
+    Raises:
+        Failure: this machine has none.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[wanted]:
+        raise Failure(
+            BAD_FLAGS, f"--device {wanted}: this machine has none that torch can use; use --device cpu"
+        )
+    return torch.device(wanted)

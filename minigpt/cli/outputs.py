@@ -1,0 +1,81 @@
+"""Files that a command writes: tried before anything is computed, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from minigpt.atomic import all_or_none
+from minigpt.cli import BAD_FLAGS, FAILED, Failure
+from minigpt.cli.terminal import utf8, write_out
+
+
+def check_file(flag: str, name: str) -> None:
+    """Refuses a file that cannot be written, before anything is computed.
+
+    Raises:
+        Failure: its folder does not exist or cannot be written into, or it is a folder or a device.
+    """
+    try:
+        path = real(name)
+        if not path.parent.is_dir():
+            raise Failure(BAD_FLAGS, f"{flag} {name}: there is no such folder to write into")
+        # The file will be replaced, which must not happen to /dev/null.
+        if path.exists() and not path.is_file():
+            raise Failure(BAD_FLAGS, f"{flag} {name!r} is a folder or a device; name a file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except (OSError, ValueError) as error:
+        raise Failure(BAD_FLAGS, f"{flag} {name!r} cannot be written: {reason(error)}") from error
+
+
+def write_file(file: str, text: str) -> None:
+    """Writes a file whole or not at all, over an older one.
+
+    Raises:
+        OSError: it cannot be written; an older one stands.
+    """
+    path = real(file)
+    with all_or_none(path.parent) as aside:
+        (aside / path.name).write_bytes(utf8(text))
+
+
+def save(flag: str, file: str, text: str) -> None:
+    """Writes a file that a flag named; where that fails at the end of the work, the text goes to stdout.
+
+    Raises:
+        Failure: it could not be written.
+    """
+    try:
+        write_file(file, text)
+    except OSError as error:
+        write_out(text)
+        raise Failure(FAILED, f"{flag} {file}: {reason(error)}; its text went to stdout") from error
+
+
+def attempt(flag: str, file: str, write: Callable[[Path], None]) -> None:
+    """Lets `write` write a file that a flag named.
+
+    Raises:
+        Failure: it could not be written.
+    """
+    try:
+        write(real(file))
+    except OSError as error:
+        raise Failure(FAILED, f"{flag} {file}: {reason(error)}") from error
+
+
+def real(file: str) -> Path:
+    """The path behind links, so that a link stays one.
+
+    Raises:
+        OSError: the links go round in a circle.
+    """
+    return Path(os.path.realpath(file))
+
+
+def reason(error: Exception) -> str:
+    """What an error of the operating system says, without its number and path."""
+    return getattr(error, "strerror", None) or str(error)
