@@ -13,7 +13,7 @@ from minigpt.sampler.events import PromptTooLong
 DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 EXIT_CODES = {
     DONE: "done",
-    FAILED: "failed, in whole or in part",
+    FAILED: "failed (in whole or in part, or a check)",
     BAD_FLAGS: "wrong flags or input",
     NO_MODEL: "model not found or not supported",
     TOO_LONG: "prompt too long",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, FAILED, Failure, write_out
-from minigpt.cli.table import late_bar, table
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.parser import Parser
+from minigpt.cli.progress import late_bar
+from minigpt.cli.table import table
+from minigpt.cli.terminal import write_out
 from minigpt.verify.report import Check, as_json, remarks, rows
 
 ABOUT = """Prove that a model, as minigpt has loaded it, computes what its files say.
@@ -29,9 +32,6 @@ EPILOG = """examples:
   python -m minigpt.verify gpt2                   GPT-2 from the Hugging Face hub
   python -m minigpt.verify my-model/ --json       a directory; one JSON object
   python -m minigpt.verify gpt2 --device cuda --dtype bfloat16      as it will run
-
-exit codes: 0 all that was checked is right, 1 a check failed, 2 wrong flags, 3 the model cannot be loaded,
-5 out of memory, 130 Ctrl-C
 """
 
 
@@ -51,33 +51,34 @@ def verify(argv: Sequence[str]) -> int:
         raise Failure(
             BAD_FLAGS, "--compile hides what the layers compute inside, which is compared: leave it out"
         )
-    cli.check_model_flags(args)
-    checks = run_checks(args)
-    write_out(as_json(args.model or "bundled", checks) if args.json else table(rows(checks)))
+    wanted = ModelFlags.of(args)
+    checks = run_checks(wanted, args.quiet)
+    write_out(as_json(wanted.name, checks) if args.json else table(rows(checks)))
     for line in remarks([check for check in checks if check.verdict == "failed" or not args.quiet]):
         cli.note("verify", line)
     return FAILED if any(check.verdict == "failed" for check in checks) else DONE
 
 
-def run_checks(args: argparse.Namespace) -> list[Check]:
+def run_checks(wanted: ModelFlags, quiet: bool) -> list[Check]:
     from minigpt import hub  # here, for these need torch, and --help need not wait for that
     from minigpt.verify.checks import all_checks
 
-    model, tokenizer = cli.load(args)
-    directory = hub.model_files(args.model, revision=args.revision, offline=args.offline)
+    model, tokenizer = wanted.load()
+    directory = hub.model_files(wanted.model, revision=wanted.revision, offline=wanted.offline)
     checks = []
-    with late_bar(args.quiet, unit="check") as bar:
+    with late_bar(quiet, unit="check") as bar:
         for check in all_checks(model, tokenizer, directory):
             checks.append(check)
             bar.update()
     return checks
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     usage = "python -m minigpt.verify [MODEL] [options]"
-    parser = cli.Parser("verify", usage=usage, description=ABOUT, epilog=EPILOG)
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("verify", exits, EPILOG, usage=usage, description=ABOUT)
     parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
-    cli.add_model_flags(parser)
+    add_model_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object with every check")
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but what failed")
