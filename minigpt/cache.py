@@ -111,6 +111,14 @@ class LayerCache:
     def __init__(self, cache: KVCache, slots: Tensor) -> None:
         self._cache, self._slots = cache, slots  # (key | value, B, H, n_max, K)
 
+    @property
+    def length(self) -> int:
+        return self._cache.length
+
+    @property
+    def pad(self) -> Tensor | None:
+        return self._cache.pad
+
     def extend(self, kv: Tensor) -> tuple[Tensor, ...]:
         """Stores new keys and values; returns all of them, old and new, without copying the old.
 

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "data": {"atomic", "cli", "data", "tokenizer"},
     "sampler": {"atomic", "errors", "lazy", "sampler"},
     "evaluation": {"cache", "evaluation", "lazy"},
+    "interp": {"atomic", "attention", "cache", "cli", "config", "interp", "linear", "model", "tokenizer"},
     "plot": {"atomic"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

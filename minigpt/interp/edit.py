@@ -1,0 +1,194 @@
+"""Interventions: what the model computes at a point is replaced while it runs, at the places that were chosen.
+
+They are context managers that compose and nest: at one point the outer one acts first. All of them are undone
+when the `with` ends, also after an exception, and one that did not act says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minigpt.interp.hooks import Pass, attached, require_watchable
+from minigpt.interp.points import check_indices, expand, point_of
+from minigpt.model import GPT2
+
+# Shapes below:  B rows · T new tokens · H heads
+
+Change = Callable[[str, Tensor, Pass], Tensor]  # name of the point, its value -> a value of the same shape
+
+
+@contextmanager
+def edit(
+    model: GPT2,
+    point: str,
+    function: Callable[[Tensor], Tensor],
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Puts `function(value)` in place of the value at a point, while the `with` lasts.
+
+    The function is given the whole value of a pass (a copy), and its result is used at the chosen heads,
+    positions and rows only. With a cache a pass brings the new tokens alone; keys and values that were
+    edited stay so in the cache. A pattern that is edited is not normalised again.
+
+    Args:
+        model: whose passes are changed.
+        point: a name as in `POINTS`; `*` edits several.
+        function: must return a value of the same shape.
+        layers: only points of these layers.
+        heads: only these, at points that have heads.
+        positions: only these tokens (of a pattern: these queries), counted from 0 at each row's first real
+            token: the same with a cache, without one, and in a padded batch. Padding is never edited.
+        rows: only these texts of the batch.
+
+    Raises:
+        KeyError: there is no such point.
+        IndexError: there is no such layer or head; or a position or row was never read.
+        ValueError: the result has another shape; or the point was never reached.
+
+    >>> import minigpt
+    >>> model, tokenizer = minigpt.load()
+    >>> tokens = torch.tensor([tokenizer.encode("Once upon a time")])
+    >>> with torch.no_grad(), edit(model, "blocks.2.mlp.out", torch.zeros_like, positions=[3]):
+    ...     changed = model(tokens)
+    >>> with torch.no_grad():
+    ...     (model(tokens) - changed).abs().amax(-1)[0] > 0
+    tensor([False, False, False,  True])
+    """
+
+    def change(name: str, value: Tensor, current: Pass) -> Tensor:
+        return function(value.clone())
+
+    where = Places.of(model, point, heads, positions, rows)
+    with edited(model, Edit.of(model, point, change, layers, where)):
+        yield
+
+
+@contextmanager
+def edited(model: GPT2, change: Edit) -> Iterator[None]:
+    """Applies an edit until the block ends; then checks that it has acted, unless the block has failed."""
+    with attached(model, change):
+        yield
+    change.check()
+
+
+@dataclass
+class Places:
+    """Where an edit acts: heads, positions and rows; None is all of them. It notes which it has met."""
+
+    heads: Sequence[int] | None = None
+    positions: Sequence[int] | None = None
+    rows: Sequence[int] | None = None
+    met_positions: set[int] = field(default_factory=set)
+    met_rows: int = 0
+    longest: int = 0  # most tokens that a row had
+
+    @classmethod
+    def of(
+        cls,
+        model: GPT2,
+        point: str,
+        heads: Sequence[int] | None,
+        positions: Sequence[int] | None,
+        rows: Sequence[int] | None,
+    ) -> Places:
+        """Checks what can be known before a pass."""
+        require_watchable(model)
+        check_indices("head", heads, model.config.n_head)
+        check_indices("position", positions, model.config.n_positions)
+        if rows is not None and (not rows or min(rows) < 0):
+            raise IndexError(f"rows={list(rows)} must be numbers of texts in the batch, from 0")
+        if heads is not None and not any(point_of(name).has_heads for name in expand(model.config, [point])):
+            raise ValueError(f"heads={list(heads)} has no meaning at {point}, which has no heads")
+        return cls(heads, positions, rows)
+
+    def begin(self, current: Pass) -> None:
+        """Notes which of the places this pass has."""
+        places = current.positions
+        self.longest = max(self.longest, int(places.max()) + 1)
+        self.met_rows = max(self.met_rows, len(places))
+        if self.positions is not None:
+            if self.rows is not None:
+                places = places[[row for row in self.rows if row < len(places)]]
+            self.met_positions |= set(self.positions) & set(places.flatten().tolist())
+
+    def mask(self, value: Tensor, has_heads: bool, current: Pass) -> Tensor:
+        """True where the edit acts: (B, T, 1), or (B, H, T, 1) with heads."""
+        places = current.positions[:, -value.size(2 if has_heads else 1) :]  # of logits maybe the last alone
+        chosen = places >= 0
+        if self.positions is not None:
+            chosen = torch.isin(places, torch.tensor(self.positions, device=places.device))
+        if self.rows is not None:
+            here = torch.arange(len(places), device=places.device)
+            chosen = chosen & torch.isin(here, torch.tensor(self.rows, device=places.device))[:, None]
+        if not has_heads:
+            return chosen[:, :, None]
+        every = torch.arange(value.size(1), device=places.device)
+        heads = every if self.heads is None else torch.tensor(self.heads, device=places.device)
+        return chosen[:, None, :, None] & torch.isin(every, heads)[:, None, None]
+
+    def check(self) -> None:
+        """Raises IndexError where a position or a row was never met."""
+        unmet = sorted(set(self.positions or ()) - self.met_positions)
+        if unmet:
+            raise IndexError(
+                f"position {unmet[0]} was never read: the longest text had positions 0 to {self.longest - 1}"
+            )
+        beyond = [row for row in self.rows or () if row >= self.met_rows]
+        if beyond:
+            raise IndexError(f"row {beyond[0]} was never read: the batch had rows 0 to {self.met_rows - 1}")
+
+
+class Edit:
+    """A visitor that changes values at some points and places."""
+
+    changes = True
+
+    def __init__(self, names: Sequence[str], change: Change, where: Places) -> None:
+        self.names = frozenset(names)
+        self.where = where
+        self._change = change
+        self._silent = list(names)  # that have not acted yet
+        self._passes = 0
+
+    @classmethod
+    def of(cls, model: GPT2, point: str, change: Change, layers: Sequence[int] | None, where: Places) -> Edit:
+        """An edit at all points that match."""
+        return cls(expand(model.config, [point], layers), change, where)
+
+    def begin(self, current: Pass) -> None:
+        self._passes += 1
+        self.where.begin(current)
+
+    def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
+        if name in self._silent:
+            self._silent.remove(name)
+        chosen = self.where.mask(value, point_of(name).has_heads, current)
+        if not chosen.any():
+            return value
+        new = self._change(name, value, current)
+        if not isinstance(new, Tensor) or new.shape != value.shape:
+            got = tuple(new.shape) if isinstance(new, Tensor) else repr(new)
+            raise ValueError(
+                f"the edit of {name} must give a tensor of shape {tuple(value.shape)}, got {got}"
+            )
+        return torch.where(chosen, new.to(value), value)
+
+    def check(self) -> None:
+        """Raises what has to be raised where the edit did not act as asked."""
+        if not self._passes:
+            raise ValueError(f"the edit of {', '.join(sorted(self.names)[:3])} did nothing: no text was read")
+        if self._silent:
+            raise ValueError(
+                f"{', '.join(self._silent[:5])} never fired: this model's layers do not compute it, so the edit "
+                "did nothing there"
+            )
+        self.where.check()

@@ -1,0 +1,260 @@
+"""Where the points are: forward hooks on the model's modules, there while somebody looks and then removed.
+
+All recordings and edits of one model go through one `Door`, so that they compose: at each point the edits
+act in the order in which they were opened, and recordings see what is left, whichever was opened first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from minigpt.attention import attention_pattern, causal_mask
+from minigpt.cache import LayerCache, NoCache
+from minigpt.model import GPT2
+
+# Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension · D n_embd
+
+# Two values that visitors may want beside the points of the table:
+MASK = "attn.mask"  # which keys each query may see, as the kernel gets it: bool (T, S) or (B, H or 1, T, S)
+KEYS = "attn.keys"  # the keys that the kernel gets, cached ones included: (B, H, S, K)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: what is read, and what the cache held before it."""
+
+    tokens: Tensor  # (B, T)
+    past: LayerCache | NoCache
+
+    @property
+    def start(self) -> int:
+        """How many slots were filled before, padding included."""
+        return self.past.length
+
+    @cached_property
+    def pad(self) -> Tensor:
+        """How many of each row's first slots are padding: (B,)."""
+        rows = self.tokens.new_zeros(self.tokens.size(0))
+        return rows if self.past.pad is None else rows + self.past.pad
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The position of each new token, counted from its row's first real one; negative on padding: (B, T)."""
+        slots = torch.arange(self.start, self.start + self.tokens.size(1), device=self.tokens.device)
+        return slots - self.pad[:, None]
+
+
+class Visitor(Protocol):
+    """What is shown the values of a pass: a recording, or an edit."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The points that it wants."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it edits; edits come before recordings."""
+
+    def begin(self, current: Pass) -> None:
+        """A pass begins."""
+
+    def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
+        """The value with which the pass goes on: the same object, unless it is to be another."""
+
+
+class Door:
+    """The hooks on one model, and the visitors that they serve."""
+
+    def __init__(self, model: GPT2) -> None:
+        self.model = model
+        self.visitors: list[Visitor] = []
+        self.current: Pass | None = None
+        self._tokens: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def update(self, visitors: list[Visitor]) -> None:
+        """Removes the hooks that there are, and installs what these visitors need."""
+        while self._handles:
+            self._handles.pop().remove()
+        self.visitors = sorted(visitors, key=lambda visitor: not visitor.changes)  # stable: else as opened
+        self.current = self._tokens = None
+        if visitors:
+            self._install()
+
+    def wants(self, name: str) -> bool:
+        return any(name in visitor.names for visitor in self.visitors)
+
+    def show(self, name: str, value: Tensor) -> Tensor:
+        """Shows a value to all who want it, edits first; returns that with which the pass goes on."""
+        assert self.current is not None, "the first block begins the pass"
+        for visitor in self.visitors:
+            if name in visitor.names:
+                value = visitor.visit(name, value, self.current)
+        return value
+
+    def _install(self) -> None:
+        model, keep = self.model, self._handles.append
+        keep(model.token_embedding.register_forward_hook(self._read))
+        keep(model.blocks[0].register_forward_pre_hook(self._begin))
+        for layer, block in enumerate(model.blocks):
+            for register, hook, points in BlockHooks(self, layer).sites(block):
+                if any(self.wants(f"blocks.{layer}.{point}") for point in points):
+                    keep(register(hook))
+        if self.wants("final_norm"):
+            keep(model.final_norm.register_forward_hook(self._final_norm))
+        if self.wants("logits"):
+            keep(model.head.register_forward_hook(self._logits))
+
+    def _read(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        self._tokens = args[0]
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, past, mask = args
+        assert self._tokens is not None, "a pass begins with the token embedding"
+        _refuse_dropout(self.model)
+        self.current = Pass(self._tokens, past)
+        for visitor in self.visitors:
+            visitor.begin(self.current)
+        return self.show("embed", x), past, mask
+
+    def _final_norm(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return self.show("final_norm", output)
+
+    def _logits(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if output.dim() == 2:  # while generating: of the newest token only, (B, V)
+            return self.show("logits", output[:, None])[:, 0]
+        return self.show("logits", output)
+
+
+class BlockHooks:
+    """The points of one block, in the order in which a pass computes them."""
+
+    def __init__(self, door: Door, layer: int) -> None:
+        self.door, self.at = door, f"blocks.{layer}."
+        self._stream: Tensor | None = None  # what entered the block, while its attention is at work
+
+    def sites(self, block: Any) -> list[tuple[Callable[..., RemovableHandle], Any, tuple[str, ...]]]:
+        """Each hook with the method that registers it and the points that it serves."""
+        attn, mlp = block.attn, block.mlp
+        return [
+            (block.register_forward_pre_hook, self.enter, ("resid_pre", "resid_mid")),
+            (attn.qkv.register_forward_hook, self.qkv, ("attn.q", "attn.k", "attn.v")),
+            (attn.sdpa.register_forward_pre_hook, self.scores, (MASK, KEYS)),
+            (attn.sdpa.register_forward_hook, self.heads, ("attn.pattern", "attn.z")),
+            (attn.register_forward_hook, self.attn_out, ("attn.out", "resid_mid")),
+            (mlp.up.register_forward_hook, self.output("mlp.pre"), ("mlp.pre",)),
+            (mlp.down.register_forward_pre_hook, self.mlp_post, ("mlp.post",)),
+            (mlp.register_forward_hook, self.output("mlp.out"), ("mlp.out",)),
+            (block.register_forward_hook, self.output("resid_post"), ("resid_post",)),
+        ]
+
+    def show(self, point: str, value: Tensor) -> Tensor:
+        return self.door.show(self.at + point, value)
+
+    def output(self, point: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        return lambda module, args, output: self.show(point, output)
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, past, mask = args
+        x = self.show("resid_pre", x)
+        if self.door.wants(self.at + "resid_mid"):
+            self._stream = x
+        return x, past, mask
+
+    def qkv(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Here, before the cache stores them: what is changed in keys and values stays changed later."""
+        rows, n_new, _ = output.shape
+        parts = output.view(rows, n_new, 3, self.door.model.config.n_head, -1).permute(2, 0, 3, 1, 4).unbind()
+        shown = [self.show(f"attn.{name}", part) for name, part in zip("qkv", parts, strict=True)]
+        if all(new is old for new, old in zip(shown, parts, strict=True)):
+            return output
+        return torch.stack(shown).permute(1, 3, 0, 2, 4).reshape(output.shape)
+
+    def scores(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        q, k, v, mask = args
+        self.show(KEYS, k)
+        if self.door.wants(self.at + MASK):
+            full = causal_mask(q.size(2), k.size(2), q.device) if mask is None else mask
+            new = self.show(MASK, full)
+            mask = mask if new is full else new
+        return q, k, v, mask
+
+    def heads(self, module: Any, args: tuple[Any, ...], z: Tensor) -> Tensor:
+        """The fused kernel's result stands, unless somebody changes the pattern that it never stores."""
+        q, k, v, mask = args
+        if self.door.wants(self.at + "attn.pattern"):
+            pattern = wide_pattern(q, k, mask, module.scale)
+            new = self.show("attn.pattern", pattern)
+            if new is not pattern:
+                with torch.autocast(q.device.type, enabled=False):
+                    z = (new @ v.to(new.dtype)).to(z.dtype)
+        return self.show("attn.z", z)
+
+    def attn_out(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        output = self.show("attn.out", output)
+        if self._stream is not None:
+            middle, self._stream = self._stream + output, None
+            new = self.show("resid_mid", middle)
+            if new is not middle:
+                output = output + (new - middle)  # the block adds the stream to this
+        return output
+
+    def mlp_post(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (self.show("mlp.post", args[0]),)
+
+
+def wide_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """`attention_pattern`, in float32 at least: in float16, long rows would not sum to 1."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return attention_pattern(q.to(wide), k.to(wide), mask, scale)
+
+
+_DOORS: WeakKeyDictionary[GPT2, Door] = WeakKeyDictionary()  # of the models that are being watched
+
+
+@contextmanager
+def attached(model: GPT2, visitor: Visitor) -> Iterator[None]:
+    """Shows every pass of the model to a visitor, for as long as the block lasts.
+
+    Raises:
+        ValueError: when a pass begins, the model is in training mode with dropout.
+    """
+    door = _DOORS.setdefault(model, Door(model))
+    door.update([*door.visitors, visitor])
+    try:
+        yield
+    finally:
+        door.update([other for other in door.visitors if other is not visitor])
+        if not door.visitors:
+            del _DOORS[model]
+
+
+def require_watchable(model: GPT2) -> None:
+    """Raises ValueError for what is no GPT2, and for one that is compiled: it would skip our hooks."""
+    if not isinstance(model, GPT2):
+        raise ValueError(f"only a minigpt.GPT2 can be watched, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if module._compiled_call_impl is not None:
+            raise ValueError(
+                f"{name or 'the model'} is compiled and would skip hooks that are added now: load the model "
+                "without compiling it (--compile) to record or edit"
+            )
+
+
+def _refuse_dropout(model: GPT2) -> None:
+    config = model.config
+    if model.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
+        raise ValueError(
+            "the model is in training mode and drops values at random, so that no pass is like another: "
+            "call model.eval() first"
+        )

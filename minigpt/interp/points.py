@@ -1,0 +1,145 @@
+"""The points of the model that can be recorded and edited: one table, and how their names are matched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from minigpt.config import GPT2Config
+
+# Shapes:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension · D n_embd
+#          M width of the MLP · V vocab_size
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor that every forward pass computes, and what other libraries call it.
+
+    `name` is that of the point within a block where `in_block` is true: `attn.q` of layer 3 is
+    `blocks.3.attn.q`.
+    """
+
+    name: str
+    shape: str
+    meaning: str
+    transformers: str
+    transformer_lens: str
+    in_block: bool = True
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether axis 1 is the heads; the tokens then are axis 2, and else axis 1."""
+        return self.shape.startswith("(B, H, ")
+
+    @property
+    def token_axis(self) -> int:
+        return 2 if self.has_heads else 1
+
+
+POINTS = (
+    Point("embed", "(B, T, D)", "token embedding + position embedding", "hidden_states[0]",
+          "blocks.0.hook_resid_pre", in_block=False),
+    Point("resid_pre", "(B, T, D)", "the residual stream that enters the block", "hidden_states[L]",
+          "blocks.L.hook_resid_pre"),
+    Point("attn.q", "(B, H, T, K)", "queries of the new tokens", "h.L.attn.c_attn, first third",
+          "blocks.L.attn.hook_q"),
+    Point("attn.k", "(B, H, T, K)", "keys of the new tokens", "h.L.attn.c_attn, second third",
+          "blocks.L.attn.hook_k"),
+    Point("attn.v", "(B, H, T, K)", "values of the new tokens", "h.L.attn.c_attn, last third",
+          "blocks.L.attn.hook_v"),
+    Point("attn.pattern", "(B, H, T, S)", "how much each query attends to each key; rows sum to 1",
+          "attentions[L] (eager only)", "blocks.L.attn.hook_pattern"),
+    Point("attn.z", "(B, H, T, K)", "each head's weighted mean of the values: pattern @ v",
+          "input of h.L.attn.c_proj, split by head", "blocks.L.attn.hook_z"),
+    Point("attn.out", "(B, T, D)", "what attention adds to the stream: all heads and the bias",
+          "h.L.attn, output", "blocks.L.hook_attn_out"),
+    Point("resid_mid", "(B, T, D)", "the stream between attention and MLP", "input of h.L.ln_2",
+          "blocks.L.hook_resid_mid"),
+    Point("mlp.pre", "(B, T, M)", "neurons before the activation function", "h.L.mlp.c_fc, output",
+          "blocks.L.mlp.hook_pre"),
+    Point("mlp.post", "(B, T, M)", "neurons after the activation function", "h.L.mlp.act, output",
+          "blocks.L.mlp.hook_post"),
+    Point("mlp.out", "(B, T, D)", "what the MLP adds to the stream", "h.L.mlp, output",
+          "blocks.L.hook_mlp_out"),
+    Point("resid_post", "(B, T, D)", "the stream that leaves the block", "h.L, output",
+          "blocks.L.hook_resid_post"),
+    Point("final_norm", "(B, T, D)", "the last stream after the final LayerNorm", "hidden_states[-1]",
+          "ln_final.hook_normalized (before weight and bias)", in_block=False),
+    Point("logits", "(B, T, V)", "scores of the next token (while generating, of the newest token only)",
+          "logits", "the model's output", in_block=False),
+)  # fmt: skip
+BY_NAME = {point.name: point for point in POINTS}
+
+
+def point_of(name: str) -> Point:
+    """The row of the table to which a full name belongs.
+
+    >>> point_of("blocks.3.attn.pattern").shape
+    '(B, H, T, S)'
+    """
+    return BY_NAME[re.sub(r"^blocks\.\d+\.", "", name)]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in a full name, or None where there is none."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
+def all_points(config: GPT2Config) -> list[str]:
+    """The full name of every point of a model, in the order in which a pass computes them.
+
+    >>> all_points(GPT2Config(n_layer=1))[:3]
+    ['embed', 'blocks.0.resid_pre', 'blocks.0.attn.q']
+    """
+    before, *_ = [point.name for point in POINTS if not point.in_block]
+    after = [point.name for point in POINTS if not point.in_block and point.name != before]
+    inside = [point.name for point in POINTS if point.in_block]
+    return [before, *(f"blocks.{i}.{name}" for i in range(config.n_layer) for name in inside), *after]
+
+
+def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | None = None) -> list[str]:
+    """The full names that the patterns match, in the order of a pass; `*` stands for one part of a name.
+
+    Args:
+        config: of the model whose points they are.
+        patterns: such as `blocks.3.attn.q`, `blocks.*.attn.*`, `logits`.
+        layers: only points of these layers, and those that belong to none.
+
+    Raises:
+        KeyError: a pattern matches no point of this model.
+        IndexError: the model has no such layer.
+
+    >>> expand(GPT2Config(n_layer=3), ["blocks.*.resid_post", "logits"], layers=[0, 2])
+    ['blocks.0.resid_post', 'blocks.2.resid_post', 'logits']
+    """
+    names = all_points(config)
+    check_indices("layer", layers, config.n_layer)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        parts = [re.escape(part).replace(r"\*", "[^.]*") for part in pattern.split(".")]
+        matches = {name for name in names if re.fullmatch(r"\.".join(parts), name)}
+        if layers is not None:
+            matches = {name for name in matches if layer_of(name) in (None, *layers)}
+        if not matches:
+            raise KeyError(_no_point(pattern, names, layers))
+        chosen |= matches
+    return [name for name in names if name in chosen]
+
+
+def check_indices(what: str, indices: Sequence[int] | None, n: int) -> None:
+    """Raises IndexError unless all of them are from 0 to n - 1."""
+    wrong = [i for i in indices or () if not 0 <= i < n]
+    if wrong:
+        raise IndexError(f"there is no {what} {wrong[0]}: this model has {what}s 0 to {n - 1}")
+    if indices is not None and not len(indices):
+        raise ValueError(f"{what}s=[] chooses nothing; leave it out for all of them")
+
+
+def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> str:
+    close = get_close_matches(pattern, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"points are {', '.join(BY_NAME)}"
+    where = "" if layers is None else f" in layers {list(layers)}"
+    return f"no point matches {pattern!r}{where}; {hint} (points of layer L begin with blocks.L.)"

@@ -1,0 +1,361 @@
+"""Interventions act where they were asked to, the same however the text is read, or say that they did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from fakes import tiny_gpt2
+from torch import Tensor, nn
+
+from minigpt.interp import (
+    ablate,
+    edit,
+    knock_out,
+    mean_activation,
+    patch,
+    record,
+    record_text,
+    scale,
+    steer,
+)
+from minigpt.interp.points import all_points
+from minigpt.sampler import Beam, Greedy, generate
+
+MODEL = tiny_gpt2()
+TEXT, OTHER = [3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]
+TOKENS = torch.tensor([TEXT])
+SOURCE, OWN = record_text(MODEL, OTHER), record_text(MODEL, TEXT)
+VECTOR = torch.linspace(-1, 1, 16) ** 2  # not the same in all directions, which the norms would take away
+LONGER = [4, 4, *TEXT]
+
+
+def n_hooks(model: nn.Module) -> int:
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    with torch.no_grad():
+        before = MODEL(TOKENS)
+        yield
+        assert n_hooks(MODEL) == 0
+        assert MODEL(TOKENS).equal(before)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def logits(text: list[int] = TEXT) -> Tensor:
+    return record_text(MODEL, text, "logits")["logits"]
+
+
+# Each kind, at several points: (name, the intervention)
+KINDS: list[tuple[str, Callable[[], AbstractContextManager[None]]]] = [
+    ("zero a head", lambda: ablate(MODEL, "blocks.1.attn.z", heads=[1])),
+    ("zero at positions", lambda: ablate(MODEL, "blocks.0.mlp.out", positions=[2, 5])),
+    ("mean", lambda: ablate(MODEL, "blocks.*.attn.k", torch.ones(8), heads=[0])),
+    ("keep patterns", lambda: ablate(MODEL, "blocks.0.mlp.post", keep_patterns=OWN)),
+    ("scale the pattern", lambda: scale(MODEL, "blocks.0.attn.pattern", 0.5, positions=[1, 6])),
+    ("scale queries", lambda: scale(MODEL, "blocks.*.attn.q", 3.0)),
+    ("scale the embedding", lambda: scale(MODEL, "embed", 0.7, positions=[3])),
+    ("scale logits", lambda: scale(MODEL, "logits", 0.5)),
+    ("scale the norm", lambda: scale(MODEL, "final_norm", 0.5)),
+    ("steer the stream", lambda: steer(MODEL, "blocks.0.resid_mid", VECTOR, positions=[4, 5])),
+    ("steer a head", lambda: steer(MODEL, "blocks.1.attn.v", torch.ones(8), 2.0, heads=[0])),
+    ("patch the stream", lambda: patch(MODEL, "blocks.0.resid_post", SOURCE, positions=[1, 3])),
+    ("patch keys", lambda: patch(MODEL, "blocks.*.attn.k", SOURCE, heads=[1], positions=range(7))),
+    ("patch patterns", lambda: patch(MODEL, "blocks.1.attn.pattern", SOURCE, positions=range(7))),
+    ("patch a row of patterns", lambda: patch(MODEL, "blocks.0.attn.pattern", SOURCE, heads=[0], positions=[4])),
+    ("knock out", lambda: knock_out(MODEL, queries=[3, 6], keys=[1, 2])),
+    ("knock out of a head", lambda: knock_out(MODEL, queries=[5], keys=[0, 5], layers=[1], heads=[1])),
+]  # fmt: skip
+EVERY = pytest.mark.parametrize("kind", [make for _, make in KINDS], ids=[name for name, _ in KINDS])
+Kind = Callable[[], AbstractContextManager[None]]
+
+
+@EVERY
+def test_it_changes_the_prediction(kind: Kind) -> None:
+    before = logits()
+    with kind():
+        assert not torch.allclose(logits(), before, atol=1e-3)
+
+
+@EVERY
+@pytest.mark.parametrize("sizes", [(1,) * 7, (4, 1, 2)])
+def test_with_a_cache_it_acts_as_without(kind: Kind, sizes: tuple[int, ...]) -> None:
+    with kind():
+        whole = logits()
+        cache = MODEL.new_cache(7)
+        parts = [MODEL.next_logits(part, cache) for part in TOKENS.split(list(sizes), 1)]
+    last = torch.tensor(sizes).cumsum(0) - 1
+    close(torch.stack(parts, 1), whole[:, last])
+
+
+@EVERY
+def test_in_a_padded_batch_it_acts_as_alone(kind: Kind, request: pytest.FixtureRequest) -> None:
+    # a source without positions= must be as long as the longest row
+    mate = [5, 5] if request.node.callspec.id == "keep patterns" else [*TEXT[:2], *LONGER]
+    pads = [max(len(mate), 7) - len(text) for text in (mate, TEXT)]
+    batch, pad = (
+        torch.tensor([[0] * n + text for n, text in zip(pads, (mate, TEXT), strict=True)]),
+        torch.tensor(pads),
+    )
+    cache = MODEL.new_cache(batch.size(1), rows=2, pad=pad)
+    with kind():
+        alone = logits()
+        together = MODEL(batch, pad=pad)
+        for part in batch.split(3, 1):
+            in_parts = MODEL.next_logits(part, cache)
+    close(together[1, pads[1] :], alone[0])
+    close(in_parts[1], alone[0, -1])
+
+
+def broken(value: Tensor) -> Tensor:
+    raise RuntimeError("mine")
+
+
+@EVERY
+def test_it_is_undone_after_an_exception(kind: Kind) -> None:
+    with pytest.raises(RuntimeError, match="mine"), kind(), edit(MODEL, "blocks.1.mlp.out", broken):
+        logits()
+
+
+@EVERY
+def test_a_recording_opened_before_or_after_sees_what_the_model_used(kind: Kind) -> None:
+    points = ["blocks.*.*", "blocks.*.*.*", "embed", "final_norm", "logits"]
+    with record(MODEL, *points) as outer, kind(), record(MODEL, *points) as inner:
+        MODEL(TOKENS)
+    for name in outer:
+        assert outer[name].equal(inner[name])
+
+
+def test_every_point_can_be_edited_and_is_what_the_edit_gives() -> None:
+    for name in all_points(MODEL.config):
+        before = record_text(MODEL, TEXT, name)[name]
+        with edit(MODEL, name, lambda value: value * 1.5 + value.sin()):
+            seen, changed = record_text(MODEL, TEXT, name)[name], logits()
+        close(seen, before * 1.5 + before.sin())
+        assert not torch.allclose(changed, logits(), atol=1e-3), name
+
+
+def test_the_stream_between_attention_and_mlp_is_edited_for_both() -> None:
+    """The MLP reads it, and it goes on beside the MLP."""
+    vector = torch.randn(16)
+    with (
+        steer(MODEL, "blocks.0.resid_mid", vector),
+        record(MODEL, "blocks.0.resid_mid", "blocks.1.resid_pre") as seen,
+    ):
+        MODEL(TOKENS)
+    block = MODEL.blocks[0]
+    middle = record_text(MODEL, TEXT, "blocks.0.resid_mid")["blocks.0.resid_mid"] + vector
+    close(seen["blocks.0.resid_mid"], middle)
+    close(seen["blocks.1.resid_pre"], middle + block.mlp(block.mlp_norm(middle)))
+
+
+@pytest.mark.parametrize("name", all_points(MODEL.config))
+def test_patching_a_run_with_itself_changes_nothing(name: str) -> None:
+    own = record_text(MODEL, TEXT)
+    with patch(MODEL, name, own):
+        patched = logits()
+    if name.endswith("pattern"):  # the formula rounds otherwise than the kernel
+        close(patched, own["logits"])
+    else:
+        assert patched.equal(own["logits"])
+
+
+def test_patching_everything_is_the_other_run() -> None:
+    with patch(MODEL, "blocks.0.resid_pre", SOURCE):
+        assert logits().equal(SOURCE["logits"])
+    with (
+        patch(MODEL, "blocks.*.attn.*", SOURCE),
+        patch(MODEL, "embed", SOURCE),
+        patch(MODEL, "blocks.*.mlp.*", SOURCE),
+    ):
+        close(logits(), SOURCE["logits"])
+
+
+def test_a_source_of_a_padded_batch_is_aligned_by_real_tokens() -> None:
+    both = record_text(MODEL, [OTHER[:4], TEXT])
+    batch, pad = torch.tensor([[0] * 5 + TEXT[:4], [0, 0, *OTHER]]), torch.tensor([5, 2])
+    for point in ("blocks.0.resid_post", "blocks.1.attn.pattern", "blocks.0.attn.v"):
+        with patch(MODEL, point, both):
+            together = MODEL(batch, pad=pad)
+        for row, (text, source) in enumerate(((TEXT[:4], OTHER[:4]), (OTHER, TEXT))):
+            with patch(MODEL, point, record_text(MODEL, source)):
+                close(together[row, pad[row] :], logits(text)[0])
+
+
+def test_interventions_compose_in_the_order_of_opening() -> None:
+    twice = lambda value: value * 2  # noqa: E731
+    plus = lambda value: value + 1  # noqa: E731
+    for point in ("blocks.0.resid_pre", "blocks.0.attn.pattern", "blocks.1.mlp.pre"):
+        before = record_text(MODEL, TEXT, point)[point]
+        with edit(MODEL, point, twice), edit(MODEL, point, plus):
+            close(record_text(MODEL, TEXT, point)[point], before * 2 + 1)
+        with edit(MODEL, point, plus):
+            with edit(MODEL, point, twice):
+                close(record_text(MODEL, TEXT, point)[point], (before + 1) * 2)
+            close(record_text(MODEL, TEXT, point)[point], before + 1)
+
+
+def test_a_knockout_and_an_edit_of_the_pattern_both_act() -> None:
+    point = "blocks.0.attn.pattern"
+    with scale(MODEL, point, 0.5), knock_out(MODEL, [3], [1]):
+        pattern = record_text(MODEL, TEXT, point)[point]
+    assert pattern[0, :, 3, 1].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(pattern.sum(-1), torch.full((1, 2, 7), 0.5))
+
+
+def test_only_the_chosen_places_change() -> None:
+    name = "blocks.1.attn.z"
+    batch = torch.tensor([TEXT, OTHER])
+    before = record_text(MODEL, batch, name)[name]
+    with ablate(MODEL, name, heads=[1], positions=[2, 4], rows=[1]):
+        after = record_text(MODEL, batch, name)[name]
+    expected = before.clone()
+    expected[1, 1, [2, 4]] = 0
+    assert after.equal(expected)
+
+
+def test_rows_of_a_shorter_text_count_their_own_positions() -> None:
+    with ablate(MODEL, "embed", positions=[0]):
+        seen = record_text(MODEL, [TEXT, OTHER[:3]], "embed")
+    assert not seen.row(0)["embed"][0, 0].any()
+    assert not seen.row(1)["embed"][0, 0].any()
+    assert seen["embed"][1, :4].any(-1).all()  # padding is not edited
+
+
+def test_the_function_may_write_into_what_it_is_given() -> None:
+    def in_place(value: Tensor) -> Tensor:
+        return value.mul_(0)
+
+    with edit(MODEL, "blocks.0.mlp.out", in_place, positions=[1]):
+        seen = record_text(MODEL, TEXT, "blocks.0.mlp.out")["blocks.0.mlp.out"]
+    assert seen[0].any(-1).tolist() == [True, False, *[True] * 5]
+
+
+def test_a_knockout_leaves_attention_that_sums_to_one() -> None:
+    point = "blocks.1.attn.pattern"
+    free = record_text(MODEL, TEXT, point)[point]
+    with knock_out(MODEL, queries=[4, 6], keys=[2], layers=[1]):
+        blind = record_text(MODEL, TEXT, point)[point]
+    expected = free.clone()
+    expected[:, :, [4, 6], 2] = 0
+    torch.testing.assert_close(blind, expected / expected.sum(-1, keepdim=True))
+
+
+def test_interventions_steer_what_is_written() -> None:
+    """Greedy text under an intervention is what reading the finished text under it predicts; beams take edits too."""
+    with ablate(MODEL, "blocks.1.attn.z", heads=[0]):
+        ((best,),) = generate(MODEL, [TEXT], Greedy(), max_new_tokens=6)
+        predicted = logits([*TEXT, *best.tokens])[0].argmax(-1)
+        assert predicted[6:-1].tolist() == best.tokens
+        ((beam,),) = generate(MODEL, [TEXT], Beam(num_beams=1), max_new_tokens=6)
+        assert beam.tokens == best.tokens
+
+
+def test_gradients_flow_through_an_edit() -> None:
+    vector = torch.zeros(16, requires_grad=True)
+    with torch.enable_grad(), steer(MODEL, "blocks.0.resid_post", vector):
+        MODEL(TOKENS)[0, -1, 3].backward()
+    assert vector.grad is not None
+    assert vector.grad.abs().max() > 0
+
+
+def test_means_of_texts() -> None:
+    texts = [TEXT, OTHER]
+    z = record_text(MODEL, texts, "blocks.0.attn.z")["blocks.0.attn.z"]
+    torch.testing.assert_close(mean_activation(MODEL, texts, "blocks.0.attn.z"), z.mean((0, 2), keepdim=True))
+    each = mean_activation(MODEL, texts, "blocks.0.attn.z", over="texts")
+    torch.testing.assert_close(each, z.mean(0, keepdim=True))
+    with ablate(MODEL, "blocks.0.attn.z", each, heads=[1]):
+        assert record_text(MODEL, TEXT, "blocks.0.attn.z")["blocks.0.attn.z"][:, 1].equal(each[:, 1])
+    with pytest.raises(ValueError, match="needs texts that are equally long"):
+        mean_activation(MODEL, [[1], [1, 2]], "embed", over="texts")
+    with pytest.raises(ValueError, match='over must be "texts and positions"'):
+        mean_activation(MODEL, texts, "embed", over="rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='a mean of patterns is over "texts"'):
+        mean_activation(MODEL, texts, "blocks.0.attn.pattern")
+
+
+def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
+    half = tiny_gpt2(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0).bfloat16().train()
+    with scale(half, "blocks.0.attn.pattern", 0.5), ablate(half, "blocks.1.mlp.out"):
+        seen = record_text(half, TEXT, "logits", "blocks.1.mlp.out")
+    assert seen["logits"].dtype == torch.bfloat16
+    assert not seen["blocks.1.mlp.out"].any()
+
+
+# What cannot be, or did not act
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ablate(MODEL, "blocks.5.mlp.out"), KeyError, "no point matches 'blocks.5.mlp.out'"),
+        (lambda: ablate(MODEL, "blocks.0.attn.z", heads=[2]), IndexError, "there is no head 2"),
+        (lambda: ablate(MODEL, "blocks.0.mlp.out", heads=[0]), ValueError, "which has no heads"),
+        (lambda: ablate(MODEL, "embed", positions=[-1]), IndexError, "there is no position -1"),
+        (lambda: ablate(MODEL, "embed", positions=[7]), IndexError, "position 7 was never read: .* positions 0 to 6"),
+        (lambda: ablate(MODEL, "embed", positions=[]), ValueError, r"positions=\[\] chooses nothing"),
+        (lambda: ablate(MODEL, "embed", rows=[1]), IndexError, "row 1 was never read: the batch had rows 0 to 0"),
+        (lambda: ablate(MODEL, "embed", rows=[-1]), IndexError, r"rows=\[-1\] must be numbers of texts"),
+        (lambda: ablate(MODEL, "embed", torch.ones(5)), ValueError, r"shape \(5,\) does not fit embed"),
+        (lambda: steer(MODEL, "embed", torch.ones(1, 9, 16)), ValueError, "does not fit embed"),
+        (lambda: edit(MODEL, "embed", lambda value: value[:, :1]), ValueError, r"must give a tensor of shape \(1, 7, 16\)"),
+        (lambda: edit(MODEL, "embed", lambda value: None), ValueError, "got None"),  # type: ignore[arg-type,return-value]
+        (lambda: patch(MODEL, "embed", record_text(MODEL, OTHER, "logits")), KeyError, "embed was not recorded"),
+        (lambda: patch(MODEL, "embed", record_text(MODEL, OTHER[:4])), ValueError, r"has \[4\] tokens, .* \[7\]"),
+        (lambda: patch(MODEL, "embed", record_text(MODEL, [*OTHER, 1])), IndexError, "position 7 was never read"),
+        (lambda: patch(MODEL, "embed", record_text(MODEL, OTHER[:4]), positions=[4]), IndexError, "is not in the source"),
+        (lambda: patch(MODEL, "embed", record_text(MODEL, [OTHER, TEXT])), ValueError, "has 2 rows, .* has 1"),
+        (lambda: patch(MODEL, "blocks.0.attn.z", record_text(MODEL, OTHER, "blocks.0.attn.z", heads=[0])),
+         ValueError, "has shape"),
+        (lambda: patch(MODEL, "embed", record_text(tiny_gpt2(n_embd=32), OTHER)), ValueError, "has shape"),
+        (lambda: knock_out(MODEL, [2], [3]), ValueError, "query 2 cannot see key 3"),
+        (lambda: knock_out(MODEL, [0], [0]), ValueError, "are all that a query sees"),
+        (lambda: knock_out(MODEL, [9], [3]), IndexError, "position 9 was never read"),
+        (lambda: knock_out(MODEL, [3], [2], layers=[4]), IndexError, "there is no layer 4"),
+        (lambda: knock_out(MODEL, [3], [2], heads=[4]), IndexError, "there is no head 4"),
+    ],
+)  # fmt: skip
+def test_an_intervention_that_cannot_act_raises(make: Kind, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message), make():
+        MODEL(TOKENS)
+
+
+def test_an_intervention_without_a_pass_raises() -> None:
+    with pytest.raises(ValueError, match="did nothing: no text was read"), ablate(MODEL, "embed"):
+        pass
+    with pytest.raises(ValueError, match="the knockout did nothing"), knock_out(MODEL, [1], [0]):
+        pass
+
+
+def test_a_point_that_does_not_fire_raises() -> None:
+    with pytest.raises(ValueError, match="logits never fired"), scale(MODEL, "logits", 2.0):
+        MODEL.hidden_states(TOKENS, MODEL.new_cache(7))
+
+
+def test_a_source_that_was_generated_has_not_every_tokens_logits() -> None:
+    with record(MODEL, "logits") as live:
+        cache = MODEL.new_cache(7)
+        MODEL.next_logits(TOKENS[:, :4], cache)
+        MODEL.next_logits(TOKENS[:, 4:], cache)
+    with pytest.raises(ValueError, match="use record_text"), patch(MODEL, "logits", live):
+        MODEL(TOKENS)
+
+
+def test_a_live_recording_is_a_source() -> None:
+    point = "blocks.0.attn.pattern"
+    with record(MODEL, point) as live:
+        cache = MODEL.new_cache(7)
+        for token in torch.tensor([OTHER]).split([3, 1, 3], 1):
+            MODEL.next_logits(token, cache)
+    with patch(MODEL, point, live):
+        got = logits()
+    with patch(MODEL, point, SOURCE):
+        close(got, logits())
