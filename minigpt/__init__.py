@@ -1,4 +1,4 @@
-"""GPT-2, written by hand in pure PyTorch: to read, to trust and to use.
+"""GPT-2 from scratch in PyTorch: to read, to trust and to use.
 
 >>> import torch, minigpt
 >>> model, tokenizer = minigpt.load()              # the bundled model; or load("gpt2"), load("some/dir")
@@ -6,6 +6,9 @@
 >>> logits = model(torch.tensor([tokens]))         # (1, T, vocab_size)
 >>> logits.shape[2] == model.config.vocab_size
 True
+>>> best = minigpt.complete(model, tokenizer, "Once upon a time", max_new_tokens=20)
+>>> len(best.tokens), best.text.startswith(",")    # print(best) shows the text
+(20, True)
 """
 
 from __future__ import annotations
@@ -15,14 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minigpt.config import GPT2Config
+    from minigpt.errors import InvalidRequest
     from minigpt.model import GPT2
     from minigpt.pretrained import load
+    from minigpt.sampler.next_tokens import top
+    from minigpt.sampler.text import complete
     from minigpt.tokenizer import Tokenizer
 
-__version__ = "0.1.0"
-__all__ = ["GPT2", "GPT2Config", "Tokenizer", "load"]
+__version__ = "0.2.0"
+__all__ = ["GPT2", "GPT2Config", "InvalidRequest", "Tokenizer", "complete", "load", "top"]
 
-_HOMES = {"GPT2": "model", "GPT2Config": "config", "Tokenizer": "tokenizer", "load": "pretrained"}
+_HOMES = {
+    "GPT2": "model",
+    "GPT2Config": "config",
+    "InvalidRequest": "errors",
+    "Tokenizer": "tokenizer",
+    "complete": "sampler.text",
+    "load": "pretrained",
+    "top": "sampler.next_tokens",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class InvalidRequest(ValueError):
     """A prompt, an option or a combination of them that cannot be used; the message says what would."""
+
+
+class UnknownArgument(InvalidRequest, TypeError):
+    """A keyword that a function does not have; the message gives the right one where there is one."""

@@ -170,7 +170,7 @@ def check_fit(prompts: Sequence[Prompt], max_new_tokens: int, window: int) -> No
             raise Failure(
                 TOO_LONG,
                 f"prompt {number} has {len(prompt.tokens)} tokens; with {max_new_tokens} new ones - 1 they exceed the"
-                f" model's window of {window}: shorten it, or lower --max-new-tokens",
+                f" model's context length of {window}: shorten it, or lower --max-new-tokens",
             )
 
 

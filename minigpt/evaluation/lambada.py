@@ -96,7 +96,7 @@ def last_words(
         raise ValueError("there are no examples: no last word to predict")
     longest = max(len(one.target) for one in examples)
     if longest > size:
-        raise ValueError(f"a last word of {longest} tokens exceeds the model's window of {size}")
+        raise ValueError(f"a last word of {longest} tokens exceeds the model's context length of {size}")
     n_right, nats = 0, 0.0
     windows = (one.window(size) for one in examples)
     for window, measured in predict(model, windows, batch_size, _logprob_and_hit):

@@ -120,7 +120,7 @@ class Repl:
         if "overflow" in reasons:
             window = self.model.config.n_positions
             _say(
-                f"the model's window of {window} tokens is full: !set overflow slide goes on, !back makes room"
+                f"the model's context length of {window} tokens is full: !set overflow slide goes on, !back makes room"
             )
 
     def _anew(self) -> Strategy:

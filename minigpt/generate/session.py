@@ -17,7 +17,7 @@ from minigpt.cli.terminal import write_err, write_out
 from minigpt.generate.beam_screen import BeamScreen
 from minigpt.generate.clock import Clock
 from minigpt.generate.screen import EventObserver, LatticeFile, Screen
-from minigpt.sampler.api import prepare, run, windowed
+from minigpt.sampler.api import run, windowed
 from minigpt.sampler.events import (
     Completion,
     Event,
@@ -29,9 +29,10 @@ from minigpt.sampler.events import (
     TokenGenerated,
 )
 from minigpt.sampler.registry import name_of
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategy import Strategy
+from minigpt.sampler.text import text_of
 from minigpt.sampler.token_trace import Explainer, table
-from minigpt.tokenizer import cut_before
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
@@ -114,10 +115,7 @@ class Session:
 
     def text_of(self, completion: Completion) -> str:
         """The text, without a special end token, and up to a stop string."""
-        tokens = completion.tokens
-        if completion.finish_reason == "eos" and tokens[-1] in self.tokenizer.special_tokens.values():
-            tokens = tokens[:-1]
-        return cut_before(self.tokenizer.decode(tokens), *self.args.stop)
+        return text_of(completion, self.tokenizer, self.tokenizer.stop_strings(*self.args.stop))
 
     def show(self) -> None:
         """Prints or writes what was made, and the closing line."""
@@ -221,7 +219,7 @@ def begin(
             reads,
             prompts,
             max_new_tokens=args.max_new_tokens,
-            stop=tokenizer.stop_at(*args.stop) if args.stop else None,
+            stop=tokenizer.stop_strings(*args.stop).completed if args.stop else None,
             overflow=args.overflow,
             top_logprobs=args.logprobs or 0,
         )

@@ -1,38 +1,25 @@
-"""From prompts to texts: `generate` and `stream`, and the steps that they are made of."""
+"""From prompts to completions, in token ids: `generate` and `stream`, and the steps that they are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from operator import index
-from typing import Literal, TypedDict, Unpack
+from typing import Unpack
 
+from minigpt.errors import InvalidRequest
 from minigpt.sampler.engine.decode_loop import without_training
 from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import (
-    OVERFLOWS,
     Completion,
     Event,
     Finished,
     LanguageModel,
-    PromptTooLong,
     Request,
     TokenGenerated,
 )
+from minigpt.sampler.requests import Limits, check_model, check_strategy, prepare, refuse_unknown_limits
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
-
-Stop = Callable[[Sequence[int]], bool]  # of the new tokens so far: is the text complete?
-
-
-class Limits(TypedDict, total=False):
-    """When texts end; see `prepare`."""
-
-    max_new_tokens: int
-    end_tokens: Sequence[int] | None
-    stop: Stop | None
-    overflow: Literal["error", "truncate", "stop", "slide"]
-    top_logprobs: int
 
 
 def generate(
@@ -43,20 +30,24 @@ def generate(
     stride: int | None = None,
     **limits: Unpack[Limits],
 ) -> list[list[Completion]]:
-    """Continues every prompt; one list of completions per prompt, best first.
+    """Continues every prompt, ids in and ids out; for text see `minigpt.complete`.
 
-    A prompt's texts do not depend on what else is in the batch.
+    A prompt's completions do not depend on what else is in the batch.
 
     Args:
-        prompts: token ids; lengths may differ.
-        strategy: greedy unless given.
+        model: a `minigpt.GPT2`, or anything that is a `LanguageModel`.
+        prompts: token ids, a list for each prompt; lengths may differ.
+        strategy: greedy decoding unless given; see `minigpt.sampler` for all of them.
         stride: by how many tokens at once the window moves with overflow "slide"; see `Sliding`.
-        limits: max_new_tokens, end_tokens, stop, overflow, top_logprobs: when texts end; see `prepare`.
+        limits: max_new_tokens, end_tokens, stop, overflow, top_logprobs: when completions end; see
+            `minigpt.sampler.requests.prepare`.
+
+    Returns:
+        One list of completions per prompt, best first.
 
     Raises:
-        PromptTooLong: prompt and new tokens do not fit the model's window.
-        ValueError: a prompt is empty or holds ids that the model does not know, or the options rule out
-            every token.
+        PromptTooLong: prompt and new tokens do not fit the model's context length.
+        InvalidRequest: an argument cannot be used, or the options rule out every token.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -64,9 +55,10 @@ def generate(
     >>> len(best.tokens), best.finish_reason
     (3, 'length')
     """
+    strategy = _checked("generate", model, strategy, limits)
     model = windowed(model, limits.get("overflow", "error"), stride)
     requests = prepare(model, prompts, **limits)
-    finished = [event for event in run(model, requests, strategy or Greedy()) if isinstance(event, Finished)]
+    finished = [event for event in run(model, requests, strategy) if isinstance(event, Finished)]
     return [event.completions for event in sorted(finished, key=lambda event: event.prompt_index)]
 
 
@@ -78,13 +70,24 @@ def stream(
     stride: int | None = None,
     **limits: Unpack[Limits],
 ) -> Iterator[int]:
-    """The tokens that continue one prompt, each as soon as it is settled; arguments as for `generate`."""
-    strategy = strategy or Greedy()
+    """The ids that continue one prompt, each as soon as it is final; arguments and errors as for `generate`."""
+    strategy = _checked("stream", model, strategy, limits)
     if getattr(strategy, "num_return_sequences", 1) != 1:
-        raise ValueError("a stream is of one text: num_return_sequences must be 1")
+        raise InvalidRequest(
+            "stream continues a prompt in one way: num_return_sequences must be 1"
+            f" ({type(strategy).__name__} has {getattr(strategy, 'num_return_sequences', 1)}); use generate"
+        )
     model = windowed(model, limits.get("overflow", "error"), stride)
     events = run(model, prepare(model, [prompt], **limits), strategy)
     return (event.token for event in events if isinstance(event, TokenGenerated))
+
+
+def _checked(function: str, model: LanguageModel, strategy: Strategy | None, limits: Limits) -> Strategy:
+    """The strategy, greedy if there is none, once model, strategy and the names of the limits are right."""
+    check_model(function, model)
+    refuse_unknown_limits(function, limits)
+    check_strategy(strategy)
+    return strategy or Greedy()
 
 
 def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -> Iterator[Event]:
@@ -118,74 +121,3 @@ def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> 
             f"stride={stride} (--stride) has no meaning with overflow={overflow}: it is for slide"
         )
     return model
-
-
-def prepare(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int = 50,
-    end_tokens: Sequence[int] | None = None,
-    stop: Stop | None = None,
-    overflow: Literal["error", "truncate", "stop", "slide"] = "error",
-    top_logprobs: int = 0,
-) -> list[Request]:
-    """Checks prompts and limits before anything is computed.
-
-    Args:
-        max_new_tokens: the most tokens a text may have, at least 1.
-        end_tokens: ids that end a text; those of the model's config unless given.
-        stop: says of the new tokens so far whether the text is complete; see `Tokenizer.stop_at`.
-        overflow: what to do with a text that would not fit the window: "error", "truncate" (drop the
-            oldest prompt tokens), "stop" (end at its edge, with finish_reason "overflow"), or "slide" (let
-            the model, made by `windowed`, see the end of the text only).
-        top_logprobs: how many of the likeliest tokens to report at every step.
-    """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if overflow not in OVERFLOWS:
-        raise ValueError(f"overflow={overflow!r} is not known; there are {', '.join(OVERFLOWS)}")
-    if top_logprobs < 0:
-        raise ValueError(f"top_logprobs must be at least 0, got {top_logprobs}")
-    ends = model.config.end_tokens if end_tokens is None else frozenset(end_tokens)
-    requests = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            raise ValueError(f"prompts are token ids, got the text {prompt!r:.60}: encode it first")
-        if isinstance(prompt, int) or getattr(prompt, "ndim", 1) == 0:
-            raise ValueError("prompts is a list of prompts, each a list of ids: write [tokens], not tokens")
-        ids = tuple(index(token) for token in prompt)
-        _check_ids(ids, model.config.vocab_size)
-        fitting, limit, reason = _fit(ids, max_new_tokens, model.config.n_positions, overflow)
-        dropped = len(ids) - len(fitting)
-        requests.append(Request(fitting, limit, reason, ends, stop, top_logprobs, dropped))
-    return requests
-
-
-def _check_ids(ids: tuple[int, ...], vocab_size: int) -> None:
-    if not ids:
-        raise ValueError(
-            "an empty prompt has nothing to continue: give at least one token, such as the end token"
-        )
-    unknown = [token for token in ids if not 0 <= token < vocab_size]
-    if unknown:
-        raise ValueError(f"the model knows ids from 0 to {vocab_size - 1}, the prompt holds {unknown[:5]}")
-
-
-def _fit(
-    ids: tuple[int, ...], max_new_tokens: int, window: int, overflow: str
-) -> tuple[tuple[int, ...], int, str]:
-    """Prompt, limit and the limit's name, such that all fit the window; the last new token is never read."""
-    too_many = len(ids) + max_new_tokens - 1 - window
-    if too_many <= 0 or overflow == "slide":
-        return ids, max_new_tokens, "length"
-    if overflow == "truncate" and max_new_tokens <= window:
-        return ids[too_many:], max_new_tokens, "length"
-    if overflow == "stop" and len(ids) <= window:
-        return ids, window - len(ids) + 1, "overflow"
-    ways = {"truncate": max_new_tokens <= window, "stop": len(ids) <= window, "slide": True}
-    helpful = [f", or overflow={way} (--overflow {way})" for way, helps in ways.items() if helps]
-    raise PromptTooLong(
-        f"{len(ids)} prompt tokens + {max_new_tokens} new ones - 1 exceed the model's window of {window}:"
-        f" shorten the prompt, ask for fewer new tokens{''.join(helpful)}"
-    )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from minigpt.errors import InvalidRequest
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -50,8 +52,8 @@ class LanguageModel(Protocol):
     def new_cache(self, n_max: int, rows: int = 1, pad: Tensor | None = None) -> Cache: ...
 
 
-class PromptTooLong(ValueError):
-    """Prompt and new tokens do not fit the model's window."""
+class PromptTooLong(InvalidRequest):
+    """Prompt and new tokens do not fit the model's context length."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,16 @@ class Request:
         return self.limit_reason if len(new_tokens) >= self.max_new_tokens else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Completion:
-    """One finished text: new ids only, an end token included.
+    """One finished completion: `print` shows its text.
 
-    `logprobs` are those of the unprocessed model, in nats; `score` is their sum, or for beam search the
-    processed sum after the length penalty. `finish_reason` is "eos", "stop", "length" or "overflow".
+    `tokens` are the new ids only, an end token included. `logprobs` are the log-probabilities under the
+    unprocessed model, in nats; `score` is their sum, or for beam search the processed sum after the length
+    penalty. `finish_reason` is "eos", "stop", "length" or "overflow".
+
+    `text` ends before a stop string and leaves out the end token; it is None where only ids were asked for
+    (`minigpt.sampler.generate`). `alternatives` are the prompt's other completions, best first.
     """
 
     tokens: list[int]
@@ -88,6 +94,23 @@ class Completion:
     score: float
     finish_reason: str
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    text: str | None = None
+    alternatives: list[Completion] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return repr(self) if self.text is None else self.text
+
+    def __repr__(self) -> str:
+        shown = f"tokens={_shortened(self.tokens)}" if self.text is None else f"text={self.text!r:.60}"
+        more = f", alternatives={len(self.alternatives)}" if self.alternatives else ""
+        return f"Completion({shown}, score={self.score:.4g}, finish_reason={self.finish_reason!r}{more})"
+
+
+def _shortened(tokens: Sequence[int]) -> str:
+    """The first ids, and how many there are if they are more than a few."""
+    if len(tokens) <= 8:
+        return str(list(tokens))
+    return f"[{', '.join(map(str, tokens[:6]))}, ... {len(tokens)} in all]"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from minigpt.atomic import all_or_none
 from minigpt.tokenizer import files as vocabulary
 from minigpt.tokenizer.bpe import BYTES, check_ids, makeable, spell
 from minigpt.tokenizer.files import END_OF_TEXT
+from minigpt.tokenizer.stop_strings import StopStrings
+from minigpt.tokenizer.streaming import TextStream
 
 UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
 
@@ -189,36 +190,21 @@ class Tokenizer:
         return self.decode([token])
 
     def stream(self, *stop: str) -> TextStream:
-        """Decodes tokens one by one as they are generated, up to the first of the `stop` texts if given."""
+        """Decodes tokens one by one as they are generated, up to the first of the stop strings if given."""
         return TextStream(self, stop)
 
-    def stop_at(self, *texts: str) -> Callable[[Sequence[int]], bool]:
-        """A test for generated tokens: has one of the texts just been completed, within the last token?
-
-        It looks at the last few tokens only, so asking after every token costs the same for any length.
+    def stop_strings(self, *texts: str) -> StopStrings:
+        """Texts that end a completion: pass `.completed` as `stop` to `minigpt.sampler.generate`.
 
         Raises:
             ValueError: a text is empty.
 
         >>> from minigpt.tokenizer.bpe import BYTES
-        >>> stopped = Tokenizer(BYTES, []).stop_at("aab")
-        >>> [stopped(list(b"aaabc"[:n])) for n in range(6)]
-        [False, False, False, False, True, False]
+        >>> stop = Tokenizer(BYTES, []).stop_strings("aab")
+        >>> [stop.completed(list(b"aaabc"[:n])) for n in range(1, 6)]
+        [False, False, False, True, False]
         """
-        stops = [text.encode() for text in _not_empty(texts)]
-        longest = max(map(len, stops), default=0)
-
-        def stopped(tokens: Sequence[int]) -> bool:
-            last = self.decode_bytes(tokens[-1:])
-            tail, unread = last, len(tokens) - 1
-            while unread > 0 and len(tail) < longest - 1 + len(last):
-                unread -= 1
-                tail = self.decode_bytes([tokens[unread]]) + tail
-            before = len(tail) - len(last)
-            # A stop that starts any earlier ends before the last token: it was somebody else's to report.
-            return any(tail.find(stop, max(0, before + 1 - len(stop))) >= 0 for stop in stops)
-
-        return stopped
+        return StopStrings(self, texts)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes vocab.json, merges.txt, tokenizer.json and tokenizer_config.json, all of them or none.
@@ -232,68 +218,6 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"
-
-
-class TextStream:
-    """Text from tokens that arrive one by one, never half a character.
-
-    All that it returns, joined, is the text that `Tokenizer.decode` gives for the same tokens. With stop
-    texts it ends before the one that is completed first, and holds back what may be the beginning of one.
-
-    Raises:
-        ValueError: a stop text is empty.
-
-    >>> from minigpt.tokenizer.bpe import BYTES
-    >>> stream = Tokenizer(BYTES, []).stream("END")
-    >>> [stream.feed(token) for token in "aé EN.END!".encode()], stream.finish()
-    (['a', '', 'é', ' ', '', '', 'EN.', '', '', '', ''], '')
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, _not_empty(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # decoded, but perhaps the beginning of a stop text
-        self._ended = False
-
-    def feed(self, token: int) -> str:
-        """The text that is certain now that this token has come; often "", in the middle of a character."""
-        self._held += self._decoder.decode(self._tokenizer.decode_bytes([token]))
-        text = self._up_to_stop()
-        self._held = "" if self._ended else self._beginning_of_stop(text)
-        return text[: len(text) - len(self._held)]
-
-    def finish(self) -> str:
-        """What was held back; a character that stays incomplete is U+FFFD."""
-        self._held += self._decoder.decode(b"", final=True)
-        text, self._held = self._up_to_stop(), ""
-        return text
-
-    def _up_to_stop(self) -> str:
-        if self._ended:
-            return ""
-        text = cut_before(self._held, *self._stop)
-        self._ended = text != self._held
-        return text
-
-    def _beginning_of_stop(self, text: str) -> str:
-        """The longest end of `text` with which a stop text could begin."""
-        ends = (text[start:] for start in range(len(text)))
-        return next((end for end in ends if any(stop.startswith(end) for stop in self._stop)), "")
-
-
-def cut_before(text: str, *stop: str) -> str:
-    """The part of a text before the earliest of the stop texts, or all of it.
-
-    >>> cut_before("one. two! three.", "!", ".")
-    'one'
-    """
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
-
-
-def _not_empty(texts: Sequence[str]) -> Sequence[str]:
-    if "" in texts:
-        raise ValueError(f"a stop text must not be empty, got {list(texts)!r}: every text contains it")
-    return texts
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -10,7 +10,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from command import END, ROOT, Result, call, reciter, run, save, tiny
@@ -54,8 +53,7 @@ def told(tmp_path: Path) -> Path:
 
 def tell(*flags: object, **how: Any) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.__main__.main", compare.main):
-        return call(*flags, **how)
+    return call(*flags, main=compare.main, **how)
 
 
 def found(folder: Path, *flags: object) -> dict[str, Any]:
@@ -444,7 +442,7 @@ def test_a_prompt_too_long_for_the_window(guesses: Path, prompts: Path) -> None:
     assert tell(*flags, "--max-new-tokens", 24).code == 0
     mistake(
         tell(*flags, "--max-new-tokens", 25), 4,
-        "prompt 1 has 9 tokens; with 25 new ones - 1 they exceed the model's window of 32: shorten it, or lower"
+        "prompt 1 has 9 tokens; with 25 new ones - 1 they exceed the model's context length of 32: shorten it, or lower"
         " --max-new-tokens",
     )  # fmt: skip
 

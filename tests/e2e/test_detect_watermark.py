@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -52,8 +51,7 @@ def texts(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 def tell(*flags: object, **how: Any) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.__main__.main", detect_watermark.main):
-        return call(*flags, **how)
+    return call(*flags, main=detect_watermark.main, **how)
 
 
 def records(*flags: object, **how: Any) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ import minigpt
 from minigpt import GPT2, Tokenizer
 from minigpt.generate import session
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate
-from minigpt.sampler.api import prepare
 from minigpt.sampler.api import run as decode
 from minigpt.sampler.events import TokenGenerated
+from minigpt.sampler.requests import prepare
 
 STORY = "Once a cat saw a 😀 and cried: aaab! The End. Not so, said the wörld."
 WINDOW = len(STORY.encode()) + 1

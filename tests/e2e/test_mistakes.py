@@ -98,7 +98,7 @@ BAD_FLAGS = {
     "--overflow bend": ["--overflow", "'bend'", "'truncate'"],
     "--stride 2": ["--stride", "no meaning with --overflow stop", "slide"],
     "--overflow slide --stride 0": ["--stride", "at least 1", "got 0"],
-    "--overflow slide --stride 99": ["stride", f"from 1 to the model's window of {WINDOW}", "got 99"],
+    "--overflow slide --stride 99": ["stride", f"from 1 to the model's context length of {WINDOW}", "got 99"],
     "--explain --quiet": ["--explain", "--quiet", "add --json"],
     "--interactive --json": ["--interactive", "not several", "--json"],
     "-i --output x": ["--interactive", "--output"],

@@ -271,7 +271,7 @@ def test_stopping_at_the_edge_says_what_to_do(type_: Type) -> None:
     (full, *_) = notes(result)
     assert (
         full
-        == f"the model's window of {window} tokens is full: !set overflow slide goes on, !back makes room"
+        == f"the model's context length of {window} tokens is full: !set overflow slide goes on, !back makes room"
     )
     assert "window slid" in result.err
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def knows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guesses(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights with a window of 32."""
+    """A model of random weights with a context length of 32."""
     return save(tmp_path_factory.mktemp("guesses"), tiny(initializer_range=0.5))
 
 
@@ -54,8 +54,7 @@ def no_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tell(*flags: object, **how: Any) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.__main__.main", score.main):
-        return call(*flags, **how)
+    return call(*flags, main=score.main, **how)
 
 
 def records(*flags: object, **how: Any) -> list[dict[str, Any]]:
@@ -267,7 +266,7 @@ def test_last_words_read_the_field_that_is_named(guesses: Path, tmp_path: Path) 
 BAD_FLAGS = {
     # numbers
     "--stride 0 --text x": ["--stride", "at least 1", "got 0"],
-    "--stride 33 --text x": ["--stride", "from 1 to the model's window of 32", "got 33"],
+    "--stride 33 --text x": ["--stride", "from 1 to the model's context length of 32", "got 33"],
     "--stride x --text x": ["--stride", "'x'"],
     "--batch-size 0 --text x": ["--batch-size", "at least 1", "got 0"],
     "--threads 0 --text x": ["--threads", "from 1 to 1024"],
@@ -289,7 +288,7 @@ BAD_FLAGS = {
     "--last-word {folder}/one.jsonl --stride 3": ["--last-word", "leave out --stride"],
     "--last-word {folder}/one.jsonl --per-token": ["--last-word", "leave out --per-token"],
     "--last-word {folder}/one.jsonl": ["'word' is a single word", "nothing to predict it from"],
-    "--last-word {folder}/long.jsonl": ["a last word of 41 tokens", "window of 32"],
+    "--last-word {folder}/long.jsonl": ["a last word of 41 tokens", "context length of 32"],
     "--nope": ["--nope", "--help"],
 }
 

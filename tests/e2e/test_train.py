@@ -7,7 +7,6 @@ import math
 import re
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -49,8 +48,7 @@ def trained(finished: tuple[Path, list[str]]) -> Path:
 
 
 def scored(*given: object) -> dict[str, Any]:
-    with patch("minigpt.generate.__main__.main", score.main):
-        return dict(json.loads(call("--json", *given).text))
+    return dict(json.loads(call("--json", *given, main=score.main).text))
 
 
 # ------------------------------------------------------------------------------ what it writes

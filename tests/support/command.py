@@ -52,11 +52,16 @@ class _Stream(io.TextIOWrapper):
         self.isatty = lambda: terminal  # type: ignore[method-assign]
 
 
-def call(*flags: object, stdin: bytes = b"", terminal: bool = False) -> Result:
-    """Runs the command in this process: much faster, for torch is imported."""
+def call(
+    *flags: object,
+    stdin: bytes = b"",
+    terminal: bool = False,
+    main: Callable[[list[str]], int] = generate.main,
+) -> Result:
+    """Runs a command in this process: much faster, for torch is imported."""
     out, err = _Stream(terminal=terminal), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", _Stream(stdin)):
-        code = generate.main([str(flag) for flag in flags])
+        code = main([str(flag) for flag in flags])
     return Result(code, out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[attr-defined]
 
 

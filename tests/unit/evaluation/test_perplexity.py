@@ -149,7 +149,7 @@ def test_windows_move_by_half_their_size_unless_told() -> None:
 
 @pytest.mark.parametrize("stride", [0, -1, 9])
 def test_a_stride_beyond_the_window_would_skip_tokens(stride: int) -> None:
-    with pytest.raises(ValueError, match=f"from 1 to the model's window of 8 tokens, got {stride}"):
+    with pytest.raises(ValueError, match=f"from 1 to the model's context length of 8 tokens, got {stride}"):
         windows(range(99), 8, stride)
 
 
@@ -301,7 +301,9 @@ def test_what_does_not_fit_is_cut_on_the_left_and_counted(model: GPT2) -> None:
 
 def test_a_word_may_fill_the_window_but_not_exceed_it(model: GPT2) -> None:
     assert last_words(model, [Example([1], random_tokens(WINDOW))]).n_examples == 1
-    with pytest.raises(ValueError, match=f"a last word of {WINDOW + 1} tokens exceeds the model's window of"):
+    with pytest.raises(
+        ValueError, match=f"a last word of {WINDOW + 1} tokens exceeds the model's context length of"
+    ):
         last_words(model, [Example([1], random_tokens(WINDOW + 1))])
 
 

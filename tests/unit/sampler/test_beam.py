@@ -14,8 +14,9 @@ from fakes import FakeModel, Text, after_last, scrambled, tiny_gpt2
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy, generate
 from minigpt.sampler import processors as made
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import BeamExtension, BeamsExtended, Finished, TokenGenerated
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.constrained import Constrained
 from minigpt.sampler.strategies.diverse_beam import DiverseBeam
 

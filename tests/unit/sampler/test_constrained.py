@@ -10,7 +10,8 @@ import torch
 from fakes import FakeModel, Text, after_last, scrambled, tiny_gpt2
 
 from minigpt.sampler import Beam, Greedy, generate, stream
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.constrained import Constrained, Goal, _phrases
 
 PROMPTS = [(1, 2, 3), (4,), (5, 6, 7, 0, 0)]

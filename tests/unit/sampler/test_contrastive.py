@@ -15,8 +15,9 @@ from minigpt.cache import NoCache
 from minigpt.cli import Failure
 from minigpt.cli import fields as options
 from minigpt.sampler import Greedy, generate, stream
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, TokenGenerated
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.contrastive import Contrastive
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0]]

@@ -16,8 +16,9 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from minigpt.sampler import Completion, Greedy, Strategy, generate, stream
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, PrefillDone, TokenGenerated
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.prompt_lookup import Past, PromptLookup
 from minigpt.sampler.strategies.speculative import Speculative
 

@@ -12,10 +12,11 @@ import torch
 from fakes import tiny_gpt2
 
 from minigpt.sampler import Completion, Strategy, generate, stream
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, TokenGenerated
 from minigpt.sampler.options import REQUIRED
 from minigpt.sampler.registry import find, names
+from minigpt.sampler.requests import prepare
 
 EVERY = pytest.mark.parametrize("name", names())
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0]]  # unequal, and one of them twice

@@ -17,9 +17,10 @@ from fakes import FakeModel, Text, scrambled, tiny_gpt2
 
 from minigpt.generate.beam_screen import BeamScreen, fitting_end, frame, visible, width
 from minigpt.sampler import Beam, BeamSample, Completion, Strategy
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import BeamExtension, BeamsExtended, Event, Finished
 from minigpt.sampler.lattice import BeamStep, BeamText, Lattice
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.constrained import Constrained
 from minigpt.sampler.strategies.diverse_beam import DiverseBeam
 

@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeModel, after_last, counting, scrambled
 
 from minigpt.sampler import Beam, BeamSample, Greedy, PromptTooLong, Sample, Strategy, generate, stream
-from minigpt.sampler.api import prepare
+from minigpt.sampler.requests import prepare
 
 STRATEGIES = [Greedy(), Sample(seed=1, top_k=1), Beam(num_beams=3), BeamSample(num_beams=3, seed=1)]
 BY_NAME = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     strategy: Strategy, length: int, n: int
 ) -> None:
     model = FakeModel(counting(10), n_positions=8)
-    message = f"^{length} prompt tokens . {n} new ones - 1 exceed the model's window of 8: shorten the prompt"
+    message = f"^{length} prompt tokens . {n} new ones - 1 exceed the model's context length of 8: shorten the prompt"
     with pytest.raises(PromptTooLong, match=message):
         generate(model, [[1], [1] * length], strategy, max_new_tokens=n)
     with pytest.raises(PromptTooLong, match=message):
@@ -136,7 +136,9 @@ def test_truncate_drops_the_oldest_tokens_and_says_how_many(
 
 
 def test_truncate_cannot_make_room_for_more_than_the_window() -> None:
-    with pytest.raises(PromptTooLong, match=r"^1 prompt tokens \+ 9 new ones - 1 exceed .* window of 8"):
+    with pytest.raises(
+        PromptTooLong, match=r"^1 prompt tokens \+ 9 new ones - 1 exceed .* context length of 8"
+    ):
         count_from([1], max_new_tokens=9, overflow="truncate")
 
 
@@ -166,13 +168,13 @@ def test_an_end_before_the_edge_is_an_end() -> None:
 @pytest.mark.parametrize(
     ("prompts", "limits", "message"),
     [
-        ([[1]], {"max_new_tokens": 0}, r"^max_new_tokens must be at least 1, got 0$"),
+        ([[1]], {"max_new_tokens": 0}, r"^max_new_tokens must be a whole number of at least 1, got 0$"),
         (
             [[1]],
             {"overflow": "slid"},
             r"^overflow='slid' is not known; there are error, truncate, stop, slide$",
         ),
-        ([[1]], {"top_logprobs": -1}, r"^top_logprobs must be at least 0, got -1$"),
+        ([[1]], {"top_logprobs": -1}, r"^top_logprobs must be a whole number of at least 0, got -1$"),
         ([1, 2], {}, r"^prompts is a list of prompts, each a list of ids: write \[tokens\], not tokens$"),
         ([[1], []], {}, r"^an empty prompt has nothing to continue: give at least one token"),
         ([[1], [3, 10, -1]], {}, r"^the model knows ids from 0 to 9, the prompt holds \[10, -1\]$"),
@@ -191,5 +193,8 @@ def test_no_prompts_no_texts() -> None:
 
 @pytest.mark.parametrize("strategy", [Sample(num_return_sequences=2), Beam(num_return_sequences=2)])
 def test_a_stream_is_of_one_text(strategy: Strategy) -> None:
-    with pytest.raises(ValueError, match=r"^a stream is of one text: num_return_sequences must be 1$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^stream continues a prompt in one way: num_return_sequences must be 1 \(\w+ has 2\)",
+    ):
         stream(FakeModel(counting(10)), [1], strategy)

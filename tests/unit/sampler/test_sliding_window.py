@@ -13,9 +13,10 @@ from torch import Tensor
 
 from minigpt import GPT2
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy, generate, stream
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.engine.sliding_window import Cost, Sliding
 from minigpt.sampler.events import Completion
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.contrastive import Contrastive
 from minigpt.sampler.strategies.dola import DoLa
 from minigpt.sampler.strategies.prompt_lookup import PromptLookup
@@ -212,7 +213,7 @@ def test_a_long_prompt_is_read_at_its_end_only() -> None:
 @pytest.mark.parametrize("stride", [0, -1, WINDOW + 1])
 def test_a_stride_must_be_within_the_window(stride: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"^stride must be from 1 to the model's window of 8, got {stride}$"
+        ValueError, match=rf"^stride must be from 1 to the model's context length of 8, got {stride}$"
     ):
         generate(GPT, [[1]], overflow="slide", stride=stride)
 

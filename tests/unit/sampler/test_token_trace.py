@@ -13,9 +13,10 @@ from fakes import FakeModel, scrambled, tiny_gpt2
 from torch import Tensor
 
 from minigpt.sampler import Beam, Completion, Greedy, Sample, Strategy
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, TokenGenerated
 from minigpt.sampler.processors import MinNewTokens, TopK
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.token_trace import Explainer, Explanation, Stage, Standing, standing, table
 
 MODEL = FakeModel(scrambled(23, spread=2.0))

@@ -9,8 +9,9 @@ import torch
 from fakes import FakeModel, counting, scrambled, tiny_gpt2
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy, generate, stream
-from minigpt.sampler.api import prepare, run
+from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, PrefillDone, TokenGenerated
+from minigpt.sampler.requests import prepare
 
 STRATEGIES: list[Strategy] = [
     Greedy(),

@@ -15,7 +15,7 @@ from helpers_bpe import GPT2_PATTERN, MERGES, OWNED, VOCAB
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt.tokenizer import SPLIT, Tokenizer, cut_before
+from minigpt.tokenizer import SPLIT, Tokenizer
 from minigpt.tokenizer.bpe import BYTES, makeable
 from minigpt.tokenizer.files import END_OF_TEXT
 
@@ -201,8 +201,8 @@ def test_a_stream_never_shows_half_a_character(text: str) -> None:
 
 
 @given(text=texts_with_stops, stop=stops)
-def test_stop_at_is_a_search_in_the_bytes(text: str, stop: list[str]) -> None:
-    ids, stopped = OWNED.encode(text), OWNED.stop_at(*stop)
+def test_completed_is_a_search_in_the_bytes(text: str, stop: list[str]) -> None:
+    ids, stopped = OWNED.encode(text), OWNED.stop_strings(*stop).completed
     for n in range(len(ids) + 1):
         before, now = OWNED.decode_bytes(ids[: n - 1]), OWNED.decode_bytes(ids[:n])
         ends = [i + len(s) for s in map(str.encode, stop) for i in range(len(now)) if now[i:].startswith(s)]
@@ -211,23 +211,23 @@ def test_stop_at_is_a_search_in_the_bytes(text: str, stop: list[str]) -> None:
 
 @given(text=texts_with_stops, stop=stops)
 def test_a_stream_shows_what_comes_before_the_stop(text: str, stop: list[str]) -> None:
-    stopped, stream, ids, shown = OWNED.stop_at(*stop), OWNED.stream(*stop), [], ""
+    stopped, stream, ids, shown = OWNED.stop_strings(*stop).completed, OWNED.stream(*stop), [], ""
     for token in OWNED.encode(text):
         ids.append(token)
         shown += stream.feed(token)
         if stopped(ids):
             assert stream.feed(token) == ""  # nothing follows
             break
-    assert shown + stream.finish() == cut_before(OWNED.decode(ids), *stop)
+    assert shown + stream.finish() == OWNED.stop_strings(*stop).cut(OWNED.decode(ids))
 
 
 def test_a_stop_text_is_found_across_tokens_and_after_a_false_start() -> None:
     tokenizer = Tokenizer(BYTES, [])
-    stopped = tokenizer.stop_at("never", "aab", "é")
+    stopped = tokenizer.stop_strings("never", "aab", "é").completed
     assert [stopped(list(b"aaab"[: n + 1])) for n in range(4)] == [False, False, False, True]
     assert not stopped(list(b"aaabc"))  # that was said already
     assert stopped(list("xé".encode()))
-    assert not tokenizer.stop_at()(list(b"abc"))
+    assert not tokenizer.stop_strings().completed(list(b"abc"))
 
 
 def test_a_stream_holds_back_no_more_than_it_must() -> None:
@@ -238,13 +238,14 @@ def test_a_stream_holds_back_no_more_than_it_must() -> None:
 
 
 def test_text_is_cut_before_the_earliest_stop() -> None:
-    assert cut_before("one two three", "three", "two") == "one "
-    assert cut_before("one two three", "four") == cut_before("one two three") == "one two three"
+    assert OWNED.stop_strings("three", "two").cut("one two three") == "one "
+    assert OWNED.stop_strings("four").cut("one two three") == "one two three"
+    assert OWNED.stop_strings().cut("one two three") == "one two three"
 
 
-@pytest.mark.parametrize("use", [OWNED.stop_at, OWNED.stream])
-def test_an_empty_stop_text_is_refused(use: Any) -> None:
-    with pytest.raises(ValueError, match=r"a stop text must not be empty, got \['a', ''\]"):
+@pytest.mark.parametrize("use", [OWNED.stop_strings, OWNED.stream])
+def test_an_empty_stop_string_is_refused(use: Any) -> None:
+    with pytest.raises(ValueError, match=r"a stop string must not be empty, got \['a', ''\]"):
         use("a", "")
 
 

@@ -1,0 +1,154 @@
+"""From text to text: `complete`, and what the text of a completion is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol, Unpack, overload
+
+from minigpt.errors import InvalidRequest
+from minigpt.sampler.api import generate
+from minigpt.sampler.events import Completion, LanguageModel
+from minigpt.sampler.requests import Lengths, check_model, refuse_unknown_limits
+from minigpt.sampler.strategy import Strategy
+
+
+class StopTest(Protocol):
+    """Stop strings; `minigpt.tokenizer.stop_strings.StopStrings` is one."""
+
+    def completed(self, tokens: Sequence[int]) -> bool: ...
+    def cut(self, text: str) -> str: ...
+
+
+class TextTokenizer(Protocol):
+    """What is asked of a tokenizer; `minigpt.Tokenizer` is one."""
+
+    special_tokens: dict[str, int]
+    end_token: int | None
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]: ...
+    def decode(self, tokens: Iterable[int]) -> str: ...
+    def stop_strings(self, *texts: str) -> StopTest: ...
+
+
+@overload
+def complete(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompt: str,
+    strategy: Strategy | None = None,
+    *,
+    stop: Sequence[str] = (),
+    stride: int | None = None,
+    **lengths: Unpack[Lengths],
+) -> Completion: ...
+@overload
+def complete(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompt: list[str] | tuple[str, ...],
+    strategy: Strategy | None = None,
+    *,
+    stop: Sequence[str] = (),
+    stride: int | None = None,
+    **lengths: Unpack[Lengths],
+) -> list[Completion]: ...
+def complete(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompt: str | list[str] | tuple[str, ...],
+    strategy: Strategy | None = None,
+    *,
+    stop: Sequence[str] = (),
+    stride: int | None = None,
+    **lengths: Unpack[Lengths],
+) -> Completion | list[Completion]:
+    """Continues a text; `print` the result to see the new text.
+
+    Args:
+        model, tokenizer: as `minigpt.load` returns them.
+        prompt: one text, or a list of texts. An empty one is continued from the end-of-text token.
+        strategy: greedy decoding unless given, such as `Sample(top_p=0.9)` or `Beam(num_beams=5)`.
+        stop: strings that end a completion; its text ends before the first of them.
+        stride: by how many tokens at once the window moves with overflow "slide".
+        lengths: max_new_tokens (50 unless given, or what fits), end_tokens, overflow, top_logprobs; see
+            `minigpt.sampler.requests.prepare`.
+
+    Returns:
+        The best completion of the prompt, its others in `alternatives`; a list of those for a list of
+        prompts.
+
+    Raises:
+        PromptTooLong: prompt and new tokens do not fit the model's context length.
+        InvalidRequest: an argument cannot be used, or the options rule out every token.
+
+    >>> import minigpt
+    >>> from minigpt.sampler import Sample
+    >>> model, tokenizer = minigpt.load()
+    >>> best = complete(model, tokenizer, "Once upon a time", Sample(top_p=0.9, seed=7), max_new_tokens=20)
+    >>> best.text == tokenizer.decode(best.tokens), best.finish_reason
+    (True, 'length')
+    """
+    check_model("complete", model)
+    _check_tokenizer(tokenizer)
+    refuse_unknown_limits("complete", lengths)
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise InvalidRequest(
+            f"complete() takes text, got {wrong[0]!r:.60}: for token ids use minigpt.sampler.generate"
+        )
+    try:
+        stops = tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InvalidRequest(f"stop must be a list of strings, got {stop!r:.60}: {error}") from None
+    groups = generate(
+        model, [prompt_ids(text, tokenizer) for text in texts], strategy,
+        stride=stride, stop=stops.completed if stop else None, **lengths,
+    )  # fmt: skip
+    best = [_best_of([with_text(each, tokenizer, stops) for each in group]) for group in groups]
+    return best[0] if isinstance(prompt, str) else best
+
+
+def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False) -> list[int]:
+    """The ids of a prompt; for an empty one the end-of-text token, after which texts began in training.
+
+    Raises:
+        InvalidRequest: the prompt is empty and there is no such token, or it cannot be encoded.
+    """
+    try:
+        ids = tokenizer.encode(text, allow_special)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+    if ids:
+        return ids
+    if tokenizer.end_token is None:
+        raise InvalidRequest(
+            "the prompt is empty, and this tokenizer has no <|endoftext|> to begin with: give a prompt"
+        )
+    return [tokenizer.end_token]
+
+
+def text_of(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> str:
+    """The text of a completion: without its end token, if that is a special one, and before a stop string."""
+    tokens = completion.tokens
+    if completion.finish_reason == "eos" and tokens[-1] in tokenizer.special_tokens.values():
+        tokens = tokens[:-1]
+    return stop.cut(tokenizer.decode(tokens))
+
+
+def with_text(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> Completion:
+    """The completion, its text filled in."""
+    return replace(completion, text=text_of(completion, tokenizer, stop))
+
+
+def _best_of(group: list[Completion]) -> Completion:
+    best, *others = group
+    return replace(best, alternatives=others)
+
+
+def _check_tokenizer(tokenizer: object) -> None:
+    if not hasattr(tokenizer, "stop_strings"):
+        raise InvalidRequest(
+            f"complete(model, tokenizer, prompt) takes a tokenizer second, got {tokenizer!r:.60}:"
+            " model, tokenizer = minigpt.load(...)"
+        )

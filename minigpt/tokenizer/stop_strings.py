@@ -1,0 +1,63 @@
+"""Where a text ends because it contains a stop string: the one place that knows, for tokens and for text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+
+class Decoder(Protocol):
+    """What stop strings need of a tokenizer."""
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes: ...
+
+
+class StopStrings:
+    """Texts that end a completion; what comes before the earliest of them is kept.
+
+    Args:
+        decoder: a tokenizer.
+        texts: the stop strings; none at all never stops.
+
+    Raises:
+        ValueError: a stop string is empty.
+
+    >>> from minigpt.tokenizer import Tokenizer
+    >>> from minigpt.tokenizer.bpe import BYTES
+    >>> stop = StopStrings(Tokenizer(BYTES, merges=[]), ["END", "."])
+    >>> stop.completed(list(b"one.")), stop.cut("one. two END"), stop.held_back("the EN")
+    (True, 'one', 'EN')
+    """
+
+    def __init__(self, decoder: Decoder, texts: Sequence[str]) -> None:
+        if isinstance(texts, str):
+            raise ValueError(f"stop is a list of strings: write [{texts!r}], not {texts!r}")
+        if "" in texts:
+            raise ValueError(f"a stop string must not be empty, got {list(texts)!r}: every text contains it")
+        self.texts = tuple(texts)
+        self._decoder = decoder
+        self._bytes = [text.encode() for text in texts]
+        self._longest = max(map(len, self._bytes), default=0)
+
+    def completed(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of these generated tokens completes a stop string.
+
+        It looks at the last few tokens only, so asking after every token costs the same for any length.
+        """
+        last = self._decoder.decode_bytes(tokens[-1:])
+        tail, unread = last, len(tokens) - 1
+        while unread > 0 and len(tail) < self._longest - 1 + len(last):
+            unread -= 1
+            tail = self._decoder.decode_bytes([tokens[unread]]) + tail
+        before = len(tail) - len(last)
+        # A stop string that starts any earlier ends before the last token: it was reported for that one.
+        return any(tail.find(stop, max(0, before + 1 - len(stop))) >= 0 for stop in self._bytes)
+
+    def cut(self, text: str) -> str:
+        """The part of a text before the earliest stop string, or all of it."""
+        return text[: min((text.find(stop) for stop in self.texts if stop in text), default=len(text))]
+
+    def held_back(self, text: str) -> str:
+        """The longest end of a text that may be the beginning of a stop string, and so is not shown yet."""
+        ends = (text[start:] for start in range(len(text)))
+        return next((end for end in ends if any(stop.startswith(end) for stop in self.texts)), "")
