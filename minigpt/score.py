@@ -161,7 +161,9 @@ def score_texts(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer) -> 
     window = model.config.n_positions
     stride = default_stride(window) if args.stride is None else args.stride
     if stride > window:
-        raise Failure(BAD_FLAGS, f"--stride must be from 1 to the model's context length of {window}, got {stride}")
+        raise Failure(
+            BAD_FLAGS, f"--stride must be from 1 to the model's context length of {window}, got {stride}"
+        )
     sources = list(read(args, tokenizer))
     n_tokens = sum(len(one.tokens) - 1 for source in sources for one in source.documents)
     with Progress(n_tokens, args.quiet) as progress:

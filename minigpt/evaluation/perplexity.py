@@ -154,7 +154,9 @@ def windows(
     """
     stride = default_stride(size) if stride is None else stride
     if not 1 <= stride <= size:
-        raise ValueError(f"the stride must be from 1 to the model's context length of {size} tokens, got {stride}")
+        raise ValueError(
+            f"the stride must be from 1 to the model's context length of {size} tokens, got {stride}"
+        )
     if not 1 <= context < len(tokens):
         raise ValueError(
             f"{len(tokens)} tokens, of which {context} are given: at least one must be, and one be left to predict"
