@@ -1,4 +1,4 @@
-"""Causal multi-head attention: who may look at whom, the formula, the fused kernel, the module."""
+"""Causal multi-head attention: the masks, scaled dot-product attention, the module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minigpt.cache import LayerCache, NoCache
 from minigpt.config import GPT2Config
 from minigpt.linear import Linear
 
-# Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · H heads · K width of a head · D n_embd
+# Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension · D n_embd
 
 
 def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor:
@@ -26,10 +26,10 @@ def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor:
 
 
 def attention_mask(n_new: int, n_seen: int, pad: Tensor | None, device: torch.device) -> Tensor | None:
-    """The mask of one pass, or None where the kernel needs none: the newest token, or the plain triangle.
+    """The mask of one pass, or None where the kernel needs none: a single new token, or the plain triangle.
 
-    Padding is never seen by a token. A padded slot sees itself alone: what it computes is never used,
-    but a row that sees nothing has no softmax, and NaN would spread from it.
+    No token attends to padding. Padding attends only to itself: its result is never used, but a row that is
+    masked throughout has no softmax, and its NaN would spread.
 
     Shapes: pad (B,)  ->  bool (T, S), or (B, 1, T, S) with padding
     """
@@ -42,16 +42,16 @@ def attention_mask(n_new: int, n_seen: int, pad: Tensor | None, device: torch.de
 
 
 def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Who attends to whom: softmax(q·kᵀ · scale) over the visible keys, written out; each row sums to 1.
+    """The attention weights: softmax(q·kᵀ · scale) over the keys that the mask allows; each row sums to 1.
 
-    This is the formula that the fused kernel computes without ever storing it. It is here to be read, to
-    be tested against, and to recompute what a layer looked at.
+    The fused kernel computes this formula without ever storing the weights. It is written out here to be
+    read, to be tested against, and to recompute the weights of a layer from its q and k.
 
     Shapes: q (B, H, T, K), k (B, H, S, K), mask as from `attention_mask`  ->  (B, H, T, S)
 
     Source: Vaswani et al. 2017, equation 1.
 
-    >>> q = k = torch.zeros(1, 1, 3, 4)                                 # nothing stands out: look evenly
+    >>> q = k = torch.zeros(1, 1, 3, 4)                                 # equal scores: equal weights
     >>> attention_pattern(q, k, None, scale=0.5)[0, 0, 2]
     tensor([0.3333, 0.3333, 0.3333])
     """
@@ -62,7 +62,7 @@ def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
 
 
 class ScaledDotProductAttention(nn.Module):
-    """Each token's weighted mean of the values it may see: `attention_pattern(q, k, ...) @ v`, fused.
+    """`attention_pattern(q, k, ...) @ v`, fused: each token's weighted mean of the values it attends to.
 
     A module of its own, so that a forward hook here is given q, k, v and the mask of its layer.
     """
@@ -74,7 +74,7 @@ class ScaledDotProductAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K)."""
         # The kernel's own triangle starts at the *first* key, which is right only where T = S;
-        # `attention_mask` gives a mask in every other case but T = 1, which sees everything.
+        # `attention_mask` gives a mask in every other case but T = 1, which attends to everything.
         return F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=mask,
@@ -82,6 +82,9 @@ class ScaledDotProductAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:.4g}, dropout={self.dropout}"
 
 
 class Float32ScaledDotProductAttention(ScaledDotProductAttention):
@@ -96,7 +99,7 @@ class Float32ScaledDotProductAttention(ScaledDotProductAttention):
 
 
 class CausalAttention(nn.Module):
-    """Lets every token take something from the tokens before it, in `n_head` ways at once."""
+    """Multi-head self-attention: each token attends to itself and the tokens before it, in `n_head` heads."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()

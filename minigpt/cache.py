@@ -1,4 +1,4 @@
-"""What the model remembers of tokens it has read: their keys and values, layer by layer."""
+"""The KV cache: keys and values of the tokens that the model has read, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from torch import Tensor
 
 from minigpt.config import GPT2Config
 
-# Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · H heads · K width of a head
+# Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension
 
 
 class KVCache:
     """Room for the keys and values of `n_max` tokens in each of `rows` rows, reserved once.
 
-    `length` is the only clock. Slots from `length` on are scratch: a forward pass fills them and commits
+    `length` is the write position. Slots from `length` on are scratch: a forward pass fills them and commits
     with `advance`, so a pass that fails half-way leaves the cache as it was.
 
     `pad` (B,), if given, says how many of the first slots of each row are padding.
+
+    Raises:
+        ValueError: `pad` is not one whole number for each row, from 0 to below `n_max`.
 
     >>> import torch
     >>> cache = KVCache(GPT2Config(n_layer=1, n_head=2, n_embd=8), 5, rows=1, like=torch.zeros(1))
@@ -32,6 +35,8 @@ class KVCache:
     def __init__(
         self, config: GPT2Config, n_max: int, rows: int, *, like: Tensor, pad: Tensor | None = None
     ) -> None:
+        if pad is not None:
+            check_pad(pad, rows, n_max)
         self.n_max = n_max
         self.length = 0
         self._store(like.new_empty(config.n_layer, 2, rows, config.n_head, n_max, config.head_dim))
@@ -40,6 +45,10 @@ class KVCache:
     @property
     def rows(self) -> int:
         return self._slots.size(2)
+
+    def __repr__(self) -> str:
+        pad = "" if self.pad is None else f", pad={self.pad.tolist()}"
+        return f"KVCache(rows={self.rows}, length={self.length} of {self.n_max}{pad})"
 
     def advance(self, n: int) -> None:
         """Commits the `n` tokens that the layers have just stored."""
@@ -76,8 +85,12 @@ class KVCache:
     def align(self, pad: Sequence[int], length: int) -> None:
         """Row i's tokens move to begin at slot `pad[i]`; then all from slot `length` on are forgotten.
 
-        So rows of which unequally many tokens are to be forgotten can end together again: `rewind` for
-        each row by itself. Only the rows that move are copied.
+        It is `rewind` for each row by itself: after drafts of which row 0 keeps all and row 1 drops two,
+
+            row 0   a b c d e f            row 0   a b c d e f
+            row 1   u v w x y z     ->     row 1   · · u v w x      pad = [0, 2]
+
+        Only the rows that move are copied.
 
         Raises:
             ValueError: a row holds fewer tokens than would be left of it.
@@ -136,7 +149,10 @@ class LayerCache:
 
 
 class NoCache:
-    """Stands where a `KVCache` would when nothing is to be remembered: scoring, training."""
+    """Null object: the interface of a `KVCache`, but it stores nothing (training, scoring).
+
+    It carries the padding of its one pass, as a cache does for all of them.
+    """
 
     length = 0
 
@@ -151,3 +167,20 @@ class NoCache:
 
     def advance(self, n: int) -> None:
         pass
+
+
+def check_pad(pad: Tensor, rows: int, n_slots: int) -> None:
+    """Refuses a count of padding that does not fit.
+
+    Raises:
+        ValueError: `pad` is not one whole number for each of `rows` rows, from 0 to below `n_slots`.
+    """
+    if pad.dim() != 1 or len(pad) != rows or pad.is_floating_point() or pad.is_complex():
+        raise ValueError(
+            f"pad must be one whole number for each of the {rows} rows, got shape {tuple(pad.shape)},"
+            f" {str(pad.dtype).removeprefix('torch.')}"
+        )
+    if not 0 <= int(pad.min()) <= int(pad.max()) < n_slots:
+        raise ValueError(
+            f"pad must be from 0 to {n_slots - 1}, one token at least being left: {pad.tolist()}"
+        )

@@ -1,11 +1,11 @@
-"""GPT-2: embed, twelve times attend and think, unembed. Reads top to bottom as the paper does."""
+"""GPT-2: embeddings, pre-LN transformer blocks, unembedding. Reads top to bottom as the paper does."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Self
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from minigpt import hub, weights
 from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask
-from minigpt.cache import KVCache, LayerCache, NoCache
+from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config
 from minigpt.linear import Linear
 
-# Shapes below:  B rows · T new tokens · S tokens in view (remembered + new) · D n_embd · V vocab_size
+# Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · D n_embd · V vocab_size
+
+
+IGNORED = -100  # a target that does not count; `F.cross_entropy`'s own default
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """Lets every token think for itself: widen, bend, narrow."""
+    """Position-wise feed-forward network: expand, activate, project back."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: what attention and the feed-forward find is added to the stream, never put in its place."""
+    """One pre-LN residual layer: x + attn(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -74,14 +77,14 @@ class Block(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """Logits by likeness to each token's embedding: tied by having no weights of its own."""
+    """Logits as products with each token's embedding: tied by having no weights of its own."""
 
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
         return F.linear(x, token_embedding)
 
 
 class UntiedHead(nn.Module):
-    """Logits by a matrix of the head's own, for `tie_word_embeddings: false`."""
+    """Logits by a weight matrix of the head's own, for `tie_word_embeddings: false`."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -120,11 +123,34 @@ class GPT2(nn.Module):
         Shapes: tokens (B, T), pad (B,)  ->  (B, T, V); logits at padded slots mean nothing
 
         Raises:
-            ValueError: the tokens do not fit the model's window, or `pad` does not fit the tokens.
+            ValueError: the tokens do not fit the model's context length or vocabulary, or `pad` does not
+                fit the tokens.
         """
         if pad is not None:
             pad = pad.to(tokens.device)
+            check_pad(pad, *tokens.shape)
         return self.unembed(self.hidden_states(tokens, NoCache(self.config, pad)))
+
+    def loss(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of every token but each row's first, given those before it, in nats.
+
+        Shapes: tokens (B, T), pad (B,) as for `forward`  ->  ()
+
+        Raises:
+            ValueError: as for `forward`, or no row has two tokens.
+
+        >>> model = GPT2(GPT2Config(vocab_size=100, n_positions=16, n_embd=32, n_layer=2, n_head=4)).eval()
+        >>> 4 < model.loss(torch.tensor([[1, 2, 3]])).item() < 5       # fresh: about ln 100, for 100 ids
+        True
+        """
+        logits = self(tokens, pad)[:, :-1]  # the last token has nothing to predict
+        targets = tokens[:, 1:]
+        if pad is not None:
+            slots = torch.arange(1, tokens.size(1), device=tokens.device)
+            targets = targets.masked_fill(slots <= pad.to(tokens.device)[:, None], IGNORED)
+        if not (targets != IGNORED).any():
+            raise ValueError("a loss needs two tokens: the first of a row is given, not predicted")
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -145,16 +171,16 @@ class GPT2(nn.Module):
         Shapes: (B, T)  ->  (B, T, D)
 
         Raises:
-            ValueError: the tokens do not fit the model's window, the cache's room, or its rows.
+            ValueError: the tokens do not fit the model's context length, the cache's room, or its rows.
         """
         x = self._read(tokens, cache)
         cache.advance(tokens.size(1))
         return x
 
-    def residuals(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
-        """The stream before the first block and after each, every one through the final norm.
+    def lens_states(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
+        """The residual stream before the first block and after each, every one through the final norm.
 
-        So `unembed` says what the model would predict if it ended there; the last is `hidden_states`'s result.
+        So `unembed` gives the prediction as of that layer; the last is the result of `hidden_states`.
 
         Shapes: (B, T)  ->  (n_layer + 1, B, T, D)
 
@@ -163,20 +189,24 @@ class GPT2(nn.Module):
 
         Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
         """
-        x, mask = self._embed(tokens, cache)
-        streams = [x]
-        for block, past in zip(self.blocks, cache.layers, strict=True):
-            streams.append(block(streams[-1], past, mask))
+        states = torch.stack([self.final_norm(x) for x in self._residual_stream(tokens, cache)])
         cache.advance(tokens.size(1))
-        return torch.stack([self.final_norm(x) for x in streams])
+        return states
 
     def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """The pass itself; whoever calls it commits to the cache when all has gone well."""
-        x, mask = self._embed(tokens, cache)
-        for block, past in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, past, mask)
+        for x in self._residual_stream(tokens, cache):  # noqa: B007
+            pass  # the last is what counts, and no other is kept in memory
         normed: Tensor = self.final_norm(x)
         return normed
+
+    def _residual_stream(self, tokens: Tensor, cache: KVCache | NoCache) -> Iterator[Tensor]:
+        """What enters the first block, then what leaves each: (B, T, D) every time."""
+        x, mask = self._embed(tokens, cache)
+        yield x
+        for block, past in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, past, mask)
+            yield x
 
     def _embed(self, tokens: Tensor, cache: KVCache | NoCache) -> tuple[Tensor, Tensor | None]:
         """What enters the first block, and the mask of the pass: (B, T, D), and as from `attention_mask`."""
@@ -184,7 +214,11 @@ class GPT2(nn.Module):
         n_new = tokens.size(1)
         mask = attention_mask(n_new, cache.length + n_new, cache.pad, tokens.device)
         positions = _positions(cache, n_new, tokens.device)
-        x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
+        try:
+            x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
+        except IndexError:  # torch's own message names neither the id nor the limit
+            limits = f"from 0 to {self.config.vocab_size - 1}, got {int(tokens.min())} to {int(tokens.max())}"
+            raise ValueError(f"tokens must be ids {limits}") from None
         return F.dropout(x, self.config.embd_pdrop, self.training), mask
 
     def unembed(self, x: Tensor) -> Tensor:
@@ -242,6 +276,10 @@ class GPT2(nn.Module):
     def device(self) -> torch.device:
         return self.position_embedding.weight.device
 
+    def extra_repr(self) -> str:
+        n = sum(parameter.numel() for parameter in self.parameters())
+        return f"{n:,} parameters, context length {self.config.n_positions:,}"
+
     def _initialise(self) -> None:
         """Normal weights, zero biases; the projections onto the residual stream shrink with its depth.
 
@@ -262,12 +300,14 @@ def _check_fit(tokens: Tensor, cache: KVCache | NoCache, config: GPT2Config) -> 
         raise ValueError(
             f"tokens have shape {tuple(tokens.shape)}; they must be (rows, tokens), at least one each"
         )
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"tokens must be int64 or int32 ids, got {str(tokens.dtype).removeprefix('torch.')}")
     rows = tokens.size(0) if cache.rows is None else cache.rows
     if tokens.size(0) != rows:  # torch would stretch one row over all
         raise ValueError(f"there are {tokens.size(0)} rows of tokens, but {rows} in the cache or its padding")
     length = cache.length + tokens.size(1) - cache.least_pad
     if length > config.n_positions:
-        raise ValueError(f"{length} tokens do not fit: this model reads at most {config.n_positions}")
+        raise ValueError(f"{length} tokens do not fit the context length of {config.n_positions}")
 
 
 def _positions(cache: KVCache | NoCache, n_new: int, device: torch.device) -> Tensor:

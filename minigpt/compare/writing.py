@@ -98,9 +98,9 @@ class Counted:
         self._count(tokens)
         return self._model.hidden_states(tokens, cache)
 
-    def residuals(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def lens_states(self, tokens: Tensor, cache: KVCache) -> Tensor:
         self._count(tokens)
-        return self._model.residuals(tokens, cache)
+        return self._model.lens_states(tokens, cache)
 
     def unembed(self, x: Tensor) -> Tensor:
         return self._model.unembed(x)

@@ -40,7 +40,7 @@ def says(message: str, *words: str) -> None:
         (("--model", "no/such/place"), 3, ["'no/such/place'", "does not exist"]),
         (("--model", "{gpt3}"), 3, ["{gpt3}", "model_type='gpt3'", "gpt2 models only"]),
         (("--model", "{story}", "--max-new-tokens", str(WINDOW)), 4,
-         [f"4 prompt tokens + {WINDOW} new ones", f"window of {WINDOW}", "shorten the prompt"]),
+         [f"4 prompt tokens + {WINDOW} new ones", f"context length of {WINDOW}", "shorten the prompt"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_an_exit_code(
@@ -324,7 +324,7 @@ def test_one_token_too_many(story: Path, prompt_tokens: int, new_tokens: int, ov
     says(
         result.mistake,
         f"{prompt_tokens} prompt tokens + {new_tokens} new ones",
-        f"window of {WINDOW}",
+        f"context length of {WINDOW}",
         "shorten",
         "--overflow slide",
     )

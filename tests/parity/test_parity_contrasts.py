@@ -51,7 +51,7 @@ def test_residuals_are_their_hidden_states() -> None:
     ours = models()[0]
     for text in PROMPTS:
         with torch.no_grad():
-            streams = ours.residuals(torch.tensor([text]), NoCache(ours.config))[:, 0]
+            streams = ours.lens_states(torch.tensor([text]), NoCache(ours.config))[:, 0]
         torch.testing.assert_close(streams, torch.stack(their_states(text)), atol=1e-4, rtol=1e-4)
 
 

@@ -67,7 +67,7 @@ class FakeModel:
             columns.append(torch.tensor([self.rule(text) for text in texts]))
         return torch.stack(columns, 1)
 
-    def residuals(self, tokens: Tensor, cache: FakeCache) -> Tensor:
+    def lens_states(self, tokens: Tensor, cache: FakeCache) -> Tensor:
         """One layer, before which the model knew nothing."""
         x = self.hidden_states(tokens, cache)
         return torch.stack([torch.zeros_like(x), x])

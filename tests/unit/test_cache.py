@@ -136,7 +136,7 @@ def test_a_full_cache_and_a_full_window_say_so(model):
     cache = model.new_cache(4)
     with pytest.raises(ValueError, match="token 5 does not fit a cache reserved for 4"):
         model.next_logits(tokens(1, 5), cache)
-    with pytest.raises(ValueError, match="49 tokens do not fit: this model reads at most 48"):
+    with pytest.raises(ValueError, match="49 tokens do not fit the context length of 48"):
         model(torch.zeros(1, 49, dtype=torch.long))
     model(torch.zeros(1, 50, dtype=torch.long), pad=torch.tensor([2]))  # 48 tokens: the rest is padding
 
@@ -145,7 +145,7 @@ def test_rows_that_do_not_fit_are_refused(model):
     cache = model.new_cache(8, rows=2)
     with pytest.raises(ValueError, match="there are 1 rows of tokens, but 2 in the cache"):
         model.next_logits(tokens(1, 4), cache)  # torch would stretch the row over both
-    with pytest.raises(ValueError, match="there are 2 rows of tokens, but 3 in the cache or its padding"):
+    with pytest.raises(ValueError, match="pad must be one whole number for each of the 2 rows"):
         model(tokens(), pad=torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"tokens have shape \(4,\); they must be \(rows, tokens\)"):
         model(torch.zeros(4, dtype=torch.long))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import tiny_gpt2
 
 from minigpt import GPT2, GPT2Config, weights
 from minigpt.atomic import all_or_none
@@ -176,3 +177,63 @@ def test_loading_leaves_no_second_name_for_the_file(model, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\0" * file.stat().st_size)
     assert torch.equal(loaded(TOKENS), expected)
+
+
+# ------------------------------------------------------------------------------ what a caller can get wrong
+
+
+@pytest.mark.parametrize(
+    ("pad", "message"),
+    [
+        ([0], r"pad must be one whole number for each of the 2 rows, got shape \(1,\), int64"),
+        ([[0], [1]], r"for each of the 2 rows, got shape \(2, 1\)"),
+        ([0.0, 1.0], r"for each of the 2 rows, got shape \(2,\), float32"),
+        ([0, 4], r"pad must be from 0 to 3, one token at least being left: \[0, 4\]"),
+        ([-1, 0], r"pad must be from 0 to 3, one token at least being left: \[-1, 0\]"),
+    ],
+)
+def test_padding_that_does_not_fit_is_refused(pad: list[int], message: str) -> None:
+    model, tokens = tiny_gpt2(), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    with pytest.raises(ValueError, match=message):
+        model(tokens, torch.tensor(pad))
+    if pad != [0, 4]:  # a cache has room for more than the first pass reads
+        with pytest.raises(ValueError, match=message.replace("0 to 3", "0 to 9")):
+            model.new_cache(10, rows=2, pad=torch.tensor(pad))
+
+
+@pytest.mark.parametrize("token", [-1, 23, 10**6])
+def test_an_id_that_the_vocabulary_lacks_is_refused(token: int) -> None:
+    model = tiny_gpt2()
+    with pytest.raises(
+        ValueError, match=rf"tokens must be ids from 0 to 22, got {min(token, 1)} to {max(token, 1)}"
+    ):
+        model(torch.tensor([[1, token]]))
+    with pytest.raises(ValueError, match=r"tokens must be int64 or int32 ids, got float32"):
+        model(torch.tensor([[1.0]]))
+
+
+# ------------------------------------------------------------------------------ loss and shows
+
+
+def test_the_loss_is_the_mean_surprisal_of_all_tokens_but_the_first() -> None:
+    model, tokens = tiny_gpt2(), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    logprobs = model(tokens).log_softmax(-1)
+    by_hand = -sum(logprobs[row, t - 1, tokens[row, t]] for row in range(2) for t in range(1, 4)) / 6
+    torch.testing.assert_close(model.loss(tokens), by_hand)
+
+
+def test_the_loss_of_a_padded_row_counts_its_own_tokens() -> None:
+    model = tiny_gpt2()
+    padded = torch.tensor([[1, 2, 3, 4], [0, 0, 7, 8]])
+    alone = 3 * model.loss(padded[:1]) + model.loss(padded[1:, 2:])
+    torch.testing.assert_close(model.loss(padded, torch.tensor([0, 2])), alone / 4)
+    with pytest.raises(ValueError, match="a loss needs two tokens"):
+        model.loss(padded[:, :1])
+
+
+def test_what_a_model_and_a_cache_show() -> None:
+    model = tiny_gpt2()
+    n = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{n:,} parameters, context length {model.config.n_positions}" in repr(model)
+    cache = model.new_cache(10, rows=2, pad=torch.tensor([0, 1]))
+    assert repr(cache) == "KVCache(rows=2, length=0 of 10, pad=[0, 1])"

@@ -146,9 +146,9 @@ class Sliding(nn.Module):
         """Everything but the head, for each token as with the window that ends at it: (B, T)  ->  (B, T, D)."""
         return self._each(self.model.hidden_states, tokens, cache)
 
-    def residuals(self, tokens: Tensor, cache: SlidingCache) -> Tensor:
+    def lens_states(self, tokens: Tensor, cache: SlidingCache) -> Tensor:
         """The stream after every layer: (B, T)  ->  (n_layer + 1, B, T, D)."""
-        return self._each(self.model.residuals, tokens, cache)
+        return self._each(self.model.lens_states, tokens, cache)
 
     def unembed(self, x: Tensor) -> Tensor:
         return self.model.unembed(x)

@@ -109,7 +109,7 @@ class LayerReader:
         """Shape: (B, T)"""
         from minigpt.sampler.engine.decode_loop import Prediction
 
-        streams = self.model.residuals(tokens, self.cache)[:, :, -1]  # (n_layer + 1, B, D)
+        streams = self.model.lens_states(tokens, self.cache)[:, :, -1]  # (n_layer + 1, B, D)
         candidates = self.strategy.candidates(len(streams) - 1)
         logits = self.model.unembed(streams[[*candidates, -1]]).float()  # (L + 1, B, V)
         logprobs = logits.log_softmax(-1)

@@ -209,7 +209,7 @@ def test_caches_that_live_together_are_added() -> None:
     counted.hidden_states(token, first)
     together = counted.peak_bytes
     del first
-    counted.residuals(token, second)
+    counted.lens_states(token, second)
     assert counted.passes == 2
     assert together == counted.peak_bytes == 2 * 2 * 16 * 4 * 8
 

@@ -364,7 +364,7 @@ def test_texts_that_are_empty_short_or_too_long() -> None:
         record_text(MODEL, [])
     with pytest.raises(ValueError, match="an empty text has nothing to read"):
         record_text(MODEL, [[1], []])
-    with pytest.raises(ValueError, match="33 tokens do not fit: this model reads at most 32"):
+    with pytest.raises(ValueError, match="33 tokens do not fit the context length of 32"):
         record_text(MODEL, [1] * 33)
 
 

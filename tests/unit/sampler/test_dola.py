@@ -28,7 +28,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 @torch.no_grad()
 def scores_by_the_paper(text: list[int], layers: list[int], alpha: float) -> Tensor:
     """Chuang et al. 2023, equations 2 to 6, one text alone and without a cache."""
-    streams = DEEP.residuals(torch.tensor([text]), NoCache(DEEP.config))[:, 0, -1]
+    streams = DEEP.lens_states(torch.tensor([text]), NoCache(DEEP.config))[:, 0, -1]
     *early, last = (DEEP.unembed(x).double().softmax(-1) for x in streams)
     jsd = {j: kl(last, (last + early[j]) / 2) / 2 + kl(early[j], (last + early[j]) / 2) / 2 for j in layers}
     premature = early[max(jsd, key=lambda j: jsd[j])]
@@ -58,7 +58,7 @@ def test_it_is_the_papers_method(asked: Any, layers: list[int], alpha: float) ->
 
 def test_each_text_has_a_layer_of_its_own() -> None:
     """Or the above would prove little: in one batch some choose the one layer, some the other."""
-    x = DEEP.residuals(torch.tensor([[token] for token in range(23)]), NoCache(DEEP.config))[:, :, -1]
+    x = DEEP.lens_states(torch.tensor([[token] for token in range(23)]), NoCache(DEEP.config))[:, :, -1]
     p = DEEP.unembed(x).log_softmax(-1)
     assert divergence(p[[3, 5]], p[-1]).argmax(0).sum() in range(5, 19)
 

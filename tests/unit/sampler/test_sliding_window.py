@@ -147,7 +147,7 @@ def test_a_trunk_over_several_tokens_is_split_where_the_window_moves(stride: int
         sliding = Sliding(GPT, stride)
         caches = [sliding.new_cache(30, rows=3, pad=torch.tensor(pads)) for _ in range(2)]
         got = torch.cat([sliding.hidden_states(piece, caches[0]) for piece in tokens.split(sizes, 1)], 1)
-        streams = torch.cat([sliding.residuals(piece, caches[1]) for piece in tokens.split(sizes, 1)], 2)
+        streams = torch.cat([sliding.lens_states(piece, caches[1]) for piece in tokens.split(sizes, 1)], 2)
     for row, pad in enumerate(pads):
         torch.testing.assert_close(got[row, pad:], wanted[row, pad:], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(streams[-1, row, pad:], wanted[row, pad:], atol=1e-4, rtol=1e-4)
