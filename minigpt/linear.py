@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from minigpt.kernels import product
+
 
 class Linear(nn.Module):
     """x @ weight + bias, with the weight as (in, out); torch's own nn.Linear keeps it as (out, in).
 
-    OpenAI stored GPT-2 this way round (as `Conv1D`), so tensors go from file to model as they are. On a
-    CPU it is also the faster way to multiply few rows, which is what decoding does.
+    OpenAI stored GPT-2 this way round (as `Conv1D`), so tensors go from file to model as they are.
 
     The weights are for the model to initialise, or to load.
     """
@@ -22,5 +23,4 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., in)  ->  (..., out)."""
-        rows = x.reshape(-1, x.size(-1))
-        return torch.addmm(self.bias, rows, self.weight).view(*x.shape[:-1], -1)
+        return product(x, self.weight.t(), self.bias)

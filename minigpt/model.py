@@ -19,6 +19,7 @@ from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config
+from minigpt.kernels import product
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · D n_embd · V vocab_size
@@ -80,7 +81,7 @@ class TiedHead(nn.Module):
     """Logits as products with each token's embedding: tied by having no weights of its own."""
 
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
-        return F.linear(x, token_embedding)
+        return product(x, token_embedding)
 
 
 class UntiedHead(nn.Module):
@@ -91,7 +92,7 @@ class UntiedHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
 
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return product(x, self.weight)
 
 
 class GPT2(nn.Module):
@@ -257,7 +258,7 @@ class GPT2(nn.Module):
         if config.tie_word_embeddings and checkpoint.tied_weights_differ():
             warnings.warn(f"{directory}: wte and lm_head differ; loading them untied", stacklevel=2)
             config = replace(config, tie_word_embeddings=False)
-        with torch.device("meta"):
+        with torch.device("meta"), weights.NothingDrawn():
             model = cls(config)
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         model.load_state_dict(checkpoint.read(shapes, dtype, torch.device(device)), assign=True)

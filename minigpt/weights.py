@@ -7,15 +7,19 @@ import math
 import mmap
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from minigpt import kernels
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
     "wte": "token_embedding",
@@ -50,12 +54,27 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def read(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def read(self, into: Tensor) -> Tensor:
         """Reads the tensor, converted on the way: no second copy of it is ever in memory."""
         # Opened for each tensor, so that the pages of the file are let go of as soon as they are copied.
         with _open(self.file) as file:
-            tensor: Tensor = file.get_tensor(self.name)
-            return _reserve(self.shape, dtype, device).copy_(tensor)
+            return into.copy_(file.get_tensor(self.name))
+
+
+class NothingDrawn(TorchFunctionMode):
+    """While it is active, no tensor is filled with random numbers: it is going to be loaded.
+
+    With `torch.device("meta")`, a module is built with shapes and no content. torch would "fill" such tensors
+    by way of its compiler, whose import takes longer than all the rest of loading.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.nn.init.normal_:
+            return (*args, *named.values())[0]  # the tensor, as it is
+        return func(*args, **named)
 
 
 class Checkpoint:
@@ -95,8 +114,9 @@ class Checkpoint:
     def tied_weights_differ(self) -> bool:
         """Whether the file holds both the embedding and a head, and they are not the same numbers."""
         pair = [self.tensors[name] for name in (EMBEDDING, HEAD) if name in self.tensors]
-        cpu = torch.device("cpu")
-        return len(pair) == 2 and not torch.equal(*(twin.read(twin.dtype, cpu) for twin in pair))
+        return len(pair) == 2 and not torch.equal(
+            *(twin.read(torch.empty(twin.shape, dtype=twin.dtype)) for twin in pair)
+        )
 
     def read(
         self, shapes: Mapping[str, torch.Size], dtype: torch.dtype | None, device: torch.device
@@ -114,7 +134,10 @@ class Checkpoint:
             del tensors[HEAD]
         self._check(tensors, shapes)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
-        return {name: tensors[name].read(dtype or own, device) for name in shapes}
+        return {
+            name: tensors[name].read(_room(name, tuple(shape), dtype or own, device))
+            for name, shape in shapes.items()
+        }
 
     def _check(self, tensors: Mapping[str, Stored], shapes: Mapping[str, torch.Size]) -> None:
         missing = [to_theirs(name) for name in shapes if name not in tensors]
@@ -130,6 +153,14 @@ class Checkpoint:
         ]
         if wrong:
             raise ValueError(f"{self.directory}: shapes differ from config.json's: {_list(wrong)}")
+
+
+def _room(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for one of the model's tensors, in the order in which this machine multiplies it fastest."""
+    is_linear = name.startswith("blocks.") and len(shape) == 2
+    if is_linear and dtype == torch.float32 and kernels.outputs_first(shape, device):
+        return _reserve(shape[::-1], dtype, device).t()
+    return _reserve(shape, dtype, device)
 
 
 def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

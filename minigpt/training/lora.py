@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt.kernels import product
 from minigpt.linear import Linear
 from minigpt.model import GPT2
+from minigpt.weights import NothingDrawn
 
 # Shapes below:  in, out the widths of a linear layer · r rank
 
@@ -52,7 +54,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., in)  ->  (..., out)."""
         rows = x.reshape(-1, x.size(-1))
-        y = torch.addmm(self.bias, rows, self.weight)
+        y = product(rows, self.weight.t(), self.bias)
         narrow = F.dropout(rows, self.dropout, self.training) @ self.lora_a.to(rows.dtype)  # (rows, r)
         y = torch.addmm(y, narrow, self.lora_b.to(rows.dtype), alpha=self.scaling)
         return y.view(*x.shape[:-1], -1)
@@ -124,7 +126,7 @@ def merge(model: GPT2) -> GPT2:
     True
     """
     refuse_plain(model)
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         plain = GPT2(model.config)
     state = model.state_dict()
     copies = {name: state[name].clone() for name in plain.state_dict()}

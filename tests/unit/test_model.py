@@ -143,6 +143,30 @@ def test_weights_for_which_there_is_no_memory_are_told(monkeypatch):
         weights._reserve((1024, 1024), torch.float32, torch.device("cpu"))
 
 
+LOAD = """
+import sys
+from minigpt import GPT2
+from minigpt.sampler import generate
+
+generate(GPT2.from_pretrained(sys.argv[1]), [[1, 2, 3]], max_new_tokens=2)
+print([name for name in sys.modules if name.split(".")[:2] == ["torch", "_dynamo"]])
+"""
+
+
+def test_neither_loading_nor_generating_imports_torchs_compiler(model: GPT2, tmp_path: Path) -> None:
+    """It takes longer than everything else before the first token."""
+    model.save_pretrained(tmp_path)
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_building_a_model_to_be_loaded_draws_no_random_number(model: GPT2, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    GPT2.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 MEASURE = """
 import pathlib, sys
 from minigpt import GPT2

@@ -11,7 +11,7 @@ import pytest
 import minigpt
 
 PACKAGE = Path(minigpt.__file__).parent
-MODEL = {"config", "cache", "attention", "linear", "model", "weights"}
+MODEL = {"config", "cache", "attention", "kernels", "linear", "model", "weights"}
 COMMANDS = {
     "compare", "detect_watermark", "explore", "generate", "info", "merge_lora", "quantize", "score", "train",
     "train_tokenizer", "verify",
@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "errors": set(),
     "atomic": set(),
     "hub": set(),
-    "linear": set(),
+    "kernels": set(),
+    "linear": {"kernels"},
     "cache": {"config"},
     "attention": {"cache", "config", "linear"},
-    "weights": {"config"},
-    "model": {"attention", "atomic", "cache", "config", "hub", "linear", "weights"},
+    "weights": {"config", "kernels"},
+    "model": {"attention", "atomic", "cache", "config", "hub", "kernels", "linear", "weights"},
     "pretrained": {"hub", "model", "tokenizer"},
     "tokenizer": {"atomic", "hub", "tokenizer"},
     "data": {"atomic", "cli", "data", "tokenizer"},

@@ -1,0 +1,65 @@
+"""Which of torch's kernels multiplies float32 matrices on a CPU, by what was measured.
+
+Decoding multiplies few rows by large weights, again and again. torch has two libraries for that on x86, and
+by itself takes MKL. Milliseconds for the linear layers of gpt2 (124M), by the way the weights lie in memory:
+
+                                       (in, out), MKL    (in, out), oneDNN    (out, in), oneDNN
+    Intel Xeon (Sapphire Rapids), 1 row      15                25                    20
+    Intel Xeon (Sapphire Rapids), 8 rows     28                38                    27
+    AMD EPYC (Zen 4), 1 row                  21                19                    13
+    AMD EPYC (Zen 4), 8 rows                 44                22                    23
+
+and for its head, which is (out, in) already, 8 rows: MKL 20 and oneDNN 10 on Intel, 23 and 6 on AMD. So
+oneDNN is for every other processor than Intel's, whose MKL it is, and for the head where there are several rows.
+Small matrices stay with MKL: oneDNN takes 20 µs to begin.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALL = 1 << 19  # elements: 2 MB, what a core's own cache holds
+FEW_ROWS = 3  # up to which MKL reads each weight once, even (out, in)
+
+
+def _vendor() -> str:
+    """GenuineIntel, AuthenticAMD, or what else the operating system says of its processor."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text(encoding="utf-8") if info.exists() else platform.processor()
+
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ONEDNN = X86 and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+MKL_IS_FAST = "Intel" in _vendor()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product x · weightᵀ + bias, as `F.linear`, by the kernel that is fastest here.
+
+    Shapes: (..., in), (out, in)  ->  (..., out)
+
+    >>> product(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    tensor([[ 3.,  7., 11.]])
+    """
+    if weight.numel() >= SMALL and _onednn_is_faster(x, weight):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
+    return F.linear(x, weight, bias)
+
+
+def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
+    if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):  # it knows neither
+        return False
+    return not MKL_IS_FAST or (weight.is_contiguous() and x.numel() > FEW_ROWS * x.size(-1))
+
+
+def outputs_first(shape: tuple[int, ...], device: torch.device) -> bool:
+    """Whether an (in, out) weight is multiplied faster if each output's weights lie together in memory."""
+    return ONEDNN and not MKL_IS_FAST and device.type == "cpu" and shape[0] * shape[1] >= SMALL

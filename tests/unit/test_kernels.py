@@ -1,0 +1,113 @@
+"""Whichever kernel multiplies, the product is the same; and weights lie in memory as the machine likes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigpt import GPT2, GPT2Config, kernels
+
+pytestmark = pytest.mark.skipif(
+    not kernels.ONEDNN, reason="needs oneDNN on x86: elsewhere there is no choice"
+)
+
+
+@pytest.fixture(params=["intel", "another maker"])
+def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(kernels, "MKL_IS_FAST", request.param == "intel")
+    monkeypatch.setattr(kernels, "SMALL", 1000)
+    return str(request.param)
+
+
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that are called from now on."""
+    names: list[str] = []
+    onednn, mkl = torch.ops.mkldnn._linear_pointwise, F.linear
+
+    class Ops:
+        @staticmethod
+        def _linear_pointwise(*args: object) -> torch.Tensor:
+            names.append("onednn")
+            return onednn(*args)
+
+    monkeypatch.setattr(torch.ops, "mkldnn", Ops)
+    monkeypatch.setattr(kernels.F, "linear", lambda *args: (names.append("mkl"), mkl(*args))[1])
+    return names
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (4, 64), (2, 5, 64), (1, 1, 64), (130, 64)])
+@pytest.mark.parametrize("lies", ["(out, in)", "(in, out)"])
+@pytest.mark.parametrize("has_bias", [True, False])
+@torch.no_grad()
+def test_every_kernel_gives_the_product(
+    maker: str, shape: tuple[int, ...], lies: str, has_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(96, 64), torch.randn(96) if has_bias else None
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    if lies == "(in, out)":
+        weight = weight.t().contiguous().t()
+    torch.testing.assert_close(kernels.product(x, weight, bias).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_slice_of_a_larger_tensor_is_multiplied_as_its_copy(maker: str) -> None:
+    x, weight = torch.randn(5, 3, 64)[:, -1], torch.randn(96, 64)
+    torch.testing.assert_close(kernels.product(x, weight), kernels.product(x.clone(), weight))
+
+
+@pytest.mark.parametrize(
+    ("mkl_is_fast", "rows", "lies", "kernel"),
+    [
+        (True, 1, "(in, out)", "mkl"),
+        (True, 8, "(in, out)", "mkl"),
+        (True, 3, "(out, in)", "mkl"),
+        (True, 4, "(out, in)", "onednn"),
+        (False, 1, "(in, out)", "onednn"),
+        (False, 1, "(out, in)", "onednn"),
+    ],
+)
+@torch.no_grad()
+def test_the_kernel_is_the_one_that_was_measured_to_be_fastest(
+    mkl_is_fast: bool, rows: int, lies: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "MKL_IS_FAST", mkl_is_fast)
+    names = used(monkeypatch)
+    weight = torch.zeros(1024, 512) if lies == "(out, in)" else torch.zeros(512, 1024).t()
+    kernels.product(torch.zeros(rows, 512), weight)
+    kernels.product(torch.zeros(rows, 16), torch.zeros(16, 16))  # a small one stays with MKL
+    assert names == [kernel, "mkl"]
+
+
+def test_what_onednn_does_not_know_is_left_to_torch(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = used(monkeypatch)
+    x, weight = torch.randn(9, 64), torch.randn(96, 64, requires_grad=True)
+    kernels.product(x, weight).sum().backward()
+    with torch.no_grad():
+        kernels.product(x.double(), weight.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert kernels.product(x, weight).dtype == torch.bfloat16
+    assert names == ["mkl"] * 3
+    assert weight.grad is not None
+
+
+LARGE = GPT2Config(vocab_size=61, n_positions=48, n_embd=64, n_layer=2, n_head=4)
+
+
+def test_loaded_weights_lie_as_the_machine_multiplies_them_fastest(maker: str, tmp_path: Path) -> None:
+    fresh = GPT2(LARGE).eval()
+    fresh.save_pretrained(tmp_path / "first")
+    loaded = GPT2.from_pretrained(tmp_path / "first")
+    weight = loaded.blocks[1].mlp.up.weight
+    assert weight.shape == (64, 256)
+    assert (weight if maker == "intel" else weight.t()).is_contiguous()
+    assert loaded.position_embedding.weight.is_contiguous()
+    tokens = torch.arange(30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens), fresh(tokens), rtol=1e-5, atol=1e-5)
+    loaded.save_pretrained(tmp_path / "second")
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
