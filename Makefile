@@ -18,7 +18,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready ## a text from the bundled model
-	$(BIN)/python -m minigpt.generate "Once upon a time" --top-p 0.9 --seed 7 --max-new-tokens 120 --echo --stream
+	$(BIN)/python -m minigpt.generate "Once upon a time" --temperature 0.7 --top-p 0.9 --seed 1 --max-new-tokens 120 --echo --stream
 
 check: lint types unit ## what to run before a commit
 
@@ -49,20 +49,20 @@ test-hub: $(VENV)/ready ## the real gpt2 from the Hugging Face hub (needs a netw
 bench: $(VENV)/ready ## speed against transformers, in the same run
 	$(BIN)/python scripts/bench.py
 
-bench-readme: $(VENV)/ready ## ... and its table into README.md
-	$(BIN)/python scripts/bench.py --update README.md
+bench-docs: $(VENV)/ready ## ... and its table into README.md and docs/benchmarks.md
+	$(BIN)/python scripts/bench.py --update README.md docs/benchmarks.md
 
-readme: $(VENV)/ready ## the output that README.md shows
+readme: $(VENV)/ready ## the output that README.md and docs/ show
 	$(BIN)/python scripts/readme.py
 
 bench-train: $(VENV)/ready ## training: speed against transformers, and the losses of known recipes (20 minutes)
-	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update README.md
+	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update docs/training.md
 
 bench-drafts: $(VENV)/ready ## drafts: passes for each token and speed, against plain greedy
-	$(BIN)/python scripts/bench_drafts.py --corpus $(CORPUS) --update README.md
+	$(BIN)/python scripts/bench_drafts.py --corpus $(CORPUS) --update docs/benchmarks.md
 
-methods: $(VENV)/ready ## every decoding method measured on held-out tales, its table into README.md (15 minutes)
-	$(BIN)/python scripts/compare_methods.py --corpus $(CORPUS) --update README.md
+methods: $(VENV)/ready ## every decoding method measured on held-out tales, its table into docs/comparison.md (15 minutes)
+	$(BIN)/python scripts/compare_methods.py --corpus $(CORPUS) --update docs/comparison.md
 
 train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt, val.txt and MANIFEST.tsv (hours)
 	$(BIN)/python scripts/train_bundled.py --corpus $(CORPUS)
@@ -73,4 +73,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-readme bench-train bench-drafts methods readme train size-study clean
+.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-docs bench-train bench-drafts methods readme train size-study clean

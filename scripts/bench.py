@@ -1,7 +1,7 @@
 """Measures speed against transformers, both in the same run and taking turns.
 
     python scripts/bench.py                       print the table
-    python scripts/bench.py --update README.md    and put it between the file's bench marks
+    python scripts/bench.py --update docs/benchmarks.md    and put it between the file's bench marks
 
 Both sides have the same random weights at the shape of gpt2 (124M), float32, and must write the same tokens.
 Machines are noisy, so each round runs both, one after the other, and what counts is the median of the
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from pages import put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -115,28 +115,23 @@ def machine() -> str:
     )
 
 
-def put(text: str, page: Path, mark: str) -> None:
-    """Writes a text between the marks <!-- mark --> and <!-- /mark --> of a page."""
-    between = re.compile(f"(<!-- {mark} -->\n).*(<!-- /{mark} -->)", re.DOTALL)
-    old = page.read_text(encoding="utf-8")
-    page.write_text(between.sub(lambda match: match[1] + text + match[2], old), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into this file")
+    parser.add_argument(
+        "--update", type=Path, nargs="+", default=[], metavar="FILE", help="put the table into these pages"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     what = "gpt2's shape (124M, random weights), float32"
     text = f"{table(args.rounds)}\n\n{what}, {machine()}, by `make bench`.\n"
     print(text)
-    if args.update:
-        put(text, args.update, "bench")
+    for page in args.update:
+        put(text, page, "bench")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures lossless drafts: greedy text of the bundled model with prompt lookup against without.
 
     python scripts/bench_drafts.py --corpus ../shared/corpus                       print the table
-    python scripts/bench_drafts.py --corpus ../shared/corpus --update README.md    and put it into the file
+    python scripts/bench_drafts.py --corpus ../shared/corpus --update docs/benchmarks.md    and put it into the file
 
 Both sides must write the same tokens, and take turns, one round each, since machines are noisy; what counts is
 the median of the ratios. Passes are counted from outside, by a hook. Drafts by a second model are not measured:
@@ -15,7 +15,8 @@ import statistics
 from pathlib import Path
 
 import torch
-from bench import machine, ours, put, take_turns
+from bench import machine, ours, take_turns
+from pages import put
 
 import minigpt
 from minigpt import GPT2, Tokenizer

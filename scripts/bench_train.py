@@ -1,7 +1,7 @@
 """Measures training: speed against a plain loop around transformers, and the losses of known recipes.
 
     python scripts/bench_train.py --corpus ../shared/corpus                       print the tables
-    python scripts/bench_train.py --corpus ../shared/corpus --update README.md    and put them into the file
+    python scripts/bench_train.py --corpus ../shared/corpus --update docs/training.md    and put them into the file
 
 Speed: both sides have the same weights, windows, optimiser and precision, and take turns step by step, since
 machines are noisy; what counts is the median of the ratios. Losses: nanoGPT's character-level recipe for
@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bench import machine, put
+from bench import machine
+from pages import put
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel

@@ -1,7 +1,7 @@
 """Measures every decoding method on the bundled model, with prompts and human text from held-out tales.
 
     python scripts/compare_methods.py --corpus ../shared/corpus                       print the table
-    python scripts/compare_methods.py --corpus ../shared/corpus --update README.md    and put it into the file
+    python scripts/compare_methods.py --corpus ../shared/corpus --update docs/comparison.md    and put it into the file
 
 Below the table stands which parts of the published ordering the figures show, and which not: computed, not typed.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from bench import put
+from pages import put
 
 from minigpt import Tokenizer
 from minigpt.compare import __main__ as compare

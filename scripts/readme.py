@@ -1,4 +1,8 @@
-"""Runs the commands that README.md shows the output of, and writes what they print into it."""
+"""Runs what README.md and the pages in docs/ show the output of, and writes what is printed into them.
+
+<!-- output of: python -m minigpt.generate ... -->      the command's output, up to <!-- end -->
+<!-- printed by the Python above -->                    that of the block of Python before it
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,35 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+import textwrap
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCK = re.compile(r"(<!-- output of: python (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+from pages import ROOT
+
+from minigpt.atomic import replace_text
+
+COMMAND = re.compile(r"(<!-- output of: python (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PYTHON = re.compile(
+    r"(```python\n((?:(?!```).)*?)```\n\n<!-- printed by the Python above -->\n).*?(<!-- end -->)", re.DOTALL
+)
+WIDTH = 100  # columns that a page shows without scrolling
 
 
-def output(command: str) -> str:
-    run = [sys.executable, *shlex.split(command)]
-    return subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip()
+def output(*arguments: str) -> str:
+    run = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return "\n".join(textwrap.fill(line, WIDTH) for line in run.stdout.strip().splitlines())
+
+
+def block(text: str) -> str:
+    return f"```text\n{text}\n```\n"
 
 
 def main() -> None:
-    page = README.read_text(encoding="utf-8")
-    page = BLOCK.sub(lambda found: f"{found[1]}```text\n{output(found[2])}\n```\n{found[3]}", page)
-    README.write_text(page, encoding="utf-8")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        shown = COMMAND.sub(lambda m: m[1] + block(output(*shlex.split(m[2]))) + m[3], text)
+        shown = PYTHON.sub(lambda m: m[1] + block(output("-c", m[2])) + m[3], shown)
+        if shown != text:
+            replace_text(page, shown)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""Writing into README.md and the pages in docs/: what a script measured or printed goes between its marks.
+
+Marks are HTML comments: `<!-- name -->` and `<!-- /name -->` around a table.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from minigpt.atomic import replace_text
+
+ROOT = Path(__file__).parent.parent
+
+
+def put(text: str, page: Path, mark: str) -> None:
+    """Writes a text between the marks of a page.
+
+    Raises:
+        ValueError: the page does not have them, each once.
+    """
+    between = re.compile(f"(<!-- {re.escape(mark)} -->\n).*(<!-- /{re.escape(mark)} -->)", re.DOTALL)
+    page_text, n = between.subn(
+        lambda match: match[1] + text.strip() + "\n" + match[2], page.read_text("utf-8")
+    )
+    if n != 1:
+        raise ValueError(
+            f"{page} must have the marks <!-- {mark} --> and <!-- /{mark} --> once, not {n} times"
+        )
+    replace_text(page, page_text)
