@@ -16,6 +16,7 @@ from minigpt.training import optimiser as optim
 from minigpt.training.distributed import Processes, Sharded, Whole
 from minigpt.training.evaluate import sum_loss
 from minigpt.training.hardware import autocast
+from minigpt.training.schedule import cosine, wsd
 from minigpt.training.settings import Settings
 
 MAX_GRAD_NORM = 1.0  # the longest gradient; GPT-3 (Brown et al. 2020, appendix B) and its followers
@@ -41,17 +42,14 @@ class Learner:
             model.compile()
         self.spread = Sharded(model) if settings.shard else Whole(model, processes)
         self.model = self.spread.model
-        assert settings.lr is not None
-        self.optimiser = optim.adamw(self.model, settings.lr, settings.weight_decay, settings.beta2)
+        self.optimisers = _optimisers(self.model, settings)
         self.model.train()
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """Learns from the windows of one step, counted from 0; this process's loss, and the gradient's length."""
         s = self.settings
-        assert s.lr is not None
-        assert s.warmup is not None
         torch.manual_seed(_seed(s.seed, step, self.processes.rank))  # for dropout
-        optim.set_learning_rate(self.optimiser, optim.learning_rate(step, s.steps, s.warmup, s.lr))
+        optim.set_learning_rate(self.optimisers, _share(step, s))
         loss = torch.zeros((), device=self.device)
         for part in range(s.accumulate):
             first = (step * s.accumulate + part) * s.batch_size
@@ -59,8 +57,9 @@ class Learner:
             with self.spread.last_of_step(part == s.accumulate - 1):
                 loss += self._learn(rows.to(self.device, non_blocking=True))
         norm = torch.nn.utils.clip_grad_norm_(optim.trainable(self.model), MAX_GRAD_NORM)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.model.zero_grad()
         return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _learn(self, rows: Tensor) -> Tensor:
@@ -74,7 +73,24 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must hold, by reference; frozen weights are the base's and stay there."""
         weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {"model": weights, "optimiser": optim.state_by_name(self.model, self.optimiser)}
+        return {"model": weights, "optimiser": optim.state_by_name(self.model, self.optimisers)}
+
+
+def _optimisers(model: GPT2, s: Settings) -> optim.Optimisers:
+    assert s.lr is not None
+    if s.optimizer == "adamw":
+        return optim.adamw(model, s.lr, s.weight_decay, s.beta2)
+    assert s.adamw_lr is not None
+    return optim.muon(model, s.lr, s.weight_decay, s.adamw_lr, s.beta2)
+
+
+def _share(step: int, s: Settings) -> float:
+    """The share of the highest learning rates that a step is given."""
+    assert s.warmup is not None
+    if s.schedule == "cosine":
+        return cosine(step, s.steps, s.warmup)
+    assert s.decay is not None
+    return wsd(step, s.steps, s.warmup, s.decay)
 
 
 def _seed(*numbers: int) -> int:

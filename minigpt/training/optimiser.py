@@ -1,27 +1,54 @@
-"""AdamW as GPT-2-like models are trained with it, and its learning rate at every step."""
+"""The optimisers that GPT-2-like models are trained with: AdamW, or Muon for the matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from minigpt.training.muon import BlockMuon, block_matrices
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
-    """AdamW over all that is trainable; only matrices decay, not biases and norms.
+Optimisers = Sequence[torch.optim.Optimizer]
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float, beta2: float) -> Optimisers:
+    """AdamW over all that is trainable.
+
+    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101).
+    """
+    return [_adamw(list(trainable(model)), lr, weight_decay, beta2)]
+
+
+def muon(model: nn.Module, lr: float, weight_decay: float, adamw_lr: float, beta2: float) -> Optimisers:
+    """Muon over the matrices inside the blocks; AdamW over embeddings, norms, biases and an untied head.
+
+    Args:
+        model: a GPT-2, whole in this process.
+        lr: Muon's learning rate.
+        weight_decay: of matrices, in both.
+        adamw_lr: AdamW's learning rate.
+        beta2: AdamW's memory of squared gradients.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+    matrices = block_matrices(model)
+    chosen = {id(p) for p in matrices.values()}
+    rest = [p for p in trainable(model) if id(p) not in chosen]
+    first = BlockMuon(matrices, lr, weight_decay)
+    return [first, _adamw(rest, adamw_lr, weight_decay, beta2)] if rest else [first]
+
+
+def _adamw(learned: list[nn.Parameter], lr: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
+    """Only matrices decay, not biases and norms (Radford et al. 2018, section 4.1).
 
     Its state exists from the start, so that a checkpoint can be read straight into it.
-
-    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101); the groups as in Radford et al. 2018, section 4.1.
     """
-    learned = list(trainable(model))
     groups = [
         {"params": [p for p in learned if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [group | {"initial_lr": lr} for group in groups if group["params"]]
     optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     for p in learned:
         optimiser.state[p] = {
@@ -32,28 +59,25 @@ def adamw(model: nn.Module, lr: float, weight_decay: float, beta2: float) -> tor
     return optimiser
 
 
-def state_by_name(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimiser remembers of each parameter, under the parameter's name; shared, not copied."""
-    return {name: optimiser.state[p] for name, p in model.named_parameters() if p.requires_grad}
+def state_by_name(model: nn.Module, optimisers: Optimisers) -> dict[str, dict[str, Tensor]]:
+    """What the optimisers remember of each parameter, under the parameter's name; shared, not copied."""
+    named = {}
+    for name, p in model.named_parameters():
+        for optimiser in optimisers:
+            if isinstance(optimiser, BlockMuon) and name in optimiser.parts:
+                parts = enumerate(optimiser.parts[name])
+                named |= {f"{name}.{i}": optimiser.state[part] for i, part in parts}
+            elif p in optimiser.state:
+                named[name] = optimiser.state[p]
+    return named
 
 
-def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
-    """Up in a line over `warmup` steps, then down to zero along a cosine; `step` counts from 0.
-
-    Source: Loshchilov & Hutter 2017 (arXiv:1608.03983), equation 5; GPT (Radford et al. 2018) goes to zero, too.
-
-    >>> [round(learning_rate(step, 10, 2, 1.0), 2) for step in range(10)]
-    [0.5, 1.0, 1.0, 0.96, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04]
-    """
-    if step < warmup:
-        return highest * (step + 1) / warmup
-    return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = lr
+def set_learning_rate(optimisers: Optimisers, share: float) -> None:
+    """Gives every optimiser this share of its own highest learning rate."""
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["lr"] = share * group["initial_lr"]
 
 
 def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
+    """The parameters that learn; those of an adapter's base do not."""
     return (p for p in model.parameters() if p.requires_grad)

@@ -145,7 +145,7 @@ class Run:
         return {
             "step": step,
             "loss": loss,
-            "lr": self.learner.optimiser.param_groups[0]["lr"],
+            "lr": self.learner.optimisers[0].param_groups[0]["lr"],
             "grad_norm": norm,
             "tokens": step * tokens,
             "seconds": round(self.progress.seconds, 3),

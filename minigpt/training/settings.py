@@ -93,10 +93,19 @@ class Settings:
     batch_size: int = setting(12, "windows at once, over all processes (default: 12)", group="training", metavar="N",
         least=1)
     accumulate: int = setting(1, "batches to an update (default: 1)", group="training", metavar="N", least=1)
+    optimizer: str | None = setting(None, "what updates the matrices inside the blocks; AdamW updates all else "
+        "(default: muon for a new model, adamw with --init or --shard)", group="training", parse=str,
+        choices=["adamw", "muon"])
     lr: float | None = setting(None, "the highest learning rate (default: 6e-4 * 768 / width from scratch, 1e-4 "
         "with --init, 5e-4 with --lora)", group="training", parse=float, metavar="LR", least=0)
-    warmup: int | None = setting(None, "steps until it is reached; then a cosine down to zero (default: a twentieth)",
+    adamw_lr: float | None = setting(None, "that of AdamW beside Muon (default: half of --lr)", group="training",
+        parse=float, metavar="LR", least=0)
+    schedule: str = setting("cosine", "after the warm-up: a cosine down to zero, or wsd, constant until a final "
+        "decay (default: cosine)", group="training", parse=str, choices=["cosine", "wsd"])
+    warmup: int | None = setting(None, "steps until the highest learning rate is reached (default: a twentieth)",
         group="training", metavar="N", least=0)
+    decay: int | None = setting(None, "with --schedule wsd: steps at the end in which the learning rate falls to "
+        "zero (default: a fifth)", group="training", metavar="N", least=0, fixed=False)
     weight_decay: float = setting(0.1, "of matrices, not of biases and norms (default: 0.1)", group="training",
         parse=float, metavar="X", least=0)
     beta2: float = setting(0.99, "AdamW's memory of squared gradients; 0.95 for large batches (default: 0.99)",
@@ -143,6 +152,18 @@ class Settings:
                 )
         elif self.lora is not None:
             raise ValueError("--lora adapts a model that has learned something: add --init")
+        self._check_optimisation()
+
+    def _check_optimisation(self) -> None:
+        if self.optimizer == "muon" and self.shard:
+            raise ValueError(
+                "--shard splits every matrix over the processes, and Muon needs it whole: leave --shard out, "
+                "or begin a run with --optimizer adamw"
+            )
+        if self.adamw_lr is not None and self.optimizer == "adamw":
+            raise ValueError("--adamw-lr is the rate beside Muon: with --optimizer adamw, give --lr alone")
+        if self.decay is not None and self.schedule != "wsd":
+            raise ValueError(f"--decay {self.decay} belongs to --schedule wsd: add it, or leave --decay out")
 
     @property
     def val_share(self) -> float | None:
@@ -172,11 +193,18 @@ class Settings:
         # nanoGPT's at GPT-2's width; elsewhere as Yang et al. 2022 (arXiv:2203.03466) found it to go with width.
         scratch = min(5e-3, round(6e-4 * 768 / n_embd, 6))
         lr = scratch if self.init is None else 1e-4 if self.lora is None else 5e-4
-        warmup = self.steps // 20
+        lr = lr if self.lr is None else self.lr
+        whole = self.init is None and not self.shard
+        optimizer = self.optimizer or ("muon" if whole else "adamw")
+        beside = lr / 2 if optimizer == "muon" else None
+        decay = self.steps // 5 if self.schedule == "wsd" else None
         return replace(
             self,
-            lr=lr if self.lr is None else self.lr,
-            warmup=warmup if self.warmup is None else self.warmup,
+            optimizer=optimizer,
+            lr=lr,
+            adamw_lr=beside if self.adamw_lr is None else self.adamw_lr,
+            warmup=self.steps // 20 if self.warmup is None else self.warmup,
+            decay=decay if self.decay is None else self.decay,
         )
 
     def save(self, out: Path, facts: Mapping[str, Any]) -> None:
@@ -208,6 +236,7 @@ def load(out: Path) -> tuple[Settings, dict[str, Any]]:
     try:
         facts = json.loads((out / RUN).read_text(encoding="utf-8"))
         values = facts.pop("settings")
+        values = {"optimizer": "adamw", **values}  # runs of version 0.1 had no other, and did not name it
         return Settings(**{**values, "data": tuple(values["data"])}), facts
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{out / RUN} is damaged ({error}): begin another run in another --out") from None

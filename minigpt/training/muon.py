@@ -1,0 +1,70 @@
+"""Muon for the matrices inside GPT-2's blocks: momentum, made orthogonal before it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+QKV = "attn.qkv.weight"
+
+
+class BlockMuon(torch.optim.Muon):
+    """PyTorch's Muon, which takes the one matrix of queries, keys and values as the three that it is.
+
+    Each of the three has a meaning of its own, and gradients of its own size (those of the values are many times
+    those of queries and keys): one orthogonal matrix out of all three would let the largest decide. Our matrices are
+    (in, out), so the three lie side by side as columns. For the update itself it does not matter which way round a
+    matrix is stored: the orthogonal factor of a transpose is the transpose of the factor, and the scale below
+    depends on the longer side only.
+
+    Updates have AdamW's typical size (0.2 for each weight, times the learning rate), so that learning rates and
+    weight decays found for one serve the other.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale: Liu et al. 2025
+    (arXiv:2502.16982), section 2.2.
+
+    Args:
+        matrices: by name; whole in this process.
+        lr: the learning rate.
+        weight_decay: taken off at every step, times the learning rate.
+    """
+
+    def __init__(self, matrices: Mapping[str, nn.Parameter], lr: float, weight_decay: float) -> None:
+        self.matrices = dict(matrices)
+        # Views of the model's own memory: to update a part is to update the matrix.
+        self.parts = {
+            name: [nn.Parameter(part) for part in matrix.detach().chunk(_n_parts(name), dim=1)]
+            for name, matrix in matrices.items()
+        }
+        params = [part for parts in self.parts.values() for part in parts]
+        group: dict[str, Any] = {"params": params, "initial_lr": lr}
+        super().__init__([group], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        for part in params:  # from the start, so that a checkpoint can be read straight into it
+            self.state[part] = {"momentum_buffer": torch.zeros_like(part)}
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates every matrix by its gradient."""
+        for name, matrix in self.matrices.items():
+            assert matrix.grad is not None
+            for part, grad in zip(self.parts[name], matrix.grad.chunk(_n_parts(name), dim=1), strict=True):
+                part.grad = grad
+        super().step(closure)
+        for part in (part for parts in self.parts.values() for part in parts):
+            part.grad = None  # or it would keep the memory of the matrix's gradient
+
+
+def block_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable matrices inside the blocks, by name: what Muon is for.
+
+    Embeddings are matrices too, but each row is a token's own, and most rows have no gradient in a step; they are
+    left to AdamW, as is the head.
+    """
+    learned = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: p for name, p in learned if name.startswith("blocks.") and p.dim() == 2}
+
+
+def _n_parts(name: str) -> int:
+    return 3 if name.endswith(QKV) else 1
