@@ -79,9 +79,9 @@ class Learner:
 def _optimisers(model: GPT2, s: Settings) -> optim.Optimisers:
     assert s.lr is not None
     if s.optimizer == "adamw":
-        return optim.adamw(model, s.lr, s.weight_decay, s.beta2)
+        return [optim.adamw(optim.trainable(model), s.lr, s.weight_decay, s.beta2)]
     assert s.adamw_lr is not None
-    return optim.muon(model, s.lr, s.weight_decay, s.adamw_lr, s.beta2)
+    return optim.muon_and_adamw(model, s.lr, s.weight_decay, s.adamw_lr, s.beta2)
 
 
 def _share(step: int, s: Settings) -> float:

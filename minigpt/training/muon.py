@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 QKV = "attn.qkv.weight"
 
@@ -51,9 +51,14 @@ class BlockMuon(torch.optim.Muon):
             assert matrix.grad is not None
             for part, grad in zip(self.parts[name], matrix.grad.chunk(_n_parts(name), dim=1), strict=True):
                 part.grad = grad
-        super().step(closure)
+        super().step(closure)  # type: ignore[no-untyped-call]
         for part in (part for parts in self.parts.values() for part in parts):
             part.grad = None  # or it would keep the memory of the matrix's gradient
+
+    def state_by_name(self) -> dict[str, dict[str, Tensor]]:
+        """The momentum of every part, under its matrix's name and the part's number."""
+        parts = ((name, i, part) for name, some in self.parts.items() for i, part in enumerate(some))
+        return {f"{name}.{i}": self.state[part] for name, i, part in parts}
 
 
 def block_matrices(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,38 +12,37 @@ from minigpt.training.muon import BlockMuon, block_matrices
 Optimisers = Sequence[torch.optim.Optimizer]
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, beta2: float) -> Optimisers:
-    """AdamW over all that is trainable.
-
-    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101).
-    """
-    return [_adamw(list(trainable(model)), lr, weight_decay, beta2)]
-
-
-def muon(model: nn.Module, lr: float, weight_decay: float, adamw_lr: float, beta2: float) -> Optimisers:
+def muon_and_adamw(
+    model: nn.Module, lr: float, weight_decay: float, adamw_lr: float, beta2: float
+) -> Optimisers:
     """Muon over the matrices inside the blocks; AdamW over embeddings, norms, biases and an untied head.
 
     Args:
         model: a GPT-2, whole in this process.
-        lr: Muon's learning rate.
+        lr: Muon's highest learning rate.
         weight_decay: of matrices, in both.
-        adamw_lr: AdamW's learning rate.
+        adamw_lr: AdamW's highest learning rate.
         beta2: AdamW's memory of squared gradients.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
     matrices = block_matrices(model)
-    chosen = {id(p) for p in matrices.values()}
-    rest = [p for p in trainable(model) if id(p) not in chosen]
-    first = BlockMuon(matrices, lr, weight_decay)
-    return [first, _adamw(rest, adamw_lr, weight_decay, beta2)] if rest else [first]
+    taken = {id(p) for p in matrices.values()}
+    rest = [p for p in trainable(model) if id(p) not in taken]
+    muon = BlockMuon(matrices, lr, weight_decay)
+    return [muon, adamw(rest, adamw_lr, weight_decay, beta2)] if rest else [muon]
 
 
-def _adamw(learned: list[nn.Parameter], lr: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
-    """Only matrices decay, not biases and norms (Radford et al. 2018, section 4.1).
+def adamw(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, beta2: float
+) -> torch.optim.AdamW:
+    """AdamW as GPT-2-like models are trained with it: only matrices decay, not biases and norms.
 
     Its state exists from the start, so that a checkpoint can be read straight into it.
+
+    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101); the groups as in Radford et al. 2018, section 4.1.
     """
+    learned = list(parameters)
     groups = [
         {"params": [p for p in learned if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0},
@@ -61,14 +60,14 @@ def _adamw(learned: list[nn.Parameter], lr: float, weight_decay: float, beta2: f
 
 def state_by_name(model: nn.Module, optimisers: Optimisers) -> dict[str, dict[str, Tensor]]:
     """What the optimisers remember of each parameter, under the parameter's name; shared, not copied."""
-    named = {}
-    for name, p in model.named_parameters():
-        for optimiser in optimisers:
-            if isinstance(optimiser, BlockMuon) and name in optimiser.parts:
-                parts = enumerate(optimiser.parts[name])
-                named |= {f"{name}.{i}": optimiser.state[part] for i, part in parts}
-            elif p in optimiser.state:
-                named[name] = optimiser.state[p]
+    named: dict[str, dict[str, Tensor]] = {}
+    for optimiser in optimisers:
+        if isinstance(optimiser, BlockMuon):
+            named |= optimiser.state_by_name()
+        else:
+            named |= {
+                name: optimiser.state[p] for name, p in model.named_parameters() if p in optimiser.state
+            }
     return named
 
 

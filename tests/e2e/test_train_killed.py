@@ -120,6 +120,21 @@ def test_killed(text: Path, whole: Path, tmp_path: Path, when: str) -> None:
     assert any("is finished" in line for line in lines) == (last == STEPS)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_killed_with_any_optimiser_and_schedule(
+    text: Path, tmp_path: Path, optimizer: str, schedule: str
+) -> None:
+    given = (*RUN, "--optimizer", optimizer, "--schedule", schedule, "--warmup", 2)
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    well(train(*flags(text, whole, *given)))
+    kill = partial(die_in, Learner, "step", 8)
+    assert trainer.run(tmp_path / "log", *flags(text, out, *given), before=kill).code == 9
+    assert checkpoints(out) == ["step-00000003", "step-00000006"]
+    well(train("--resume", "--out", out))
+    assert_same_run(out, whole)
+
+
 def test_half_a_line_of_metrics_is_written_again(text: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert (

@@ -23,6 +23,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 COMMAND = ("-m", "minigpt.train")
 # The learning rate of a step must not depend on how many there will be: some runs here end where they are stopped.
 SHAPE = ("--n-layer", 2, "--accumulate", 2, "--val", 0.2, "--lr", 0.3, "--warmup", 1000, "--device", "cpu")
+ADAMW = ("--optimizer", "adamw")  # what a sharded run can go on with
 RHYTHM = ("--steps", 8, "--eval-every", 4, "--checkpoint-every", 4)
 ENDLESS = ("--steps", 3000)
 
@@ -124,7 +125,7 @@ def text(folder: Folder) -> Path:
 def alone(text: Path, folder: Folder) -> Path:
     """One process, never stopped: what all others are compared with."""
     out = folder("alone")
-    well(train(*flags(text, out, *SHAPE, *RHYTHM)))
+    well(train(*flags(text, out, *SHAPE, *ADAMW, *RHYTHM)))
     losses = [line["loss"] for line in metrics(out)]
     assert losses[-1] < losses[0] - 0.1
     return out
@@ -178,6 +179,26 @@ def test_one_process_goes_on_where_two_stopped(
     assert checkpoints(out) == ["step-00000006"]
     well(train("--resume", "--out", out))
     assert_like(out, alone)
+
+
+def test_muon_takes_the_same_steps_in_two_processes(text: Path, folder: Folder) -> None:
+    one, two = folder("one"), folder("two")
+    given = (*SHAPE, "--optimizer", "muon", "--lr", 0.02, "--warmup", 2, "--schedule", "wsd", *RHYTHM)
+    well(train(*flags(text, one, *given)))
+    result = torchrun(*flags(text, two, *given), worker=write_worker(folder("worker.py")))
+    assert result.code == 0, result.err
+    # Muon rounds to bfloat16: what differs by an order of sums may fall to the other side
+    (lines, _), (other_lines, _) = learned(two), learned(one)
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in other_lines], rel=1e-3)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
+
+
+def test_a_sharded_run_refuses_muon(text: Path, tmp_path: Path) -> None:
+    result = torchrun(*flags(text, tmp_path / "out", *SHAPE, "--shard", "--optimizer", "muon"))
+    assert result.code != 0
+    (line,) = ours(result)
+    assert line.startswith("--shard splits every matrix over the processes, and Muon needs it whole")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_message_is_said_once(doubled: tuple[Path, list[str]]) -> None:

@@ -128,7 +128,7 @@ def test_steps_are_those_of_a_plain_loop_around_transformers(
     text: Path, tmp_path: Path, checkpointed: bool
 ) -> None:
     settings = Settings(
-        batch_size=4, accumulate=2, steps=STEPS, warmup=WARMUP, lr=LR, weight_decay=DECAY, beta2=BETA2,
+        optimizer="adamw", batch_size=4, accumulate=2, steps=STEPS, warmup=WARMUP, lr=LR, weight_decay=DECAY, beta2=BETA2,
         gradient_checkpointing=checkpointed,
     )  # fmt: skip
     file = tokenise([text], byte_tokenizer(), tmp_path / "tokens")

@@ -63,7 +63,7 @@ def close(a, b, tolerance=1e-6):
 
 def test_only_matrices_decay():
     model = new_model(tie_word_embeddings=False)
-    adamw = optimiser.adamw(model, 0.1, 0.3, 0.9)
+    adamw = optimiser.adamw(optimiser.trainable(model), 0.1, 0.3, 0.9)
     decay = {id(p): group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
     found = {name: decay[id(p)] for name, p in model.named_parameters()}
     assert len(decay) == len(found)
@@ -74,8 +74,8 @@ def test_only_matrices_decay():
 def test_what_is_frozen_is_not_the_optimisers_business():
     model = new_model()
     lora.attach(model, 2)
-    adamw = optimiser.adamw(model, 0.1, 0.3, 0.9)
-    named = optimiser.state_by_name(model, adamw)
+    adamw = optimiser.adamw(optimiser.trainable(model), 0.1, 0.3, 0.9)
+    named = optimiser.state_by_name(model, [adamw])
     assert named
     assert all(name.endswith(("lora_a", "lora_b")) for name in named)
     assert {id(p) for g in adamw.param_groups for p in g["params"]} == {
@@ -88,12 +88,12 @@ def test_steps_are_those_of_the_paper():
     lr, decay, beta1, beta2, eps = 0.05, 0.1, 0.9, 0.95, 1e-8
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 3)
-    adamw = optimiser.adamw(model, 1.0, decay, beta2)
+    adamw = optimiser.adamw(model.parameters(), lr, decay, beta2)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
     m = {name: torch.zeros_like(p) for name, p in expected.items()}
     v = {name: torch.zeros_like(p) for name, p in expected.items()}
     for t in range(1, 6):
-        optimiser.set_learning_rate(adamw, lr / t)
+        optimiser.set_learning_rate([adamw], 1 / t)
         for name, p in model.named_parameters():
             p.grad = torch.randn_like(p)
             g = p.grad.double()
@@ -106,29 +106,14 @@ def test_steps_are_those_of_the_paper():
     close({name: p.detach().double() for name, p in model.named_parameters()}, expected)
 
 
-STEPS = st.integers(1, 200)
-
-
-@given(STEPS, st.integers(0, 250), st.sampled_from([0.0, 1e-9, 6e-4, 0.1, 3.0]))
-def test_the_learning_rate_goes_up_in_a_line_and_down_a_cosine(steps, warmup, highest):
-    rates = [optimiser.learning_rate(step, steps, warmup, highest) for step in range(steps)]
-    assert all(0 <= rate <= highest * (1 + 1e-9) for rate in rates)
-    up, down = rates[:warmup], rates[warmup:]
-    assert up == [highest * (step + 1) / warmup for step in range(len(up))]
-    assert down == sorted(down, reverse=True)
-    if down:
-        assert down[0] == pytest.approx(highest)  # reached as the warmup ends
-        assert highest == 0 or down[-1] > 0  # the last step, too, is one
-        middle = optimiser.learning_rate(warmup + (steps - warmup) / 2, steps, warmup, highest)
-        assert middle == pytest.approx(highest / 2)
-        assert optimiser.learning_rate(steps, steps, warmup, highest) == pytest.approx(0)
-
-
 # ------------------------------------------------------------------------------ a step
 
 
 def test_four_batches_of_two_are_one_of_eight():
-    whole, parts = learner(batch_size=8), learner(batch_size=2, accumulate=4)
+    # Muon rounds to bfloat16, and another order of sums may fall to the other side
+    whole, parts = (
+        learner(optimizer="adamw", **how) for how in ({"batch_size": 8}, {"batch_size": 2, "accumulate": 4})
+    )
     for step in range(3):
         (loss, norm), (same_loss, same_norm) = whole.step(step), parts.step(step)
         torch.testing.assert_close(loss, same_loss)
@@ -143,7 +128,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_targets():
     expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
     expected.backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in one.model.parameters()))
-    one.optimiser.zero_grad()
+    one.model.zero_grad()
     loss, found_norm = one.step(1)
     torch.testing.assert_close(loss, expected.detach())
     assert found_norm.item() == pytest.approx(norm, rel=1e-5)
@@ -158,7 +143,7 @@ def test_a_long_gradient_is_cut_to_its_limit(monkeypatch):
 
     with torch.no_grad():
         one.model.final_norm.weight.mul_(50)
-    one.optimiser.register_step_pre_hook(look)
+    one.optimisers[0].register_step_pre_hook(look)
     _, norm = one.step(0)
     assert norm.item() > MAX_GRAD_NORM
     assert norms == [pytest.approx(MAX_GRAD_NORM, rel=1e-3)]

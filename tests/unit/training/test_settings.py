@@ -1,5 +1,6 @@
 """What decides a run: ranges, defaults, what may change on the way; and what is measured of the machine."""
 
+import json
 import math
 from dataclasses import asdict, replace
 
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 
 RANGES = {
     "n_layer": 0, "n_head": 0, "n_embd": 0, "context": 0, "lora": 0, "steps": 0, "batch_size": 0, "accumulate": 0,
-    "lr": -1e-9, "warmup": -1, "weight_decay": -0.1, "seed": -1, "eval_every": 0, "eval_tokens": 0,
+    "lr": -1e-9, "adamw_lr": -1e-9, "warmup": -1, "decay": -1, "weight_decay": -0.1, "seed": -1, "eval_every": 0, "eval_tokens": 0,
     "checkpoint_every": 0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
 }  # fmt: skip
 
@@ -70,6 +71,42 @@ def test_defaults_that_follow_from_others():
     assert given.settled(192) == given
 
 
+def test_muon_trains_new_models_and_adamw_all_others():
+    new, tuned, sharded = (Settings(**how).settled(768) for how in ({}, {"init": "x"}, {"shard": True}))
+    assert [s.optimizer for s in (new, tuned, sharded)] == ["muon", "adamw", "adamw"]
+    assert (new.adamw_lr, tuned.adamw_lr) == (3e-4, None)
+    assert Settings(lr=0.1, optimizer="muon", init="x").settled(768).adamw_lr == 0.05
+    assert Settings(adamw_lr=0.2).settled(768).adamw_lr == 0.2
+
+
+def test_only_wsd_has_a_decay():
+    assert Settings(steps=500).settled(768).decay is None
+    assert Settings(steps=500, schedule="wsd").settled(768).decay == 100
+    assert Settings(steps=500, schedule="wsd", decay=7).settled(768).decay == 7
+
+
+def test_optimisers_and_schedules_that_do_not_go_together():
+    with pytest.raises(ValueError, match="--shard splits every matrix over the processes, and Muon needs it"):
+        Settings(optimizer="muon", shard=True)
+    with pytest.raises(ValueError, match="--shard splits every matrix over the processes, and Muon needs it"):
+        Settings().settled(768).resumed({"shard": True})
+    with pytest.raises(ValueError, match="--adamw-lr is the rate beside Muon: with --optimizer adamw, give"):
+        Settings(init="x", adamw_lr=0.1).settled(768)
+    with pytest.raises(ValueError, match="--decay 7 belongs to --schedule wsd: add it, or leave --decay out"):
+        Settings(decay=7)
+
+
+def test_a_run_of_the_first_version_goes_on_with_adamw(tmp_path):
+    before = {
+        name: value
+        for name, value in asdict(Settings()).items()
+        if name not in ("optimizer", "adamw_lr", "schedule", "decay")
+    }
+    (tmp_path / "run.json").write_text(json.dumps({"settings": before}))
+    settings, _ = settings_module.load(tmp_path)
+    assert (settings.optimizer, settings.schedule) == ("adamw", "cosine")
+
+
 def test_a_shape_is_the_named_one_with_what_is_given():
     small = Settings(
         config="gpt2" if "gpt2" in settings_module.SHAPES else "small", n_layer=3, context=99, dropout=0.2
@@ -89,14 +126,14 @@ def test_a_run_keeps_what_decides_its_result():
     fixed = {
         "batch_size": 8, "accumulate": 2, "lr": 0.2, "warmup": 4, "seed": 1, "dropout": 0.1, "context": 8, "lora": 2,
         "weight_decay": 0.0, "beta2": 0.9, "dtype": "float32", "init": "bundled", "tokenizer": "bytes", "text_field": "x",
-        "eval_tokens": 5,
+        "eval_tokens": 5, "optimizer": "muon", "adamw_lr": 0.01, "schedule": "wsd",
     }  # fmt: skip
     for name, value in fixed.items():
         message = f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and goes on with it"
         with pytest.raises(ValueError, match=message):
             run.resumed({name: value})
     free = {"data", "val", "token_cache", "steps", "eval_every", "checkpoint_every", "logger", "device", "threads",
-            "compile", "gradient_checkpointing", "shard"}  # fmt: skip
+            "compile", "gradient_checkpointing", "shard", "decay"}  # fmt: skip
     assert {*asdict(run)} - fixed.keys() - free == {
         "config",
         "n_layer",
