@@ -1,0 +1,180 @@
+"""The logit lens: what the model would predict if it ended after an earlier layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.interp.points import expand, point_of
+from minigpt.interp.recording import Recording
+from minigpt.interp.tuned_lens import TunedLens
+from minigpt.model import GPT2
+
+# Shapes below:  N layers of the lens · B rows · T tokens · D n_embd · V vocab_size
+
+AFTER_EACH_LAYER = ("embed", "blocks.*.resid_post")
+
+
+@dataclass(frozen=True)
+class LensReading:
+    """What each layer would predict; layers in the order of the model, the last one's is its prediction.
+
+    Shapes: `top_tokens` and `top_logprobs` (N, B, T, top); `entropy`, `kl` and `rank` (N, B, T); `targets` (B, T)
+    """
+
+    points: list[str]
+    tokens: Tensor  # (B, T)
+    top_tokens: Tensor
+    top_logprobs: Tensor  # nats
+    entropy: Tensor  # of the prediction, in nats
+    kl: Tensor  # KL(last layer || this layer), in nats
+    targets: Tensor
+    rank: Tensor  # of the target: 1 is the likeliest
+
+    def __repr__(self) -> str:
+        rows, n = self.tokens.shape
+        return f"LensReading({len(self.points)} layers, {rows} x {n} tokens)"
+
+
+def logit_lens(
+    model: GPT2,
+    seen: Recording,
+    points: Sequence[str] = AFTER_EACH_LAYER,
+    *,
+    targets: Tensor | None = None,
+    top: int = 5,
+    tuned: TunedLens | None = None,
+) -> LensReading:
+    """Reads the residual stream at each point as if it were the last: softmax(LN_f(x) W_U).
+
+    The final norm is computed anew at each point. The last row is the model's own prediction.
+
+    Args:
+        model: that was recorded.
+        seen: a recording with these points and the last `resid_post`.
+        points: of the stream: also `resid_mid`, between attention and MLP.
+        targets: tokens (B, T) whose rank is wanted; the model's own choices unless given.
+        top: how many of the likeliest tokens to keep.
+        tuned: translates each layer first; see `TunedLens`.
+
+    Raises:
+        KeyError: a point was not recorded.
+        ValueError: a point is none of the stream.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+
+    >>> import minigpt
+    >>> from minigpt.interp import record_text
+    >>> model, tokenizer = minigpt.load()
+    >>> seen = record_text(model, tokenizer.encode("Once upon a"), "embed", "blocks.*.resid_post")
+    >>> reading = logit_lens(model, seen)
+    >>> tokenizer.decode([int(reading.top_tokens[-1, 0, -1, 0])]), reading.rank[-1, 0].tolist()
+    (' time', [1, 1, 1])
+    """
+    names = expand(model.config, points)
+    require_stream(names)
+    last = lens_logprobs(model, seen[last_point(model)])  # (B, T, V)
+    if targets is None:
+        targets = last.argmax(-1)
+    columns: list[list[Tensor]] = []
+    for name in names:  # one layer at a time: all of them at once would be N x T x V numbers
+        logprobs = lens_logprobs(model, seen[name], name, tuned)
+        best = logprobs.topk(min(top, logprobs.size(-1)))
+        target = logprobs.gather(-1, targets[..., None])
+        columns.append([
+            best.indices, best.values,
+            -(logprobs.exp() * logprobs).nan_to_num().sum(-1),
+            (last.exp() * (last - logprobs)).nan_to_num().sum(-1),
+            (logprobs > target).sum(-1) + 1,
+        ])  # fmt: skip
+    tokens, logprobs, entropy, kl, rank = (torch.stack(column) for column in zip(*columns, strict=True))
+    return LensReading(names, seen.tokens, tokens, logprobs, entropy, kl, targets, rank)
+
+
+def best_in_any_layer(
+    model: GPT2,
+    seen: Recording,
+    points: Sequence[str] = AFTER_EACH_LAYER,
+    *,
+    row: int = 0,
+    position: int | None = None,
+    n: int = 5,
+    tuned: TunedLens | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The `n` tokens that come closest to the top at any layer, and their rank at each of them.
+
+    A token may be the best guess half-way and forgotten at the end: the last layer's favourites do not show it.
+
+    Args:
+        row: which text of the batch.
+        position: of which prediction, counted from the row's first token; the last unless given.
+
+    Shapes: token ids (n,), ranks from 1 (N, n)
+
+    Raises:
+        IndexError: there is no such row or position.
+
+    >>> import minigpt
+    >>> from minigpt.interp import record_text
+    >>> model, tokenizer = minigpt.load()
+    >>> seen = record_text(model, tokenizer.encode("Once upon a"), "embed", "blocks.*.resid_post")
+    >>> tokens, ranks = best_in_any_layer(model, seen, n=3)
+    >>> ranks.amin(0)
+    tensor([1, 1, 1])
+    """
+    names, alone = expand(model.config, points), seen.row(row)
+    require_stream(names)
+    at = position_in(alone, position)
+    logprobs = torch.stack(
+        [lens_logprobs(model, alone[name][0, at], name, tuned) for name in names]
+    )  # (N, V)
+    ranks = logprobs.argsort(descending=True).argsort() + 1
+    best = ranks.amin(0)
+    # Of equal ranks, that comes first which is reached in a later layer.
+    when = (ranks == best).long().cumsum(0).argmax(0)
+    tokens = (best * len(names) - when).argsort()[:n]
+    return tokens, ranks[:, tokens]
+
+
+def lens_logprobs(model: GPT2, x: Tensor, name: str = "", tuned: TunedLens | None = None) -> Tensor:
+    """Log-probabilities that a piece of the stream stands for: (..., D)  ->  (..., V), float32 at least."""
+    with torch.no_grad():
+        x = x if tuned is None else tuned(x, name)
+        # `.forward`, not a call: nobody who watches the model should take this for a pass.
+        normed = model.final_norm.forward(x)
+        logits = model.head.forward(normed, model.token_embedding.weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def last_point(model: GPT2) -> str:
+    return f"blocks.{model.config.n_layer - 1}.resid_post"
+
+
+def require_stream(names: Sequence[str]) -> None:
+    """Raises ValueError for a point that is none of the residual stream."""
+    other = [
+        name for name in names if point_of(name).name not in ("embed", "resid_pre", "resid_mid", "resid_post")
+    ]
+    if other:
+        raise ValueError(
+            f"{other[0]} is not the residual stream: a lens reads embed, resid_pre, resid_mid, resid_post"
+        )
+
+
+def position_in(alone: Recording, position: int | None) -> int:
+    """The index of a position in a recording of one text; None is the last.
+
+    Raises:
+        IndexError: the recording does not have it.
+    """
+    n = alone.tokens.size(1)
+    if position is None:
+        return n - 1
+    if not 0 <= position - alone.start < n:
+        raise IndexError(
+            f"there is no position {position}: the recording has {alone.start} to {alone.start + n - 1}"
+        )
+    return position - alone.start
