@@ -1,0 +1,128 @@
+"""Direct logit attribution: which part of the model wrote how much of a logit into the residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from torch import Tensor
+
+from minigpt.interp.dense import bias, block_of, head_weights, unembedding
+from minigpt.interp.lens import last_point, position_in
+from minigpt.interp.recording import Recording
+from minigpt.model import GPT2
+
+# Shapes below:  C components · K head dimension · D n_embd
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A number and the parts that sum to it.
+
+    `values` (C,) float64 belong to `names`; `total` is what they explain, as the model computed it.
+    """
+
+    names: list[str]
+    values: Tensor
+    total: float
+
+    @property
+    def remainder(self) -> float:
+        """What the parts leave unexplained: the rounding of the model's own arithmetic, and nothing else."""
+        return self.total - float(self.values.sum())
+
+    def largest(self, n: int = 10) -> list[tuple[str, float]]:
+        """The parts that matter most, whatever their sign."""
+        order = self.values.abs().argsort(descending=True)[:n].tolist()
+        return [(self.names[i], float(self.values[i])) for i in order]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {value:+.3f}" for name, value in self.largest(3))
+        return f"Attribution({self.total:+.3f} in {len(self.names)} parts: {parts}, ...)"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{value:+.3f}</td></tr>" for name, value in self.largest()
+        )
+        return f"<table><tr><th>part of {self.total:+.3f}</th><th>largest</th></tr>{rows}</table>"
+
+
+def direct_attribution(
+    model: GPT2,
+    seen: Recording,
+    target: int,
+    minus: int | None = None,
+    *,
+    row: int = 0,
+    position: int | None = None,
+) -> Attribution:
+    """What every head, MLP, embedding and bias adds to a logit, or to the difference of two.
+
+    logit_t = sum over components c of ((c - mean c) * weight / sigma) . W_U[t]  +  bias . W_U[t]
+
+    with weight, bias and sigma of the final norm, sigma being that of the whole stream ("frozen"): so the
+    parts sum to the logit exactly. It is the *direct* effect: what later layers make of a component, and
+    what they would do without it, is not in it (see `ablate`).
+
+    Args:
+        model: that was recorded, with plain weights.
+        seen: a recording with every `attn.z` and `mlp.out`, and the last `resid_post`.
+        target: the token whose logit is explained.
+        minus: the token whose logit is subtracted from it.
+        row: which text of the batch.
+        position: of which prediction, counted from the row's first token; the last unless given.
+
+    Raises:
+        KeyError: a point was not recorded.
+        IndexError: there is no such row, position or token.
+        ValueError: the weights are quantised.
+
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+
+    >>> import minigpt
+    >>> from minigpt.interp import record_text
+    >>> model, tokenizer = minigpt.load()
+    >>> seen = record_text(model, tokenizer.encode("Once upon a"))
+    >>> (time,) = tokenizer.encode(" time")
+    >>> parts = direct_attribution(model, seen, time)
+    >>> abs(parts.remainder) < 1e-3, len(parts.names)
+    (True, 45)
+    """
+    alone, unembed = seen.row(row), unembedding(model).double()
+    for token in (target, minus):
+        if token is not None and not 0 <= token < len(unembed):
+            raise IndexError(f"there is no token {token}: the model knows ids from 0 to {len(unembed) - 1}")
+    at = position_in(alone, position)
+    direction = unembed[target] if minus is None else unembed[target] - unembed[minus]
+    names, parts = components(model, alone, at)
+    norm = model.final_norm
+    stream = alone[last_point(model)][0, at].double()
+    weight = norm.weight.detach().double()
+    sigma = (stream.var(unbiased=False) + norm.eps).sqrt()
+    centred = parts - parts.mean(-1, keepdim=True)
+    values = (centred * weight / sigma) @ direction
+    rest = norm.bias.detach().double() @ direction
+    normed = (stream - stream.mean()) * weight / sigma + norm.bias.detach().double()
+    return Attribution(
+        [*names, "final_norm.bias"], torch.cat([values, rest[None]]), float(normed @ direction)
+    )
+
+
+def components(model: GPT2, alone: Recording, at: int) -> tuple[list[str], Tensor]:
+    """All that was added to the stream at one place of one text: names, and float64 (C, D)."""
+    token = int(alone.tokens[0, at])
+    parts = {
+        "token_embedding": model.token_embedding.weight[token],
+        "position_embedding": model.position_embedding.weight[alone.start + at],
+    }
+    for layer in range(model.config.n_layer):
+        block = block_of(model, layer)
+        name = f"blocks.{layer}."
+        for head, z in enumerate(alone[name + "attn.z"][0, :, at]):
+            parts[f"{name}attn.head.{head}"] = z.double() @ head_weights(model, layer, head).out.double()
+        parts[name + "attn.bias"] = bias(block.attn.out)
+        mlp_bias = bias(block.mlp.down)
+        parts[name + "mlp"] = alone[name + "mlp.out"][0, at].double() - mlp_bias.double()
+        parts[name + "mlp.bias"] = mlp_bias
+    return list(parts), torch.stack([part.detach().double() for part in parts.values()])

@@ -1,0 +1,60 @@
+"""The weights that analyses of weights need, as plain matrices; the one place that knows where they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from minigpt.linear import Linear
+from minigpt.model import GPT2, Block, UntiedHead
+
+# Shapes below:  H heads · K head dimension · D n_embd · V vocab_size
+
+
+class HeadWeights(NamedTuple):
+    """One attention head: what it reads by, and what it writes."""
+
+    q: Tensor  # (D, K)
+    k: Tensor  # (D, K)
+    v: Tensor  # (D, K)
+    out: Tensor  # (K, D)
+
+
+def dense_weight(linear: nn.Module) -> Tensor:
+    """The matrix of a linear layer: (in, out).
+
+    Raises:
+        ValueError: its weights are of another kind, as after `quantize`.
+    """
+    if not isinstance(linear, Linear):
+        raise ValueError(
+            f"this analysis reads weights, and a {type(linear).__name__} has none that are plain: "
+            "load the model without quantize="
+        )
+    return linear.weight.detach()
+
+
+def bias(linear: nn.Module) -> Tensor:
+    """What a linear layer adds whatever it reads: (out,)."""
+    dense_weight(linear)
+    assert isinstance(linear, Linear)
+    return linear.bias.detach()
+
+
+def block_of(model: GPT2, layer: int) -> Block:
+    return cast(Block, model.blocks[layer])
+
+
+def head_weights(model: GPT2, layer: int, head: int) -> HeadWeights:
+    """The weights of one head; the norm before it is not in them."""
+    attn, size = block_of(model, layer).attn, model.config.head_dim
+    here = slice(head * size, (head + 1) * size)
+    q, k, v = dense_weight(attn.qkv).chunk(3, 1)
+    return HeadWeights(q[:, here], k[:, here], v[:, here], dense_weight(attn.out)[here])
+
+
+def unembedding(model: GPT2) -> Tensor:
+    """The matrix of the head, tied or not: (V, D)."""
+    head = model.head
+    return (head.weight if isinstance(head, UntiedHead) else model.token_embedding.weight).detach()

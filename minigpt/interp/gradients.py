@@ -1,0 +1,158 @@
+"""Which tokens of the text a prediction depends on, by gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.interp.edit import edit
+from minigpt.interp.record import record
+from minigpt.model import GPT2
+
+# Shapes below:  N steps · T tokens · D n_embd
+
+AT_ONCE = 10  # steps of the path that are read side by side
+
+
+@dataclass(frozen=True)
+class TokenAttribution:
+    """One number for each token of a text, of a logit `value` that is `baseline` when no token is known."""
+
+    tokens: list[int]
+    values: Tensor  # (T,)
+    value: float
+    baseline: float | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """|sum - (value - baseline)|: what an exact integral would leave at 0; None where there is no baseline."""
+        if self.baseline is None:
+            return None
+        return abs(float(self.values.sum()) - (self.value - self.baseline))
+
+    def __repr__(self) -> str:
+        gap = "" if self.gap is None else f", gap {self.gap:.2g}"
+        return f"TokenAttribution({len(self.tokens)} tokens, value {self.value:+.3f}{gap})"
+
+
+def input_x_gradient(
+    model: GPT2, tokens: Sequence[int], target: int, minus: int | None = None, *, position: int | None = None
+) -> TokenAttribution:
+    """How much a logit would change with each token's embedding, to first order: sum_d e_d * df/de_d.
+
+    Args:
+        model: whose logit it is.
+        tokens: the text.
+        target: the token whose logit f is explained.
+        minus: the token whose logit is subtracted from it.
+        position: of which prediction; the last unless given.
+
+    Raises:
+        IndexError: there is no such position or token.
+        ValueError: the text is empty or too long.
+
+    Source: Shrikumar et al. 2016, "Not Just a Black Box".
+
+    >>> import minigpt
+    >>> model, tokenizer = minigpt.load()
+    >>> input_x_gradient(model, tokenizer.encode("Once upon a"), target=300).values.shape
+    torch.Size([3])
+    """
+    text = torch.tensor([list(tokens)], device=model.device)
+    logit = _Logit(target, minus, position, text.size(1), model.config.vocab_size)
+    with torch.enable_grad(), record(model, "embed", grad=True) as seen:
+        f = logit(model(text)).sum()
+        (gradient,) = torch.autograd.grad(f, seen["embed"])
+    values = (embeddings(model, text) * gradient).sum(-1)[0]
+    return TokenAttribution(list(tokens), values.detach(), float(f.detach()))
+
+
+def integrated_gradients(
+    model: GPT2,
+    tokens: Sequence[int],
+    target: int,
+    minus: int | None = None,
+    *,
+    position: int | None = None,
+    steps: int = 50,
+) -> TokenAttribution:
+    """Each token's share of the way from a text without tokens to this one: e . mean of df/de along the way.
+
+    The baseline has token embeddings of zero, with positions kept; the integral is by Gauss-Legendre
+    quadrature. The shares sum to value - baseline but for `gap`, which more steps make smaller.
+
+    Args:
+        model: whose logit it is.
+        tokens: the text.
+        target: and `minus`, `position` as for `input_x_gradient`.
+        steps: points of the path at which the gradient is taken.
+
+    Raises:
+        IndexError: there is no such position or token.
+        ValueError: the text is empty or too long, or `steps` is below 1.
+
+    Source: Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks".
+
+    >>> import minigpt
+    >>> model, tokenizer = minigpt.load()
+    >>> shares = integrated_gradients(model, tokenizer.encode("Once upon a"), target=300)
+    >>> shares.gap < 0.01 * abs(shares.value - shares.baseline)
+    True
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    text = torch.tensor([list(tokens)], device=model.device)
+    logit = _Logit(target, minus, position, text.size(1), model.config.vocab_size)
+    embedded = embeddings(model, text)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
+    alphas = torch.tensor((nodes + 1) / 2, device=model.device).to(embedded.dtype)
+    shares = torch.tensor(weights / 2, device=model.device).to(embedded.dtype)
+    total = torch.zeros_like(embedded[0])
+    for some, share in zip(torch.split(alphas, AT_ONCE), torch.split(shares, AT_ONCE), strict=True):
+        gradient = _gradients(model, text, embedded, some, logit)  # (N, T, D)
+        total += (share[:, None, None] * gradient).sum(0)
+    with torch.no_grad():
+        value = float(logit(model(text)).sum())
+        with edit(model, "embed", lambda x: x - embedded):
+            baseline = float(logit(model(text)).sum())
+    return TokenAttribution(list(tokens), (total * embedded[0]).sum(-1), value, baseline)
+
+
+def embeddings(model: GPT2, text: Tensor) -> Tensor:
+    """Of the tokens alone, without their positions: (B, T, D)."""
+    embedded: Tensor = model.token_embedding.forward(text).detach()
+    return embedded
+
+
+def _gradients(model: GPT2, text: Tensor, embedded: Tensor, alphas: Tensor, logit: _Logit) -> Tensor:
+    """df/de where token embeddings are scaled by each alpha: (N, T, D)."""
+    missing = (1 - alphas)[:, None, None] * embedded
+    with (
+        torch.enable_grad(),
+        edit(model, "embed", lambda x: x - missing),
+        record(model, "embed", grad=True) as seen,
+    ):
+        f = logit(model(text.expand(len(alphas), -1))).sum()
+        (gradient,) = torch.autograd.grad(f, seen["embed"])
+    return gradient
+
+
+class _Logit:
+    """The number that is explained: one logit at one position, or the difference of two."""
+
+    def __init__(self, target: int, minus: int | None, position: int | None, n: int, vocab_size: int) -> None:
+        for token in (target, minus):
+            if token is not None and not 0 <= token < vocab_size:
+                raise IndexError(f"there is no token {token}: the model knows ids from 0 to {vocab_size - 1}")
+        if position is not None and not 0 <= position < n:
+            raise IndexError(f"there is no position {position}: the text has 0 to {n - 1}")
+        self.target, self.minus, self.position = target, minus, n - 1 if position is None else position
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Shapes: (B, T, V)  ->  (B,)."""
+        here = logits[:, self.position]
+        return here[:, self.target] if self.minus is None else here[:, self.target] - here[:, self.minus]

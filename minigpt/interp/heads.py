@@ -1,0 +1,195 @@
+"""What attention heads attend to, in numbers: computed from recorded patterns and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from html import escape
+
+import torch
+from torch import Tensor
+
+from minigpt.interp.dense import head_weights
+from minigpt.interp.recording import Recording
+from minigpt.model import GPT2
+
+# Shapes below:  L layers · B rows · H heads · T tokens (of one text: queries and keys) · K head dimension
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """Six numbers for each head, each the mean over the queries of all texts: (L, H).
+
+    The shares of attention lie between 0 and 1; NaN where no query of any text can have one.
+    """
+
+    entropy: Tensor  # nats; 0 is one token alone, ln(i + 1) all evenly
+    mean_distance: Tensor  # tokens back
+    previous_token: Tensor  # share on the token before; queries from the second on
+    first_token: Tensor  # share on the first token; queries from the second on
+    duplicate_token: Tensor  # share on earlier occurrences of the same token; queries that have one
+    induction: Tensor  # share on what came after those; queries that have one
+
+    def top(self, name: str, n: int = 3) -> list[tuple[int, int, float]]:
+        """The heads with the largest value of a statistic: (layer, head, value)."""
+        values: Tensor = getattr(self, name)
+        order = values.nan_to_num(-1).flatten().argsort(descending=True)[:n].tolist()
+        return [(i // values.size(1), i % values.size(1), float(values.flatten()[i])) for i in order]
+
+    def __repr__(self) -> str:
+        best = ", ".join(
+            "{} {}.{} ({:.2f})".format(field.name, *self.top(field.name, 1)[0]) for field in fields(self)[2:]
+        )
+        return f"HeadStatistics({len(self.entropy)} x {self.entropy.size(1)} heads; most: {best})"
+
+    def _repr_html_(self) -> str:
+        names = [field.name for field in fields(self)]
+        head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in ("head", *names))
+        rows = "".join(
+            f"<tr><td>{layer}.{i}</td>"
+            + "".join(f"<td>{float(getattr(self, name)[layer, i]):.3f}</td>" for name in names)
+            + "</tr>"
+            for layer, i in torch.cartesian_prod(*map(torch.arange, self.entropy.shape)).tolist()
+        )
+        return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def head_statistics(seen: Recording) -> HeadStatistics:
+    """All statistics of all heads, over all texts of a recording with `blocks.*.attn.pattern`.
+
+    Raises:
+        KeyError: the patterns were not recorded.
+        ValueError: the recording began in the middle of a text.
+
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads"; its formula of prefix matching says
+    "preceded" where "followed" is meant. Induction is matched by token here, not by a fixed distance, which a
+    head that attends by position would match too.
+
+    >>> import minigpt
+    >>> from minigpt.interp import record_text
+    >>> model, tokenizer = minigpt.load()
+    >>> seen = record_text(model, tokenizer.encode("The king and the queen and the king"), "blocks.*.attn.pattern")
+    >>> head_statistics(seen).induction.shape
+    torch.Size([6, 4])
+    """
+    if seen.start:
+        raise ValueError(
+            f"the recording began at slot {seen.start}, so that earlier tokens are not known: use record_text"
+        )
+    found: dict[str, list[Tensor]] = {field.name: [] for field in fields(HeadStatistics)}
+    for row in range(len(seen.pad)):
+        text = seen.row(row)
+        pattern = text.stack("blocks.*.attn.pattern")[:, 0]  # (L, H, T, T)
+        for name, values in per_query(pattern, text.tokens[0]).items():
+            found[name].append(values)
+    return HeadStatistics(**{name: torch.cat(values, -1).nanmean(-1) for name, values in found.items()})
+
+
+def per_query(pattern: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """Every statistic at each query; NaN where it has none.
+
+    Shapes: pattern (..., T, T), tokens (T,)  ->  (..., T) each
+
+    >>> even = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]             # a head that attends evenly
+    >>> per_query(even, torch.tensor([5, 6, 5, 6]))["induction"]                  # the third saw what followed 5
+    tensor([   nan,    nan, 0.3333, 0.2500])
+    """
+    n = pattern.size(-1)
+    place = torch.arange(n, device=pattern.device)
+    back = place[:, None] - place  # how far key j lies behind query i
+    same = (tokens[:, None] == tokens) & (back > 0)  # j < i with the same token
+    followed = torch.zeros_like(same)
+    followed[:, 1:] = same[:, :-1]  # keys j + 1
+    return {
+        "entropy": entropy(pattern),
+        "mean_distance": (pattern * back).sum(-1),
+        "previous_token": _share(pattern, back == 1),
+        "first_token": _share(pattern, (place == 0) & (back > 0)),
+        "duplicate_token": _share(pattern, same),
+        "induction": _share(pattern, followed),
+    }
+
+
+def entropy(pattern: Tensor) -> Tensor:
+    """How widely each query attends, in nats: -sum A ln A.  Shapes: (..., S)  ->  (...).
+
+    >>> entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    tensor([0.0000, 0.6931])
+    """
+    nats: Tensor = torch.special.entr(pattern).sum(-1)
+    return nats
+
+
+def value_weighted(model: GPT2, seen: Recording, layer: int) -> Tensor:
+    """How much each key really contributes: the length of A_ij v_j W_O. Much attention to small values is little.
+
+    Args:
+        model: that was recorded, with plain weights.
+        seen: a recording with `attn.pattern` and `attn.v` of the layer, from the text's beginning.
+        layer: which.
+
+    Shapes: (B, H, T, T)
+
+    Raises:
+        KeyError: a point was not recorded.
+        ValueError: the weights are quantised, or the recording began in the middle of a text.
+
+    Source: Kobayashi et al. 2020, "Attention is Not Only a Weight".
+
+    >>> import minigpt
+    >>> from minigpt.interp import record_text
+    >>> model, tokenizer = minigpt.load()
+    >>> seen = record_text(model, tokenizer.encode("Once upon a time"), "blocks.2.attn.*")
+    >>> value_weighted(model, seen, layer=2).shape
+    torch.Size([1, 4, 4, 4])
+    """
+    pattern, v = seen[f"blocks.{layer}.attn.pattern"], seen[f"blocks.{layer}.attn.v"]
+    if seen.start:
+        raise ValueError(
+            f"the recording began at slot {seen.start}, so that earlier values are not known: use record_text"
+        )
+    out = torch.stack([head_weights(model, layer, head).out for head in range(v.size(1))])  # (H, K, D)
+    lengths = (v.float() @ out.float()).norm(dim=-1)  # (B, H, T)
+    weighted: Tensor = pattern * lengths[:, :, None]
+    return weighted
+
+
+def rollout(seen: Recording) -> Tensor:
+    """Attention through all layers: how much of each input token is in each position after layer l.
+
+    R_l = (A_l / 2 + I / 2) R_(l-1), with A_l the mean over heads: half of each step is the stream itself.
+    It ignores values and MLPs: a rough picture, not an attribution.
+
+    Args:
+        seen: a recording with all patterns, from the text's beginning.
+
+    Shapes: (L, B, T, T); rows sum to 1
+
+    Raises:
+        KeyError: the patterns were not recorded.
+        ValueError: the recording began in the middle of a text.
+
+    Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
+
+    >>> import minigpt
+    >>> from minigpt.interp import record_text
+    >>> model, tokenizer = minigpt.load()
+    >>> rolled = rollout(record_text(model, tokenizer.encode("Once upon a time"), "blocks.*.attn.pattern"))
+    >>> rolled.shape, bool(rolled.sum(-1).allclose(torch.ones(())))
+    (torch.Size([6, 1, 4, 4]), True)
+    """
+    if seen.start:
+        raise ValueError(
+            f"the recording began at slot {seen.start}, so that patterns are not square: use record_text"
+        )
+    mean = seen.stack("blocks.*.attn.pattern").mean(2)  # (L, B, T, T)
+    rolled, layers = torch.eye(mean.size(-1), device=mean.device), []
+    for pattern in mean:
+        rolled = (pattern + torch.eye(mean.size(-1), device=mean.device)) / 2 @ rolled
+        layers.append(rolled)
+    return torch.stack(layers)
+
+
+def _share(pattern: Tensor, targets: Tensor) -> Tensor:
+    """The attention that falls on the targets of each query; NaN for one without any."""
+    share = (pattern * targets).sum(-1)
+    return share.masked_fill(~targets.any(-1), torch.nan)

@@ -1,0 +1,252 @@
+"""Attribution sums to what it explains; the circuit's logits come from where they are made."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from circuit import BOS, GAIN, VOCAB, WIDTH, induction_circuit, repeated
+from fakes import tiny_gpt2
+from torch import nn
+
+from minigpt.interp import record, record_text
+from minigpt.interp.attribution import direct_attribution
+from minigpt.interp.circuits import (
+    composition_baseline,
+    composition_score,
+    copying_score,
+    ov_circuit,
+    qk_circuit,
+)
+from minigpt.interp.gradients import input_x_gradient, integrated_gradients
+from minigpt.interp.surprisal import surprisal
+
+MODEL, TEXT = induction_circuit(), repeated(period=9, copies=3)
+RANDOM = tiny_gpt2(n_layer=3).double()
+TOKENS = [3, 1, 4, 1, 5, 9, 2]
+
+
+# Of the parts of the model
+
+
+@pytest.mark.parametrize("minus", [None, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parts_sum_to_the_logit(minus: int | None, tied: bool) -> None:
+    model = tiny_gpt2(n_layer=3, tie_word_embeddings=tied).double()
+    with torch.no_grad():  # biases that are not zero, so that a forgotten one is seen
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    seen = record_text(model, TOKENS)
+    for position in (None, 0, 3):
+        parts = direct_attribution(model, seen, 7, minus, position=position)
+        logits = seen["logits"][0, -1 if position is None else position]
+        expected = float(logits[7] - (0 if minus is None else logits[minus]))
+        assert parts.total == pytest.approx(expected, abs=1e-9)
+        assert abs(parts.remainder) < 1e-9
+    assert len(parts.names) == 2 + 3 * (2 + 3) + 1
+    assert {"blocks.1.attn.bias", "blocks.2.mlp.bias", "final_norm.bias"} <= set(parts.names)
+
+
+def test_the_circuit_s_logit_comes_from_the_induction_head() -> None:
+    seen = record_text(MODEL, TEXT)
+    (following,) = [TEXT[10 + 1]]
+    parts = direct_attribution(MODEL, seen, following, position=10)
+    got = dict(zip(parts.names, parts.values.tolist(), strict=True))
+    share = GAIN / WIDTH  # what centring takes from each part that is a single one
+    expected = {
+        "token_embedding": -share, "position_embedding": -share, "blocks.0.attn.head.0": -share,
+        "blocks.1.attn.head.0": GAIN - share, "final_norm.bias": 4 * share,
+    }  # fmt: skip
+    for name, value in got.items():
+        assert value == pytest.approx(expected.get(name, 0.0), abs=1e-3), name
+    difference = direct_attribution(MODEL, seen, following, minus=BOS, position=10)
+    assert difference.largest(1) == [("blocks.1.attn.head.0", pytest.approx(GAIN, abs=1e-3))]
+    assert [value for _, value in difference.largest(2)][1] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_padded_row_is_attributed_as_alone() -> None:
+    both = record_text(RANDOM, [TOKENS, TOKENS[:4]])
+    alone = direct_attribution(RANDOM, record_text(RANDOM, TOKENS[:4]), 7)
+    torch.testing.assert_close(direct_attribution(RANDOM, both, 7, row=1).values, alone.values)
+
+
+def test_a_text_recorded_while_it_is_written_is_attributed_too() -> None:
+    cache = RANDOM.new_cache(7)
+    with record(RANDOM) as live:
+        for part in torch.tensor([TOKENS]).split([4, 2, 1], 1):
+            RANDOM.next_logits(part, cache)
+    whole = record_text(RANDOM, TOKENS)
+    torch.testing.assert_close(
+        direct_attribution(RANDOM, live, 7).values, direct_attribution(RANDOM, whole, 7).values
+    )
+
+
+def test_attributions_show_themselves_and_refuse_what_they_cannot_do() -> None:
+    seen = record_text(MODEL, TEXT)
+    parts = direct_attribution(MODEL, seen, TEXT[11], position=10)
+    assert repr(parts).startswith("Attribution(+20.000 in 13 parts: blocks.1.attn.head.0 +19.687")
+    assert "<td>blocks.1.attn.head.0</td><td>+19.687</td>" in parts._repr_html_()
+    with pytest.raises(IndexError, match="there is no token 12: the model knows ids from 0 to 11"):
+        direct_attribution(MODEL, seen, VOCAB)
+    with pytest.raises(IndexError, match="there is no position 28"):
+        direct_attribution(MODEL, seen, 1, position=28)
+    with pytest.raises(KeyError, match=r"blocks.0.mlp.out was not recorded; there are blocks.0.attn.z"):
+        direct_attribution(MODEL, record_text(MODEL, TEXT, "blocks.*.attn.z"), 1)
+
+
+class Packed(nn.Module):
+    """Stands for any kind of weights that is not a plain matrix."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.inner = [linear]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.inner[0](x)
+        return result
+
+
+def test_weights_of_another_kind_are_recorded_and_refused_by_what_reads_weights() -> None:
+    model = tiny_gpt2()
+    expected = record_text(model, TOKENS)
+    for block in model.blocks:
+        block.attn.qkv, block.attn.out = Packed(block.attn.qkv), Packed(block.attn.out)
+        block.mlp.up, block.mlp.down = Packed(block.mlp.up), Packed(block.mlp.down)
+    seen = record_text(model, TOKENS)
+    assert all(seen[name].equal(expected[name]) for name in expected)  # every point fires
+    for analysis in (
+        lambda: direct_attribution(model, seen, 1),
+        lambda: copying_score(model, 0, 0),
+    ):
+        with pytest.raises(
+            ValueError, match="a Packed has none that are plain: load the model without quantize="
+        ):
+            analysis()
+
+
+# Of tokens, by gradients
+
+
+def test_input_x_gradient_is_the_derivative_by_each_token_s_size() -> None:
+    got = input_x_gradient(RANDOM, TOKENS, target=7, minus=2)
+    scales = torch.ones(7, dtype=torch.float64, requires_grad=True)
+    embedded = RANDOM.token_embedding.weight.detach()[TOKENS]
+    from minigpt.interp import edit
+
+    with torch.enable_grad(), edit(RANDOM, "embed", lambda x: x + (scales[:, None] - 1) * embedded):
+        logits = RANDOM(torch.tensor([TOKENS]))[0, -1]
+    (expected,) = torch.autograd.grad(logits[7] - logits[2], scales)
+    torch.testing.assert_close(got.values, expected)
+    assert got.value == pytest.approx(float((logits[7] - logits[2]).detach()))
+    assert got.gap is None
+    assert all(parameter.grad is None for parameter in RANDOM.parameters())
+
+
+def test_integrated_gradients_are_complete() -> None:
+    import minigpt
+
+    model, tokenizer = minigpt.load()
+    tokens = tokenizer.encode("Once upon a time there was a")
+    (king,) = tokenizer.encode(" king")
+    shares = integrated_gradients(model, tokens, king)
+    assert shares.gap is not None
+    assert shares.baseline is not None
+    assert shares.gap <= 0.01 * abs(shares.value - shares.baseline)
+    exact = integrated_gradients(RANDOM, TOKENS, 7, minus=2, steps=400)
+    assert exact.gap is not None
+    assert exact.gap < 1e-3
+
+
+def test_integrated_gradients_of_the_circuit_fall_on_the_tokens_that_decide() -> None:
+    """The present token, the one that followed its earlier occurrence, and the one that marks the place."""
+    text = repeated(period=6, copies=1)
+    text = [*text, text[1]]
+    shares = integrated_gradients(MODEL, text, text[2], steps=400)
+    assert shares.value == pytest.approx(GAIN, abs=0.01)
+    others = [shares.values[i] for i in range(len(text)) if i not in (1, 2, 7)]
+    assert max(abs(value) for value in others) < 0.2 * max(abs(v) for v in shares.values)
+
+
+def test_gradients_refuse_what_there_is_not() -> None:
+    with pytest.raises(IndexError, match="there is no token 23"):
+        input_x_gradient(RANDOM, TOKENS, 23)
+    with pytest.raises(IndexError, match="there is no position 7: the text has 0 to 6"):
+        integrated_gradients(RANDOM, TOKENS, 2, position=7)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        integrated_gradients(RANDOM, TOKENS, 2, steps=0)
+    with pytest.raises(ValueError, match="tokens have shape"):
+        input_x_gradient(RANDOM, [], 2)
+    assert repr(integrated_gradients(RANDOM, TOKENS, 2)).startswith("TokenAttribution(7 tokens, value ")
+
+
+# By weights alone
+
+
+def test_circuits_are_the_products_of_the_weights() -> None:
+    norm = RANDOM.blocks[1].attn_norm.weight.detach()
+    qkv = RANDOM.blocks[1].attn.qkv.weight.detach()
+    q, k, v = (qkv[:, 16 * part + 8 : 16 * part + 16] * norm[:, None] for part in range(3))
+    torch.testing.assert_close(qk_circuit(RANDOM, 1, 1), q @ k.T)
+    torch.testing.assert_close(ov_circuit(RANDOM, 1, 1), v @ RANDOM.blocks[1].attn.out.weight.detach()[8:])
+
+
+def test_the_copying_score_is_that_of_the_whole_vocabulary_s_matrix() -> None:
+    embed, unembed = RANDOM.token_embedding.weight.detach(), RANDOM.token_embedding.weight.detach()
+    whole = embed @ ov_circuit(RANDOM, 2, 0) @ (unembed * RANDOM.final_norm.weight.detach()).T  # (V, V)
+    values = torch.linalg.eigvals(whole)
+    assert copying_score(RANDOM, 2, 0) == pytest.approx(
+        float(values.real.sum() / values.abs().sum()), abs=1e-6
+    )
+
+
+def test_the_circuit_s_induction_head_copies_and_reads_keys_from_the_previous_token_head() -> None:
+    assert copying_score(MODEL, 1, 0) == pytest.approx(1)
+    assert [copying_score(MODEL, *head) for head in ((0, 0), (0, 1), (1, 1))] == [0, 0, 0]
+    scores = [composition_score(MODEL, (0, 0), (1, 0), through) for through in ("q", "k", "v")]
+    assert scores == [pytest.approx(0), pytest.approx(1 / math.sqrt(VOCAB)), pytest.approx(0)]
+    assert composition_score(MODEL, (0, 1), (1, 0), "k") == 0
+
+
+def test_composition_is_the_ratio_of_the_full_matrices_norms() -> None:
+    ov = ov_circuit(RANDOM, 0, 1)
+    for through, matrix in (
+        ("q", qk_circuit(RANDOM, 2, 0)),
+        ("k", qk_circuit(RANDOM, 2, 0).T),
+        ("v", ov_circuit(RANDOM, 2, 0)),
+    ):
+        expected = float((ov @ matrix).norm() / (ov.norm() * matrix.norm()))
+        assert composition_score(RANDOM, (0, 1), (2, 0), through) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert composition_baseline(RANDOM) == pytest.approx(1 / math.sqrt(16), rel=0.2)
+    with pytest.raises(ValueError, match=r"the receiver \(layer 1\) must come after the sender \(layer 1\)"):
+        composition_score(RANDOM, (1, 0), (1, 1), "k")
+    with pytest.raises(ValueError, match='through must be "q", "k" or "v"'):
+        composition_score(RANDOM, (0, 0), (1, 1), "o")  # type: ignore[arg-type]
+    with pytest.raises(IndexError, match="there is no layer 3"):
+        copying_score(RANDOM, 3, 0)
+
+
+# Surprisal
+
+
+def test_surprisal_is_the_loss_in_bits() -> None:
+    seen = record_text(MODEL, [TEXT, TEXT[:12]], "logits")
+    bits = surprisal(seen)
+    assert bits[0, 0].isnan()
+    assert bits[1, :17].isnan().all()
+    assert bits[1, 17:].isfinite().all()
+    logprobs = seen["logits"][0].log_softmax(-1)
+    expected = [-float(logprobs[i - 1, TEXT[i]]) / math.log(2) for i in range(1, len(TEXT))]
+    torch.testing.assert_close(bits[0, 1:], torch.tensor(expected))
+    assert bits[0, 11:].max() < 1e-5
+    assert bits[0, 1] == pytest.approx(expected[0])
+    assert surprisal(record_text(MODEL, [0], "logits")).isnan().all()
+
+
+def test_surprisal_needs_every_token_s_logits() -> None:
+    cache = MODEL.new_cache(5)
+    with record(MODEL, "logits") as live:
+        MODEL.next_logits(torch.tensor([TEXT[:5]]), cache)
+    with pytest.raises(ValueError, match="record the finished text with record_text"):
+        surprisal(live)
