@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["hub_tqdm", "torch"]
+__all__ = ["hub_tqdm", "numpy", "torch"]
 
 
 class _Lazy(ModuleType):
@@ -24,7 +24,9 @@ class _Lazy(ModuleType):
 
 if TYPE_CHECKING:
     import huggingface_hub.utils.tqdm as hub_tqdm
+    import numpy
     import torch
 else:
     hub_tqdm = _Lazy("huggingface_hub.utils.tqdm")
+    numpy = _Lazy("numpy")
     torch = _Lazy("torch")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from minigpt.sampler.options import option
 from minigpt.sampler.strategies.sample import SAMPLING, Sampling
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +20,3 @@ class Choosing(Sampling):
     def draws(self) -> bool:
         # A class keeps each option's default under the option's name.
         return any(getattr(self, name) != getattr(type(self), name) for name in SAMPLING)
-
-    def picker(self) -> Callable[[Tensor, list[Any]], Tensor]:
-        """Picks from processed scores (B, V) and the texts they belong to, as `decode_loop` asks."""
-        return self.drawer() if self.draws else lambda scores, texts: scores.max(-1).indices

@@ -67,6 +67,12 @@ class Request:
     stop: Callable[[Sequence[int]], bool] | None = None  # new tokens -> whether the text is complete
     top_logprobs: int = 0
     dropped: int = 0  # oldest prompt tokens that were left out to make room
+    id: str | None = None  # a name that takes the prompt's place in the seed
+
+    @property
+    def random_name(self) -> str | tuple[int, ...]:
+        """What the seed is mixed with: prompts that share it draw the same random numbers."""
+        return self.prompt if self.id is None else self.id
 
     def finish_reason(self, new_tokens: Sequence[int]) -> str | None:
         """Why a text with these new tokens is done, or None."""

@@ -17,6 +17,7 @@ from minigpt.sampler.options import option
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minigpt.sampler.engine.random_stream import RandomStream
     from minigpt.sampler.regex.mask import Regex
 
     Processor = Callable[[Tensor, Tensor], Tensor]  # (logits (B, V), tokens (B, S)) -> logits (B, V)
@@ -116,7 +117,12 @@ class Strategy(ABC):
     def __post_init__(self) -> None:
         from minigpt.sampler.processors import chain  # only here, for torch is slow to import
 
-        chain(self, prompt_length=0, end_tokens=frozenset([0]))  # each processor checks its own range
+        # Each processor checks its own range.
+        chain(self, Request(prompt=(0,), max_new_tokens=1, end_tokens=frozenset([0])))
+
+    def random_stream(self, request: Request, index: int) -> RandomStream | None:
+        """The random numbers that text `index` of a prompt is sampled by; None takes the likeliest tokens."""
+        return None
 
     @abstractmethod
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, WatermarkDetector, WatermarkingConfig
 from transformers.generation import logits_process as theirs
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy
+from minigpt.sampler.events import Request
 from minigpt.sampler.processors import (
     BadWords,
     EpsilonCutoff,
@@ -217,7 +218,7 @@ def test_the_chain_has_their_order(
     keep = len(ends) + 1 if "num_beams" in mode else 1
     for names in [tuple(options), *combinations(options, 1), *combinations(options, 2)]:
         some = {name: options[name] for name in names}
-        ours = chain(strategy(**some), 4, frozenset(ends), keep)
+        ours = chain(strategy(**some), Request((1, 2, 3, 4), 9, end_tokens=frozenset(ends)), keep=keep)
         reference_chain = their_chain(ends, 4, **some, **mode)
         assert len(ours) == len(reference_chain) == len(names)
         for kind in ("plain", "ties and -inf", "log-probabilities", "rows of -inf"):
@@ -234,7 +235,7 @@ def test_the_chain_has_their_order(
 @pytest.mark.parametrize(("top_p", "typical_p", "steps"), [(1.0, 1.0, 0), (0.999999, 0.999999, 2)])
 def test_options_at_their_neutral_value_add_no_step(top_p: float, typical_p: float, steps: int) -> None:
     options = {"top_p": top_p, "typical_p": typical_p, "temperature": 1.0, "repetition_penalty": 1.0}
-    assert len(chain(Sample(**options), 4, frozenset())) == steps
+    assert len(chain(Sample(**options), Request((1, 2, 3, 4), 9))) == steps
     assert len(their_chain((), 4, do_sample=True, **options)) == steps
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from minigpt.sampler.strategies.beam import Beam
     from minigpt.sampler.strategy import Processor
 
-    Choose = Callable[[Tensor, int], Tensor]  # (totals (R * V,), n) -> the indices of n candidates, in order
+    # (totals (R * V,), n, new tokens so far) -> the indices of n candidates, in order
+    Choose = Callable[[Tensor, int, int], Tensor]
 
 # Shapes below:  R live beams of one prompt · V vocabulary
 
@@ -60,11 +61,11 @@ class Search:
         from minigpt.sampler.processors import chain
 
         keep = max(2, len(self.request.end_tokens) + 1)  # so that some text can always go on
-        return chain(self.beam, len(self.request.prompt), self.request.end_tokens, keep)
+        return chain(self.beam, self.request, keep=keep)
 
     @cached_property
     def choose(self) -> Choose:
-        return self.beam.chooser()
+        return self.beam.chooser(self.request)
 
     def step(self, logits: Tensor) -> None:
         """Lets every live beam grow by one token.
@@ -97,7 +98,7 @@ class Search:
 
         Shapes: (R, V)  ->  about (n,)
         """
-        return self.choose(totals.flatten(), n)
+        return self.choose(totals.flatten(), n, len(self.live[0].tokens))
 
     def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
         """Of the candidates in order, those that are finished; who stands behind is there to go on."""

@@ -45,7 +45,7 @@ class ContrastMixin(Choosing):
 
         # After the penalties, for only then is it known whether they leave a plausible token.
         cutting = replace(self, processors=(*self.processors, plausible_only))
-        return decode_loop(model, requests, cutting, self.picker(), reads=reads)
+        return decode_loop(model, requests, cutting, reads=reads)
 
 
 def contrast(better: Tensor, worse: Tensor, relative_top: float) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from minigpt.sampler.engine.random_stream import RandomStream, sample
 from minigpt.sampler.events import (
     Cache,
     Completion,
@@ -35,10 +36,17 @@ class Text:
     prompt_index: int
     index: int  # which of its prompt's texts
     processors: list[Processor]
+    random_stream: RandomStream | None = None  # None takes the likeliest tokens
     tokens: list[int] = field(default_factory=list)  # new ones only
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str | None = None
+
+    @classmethod
+    def begin(cls, strategy: Strategy, request: Request, prompt_index: int, index: int = 0) -> Text:
+        """A text of which nothing is written yet."""
+        processors = chain(strategy, request, index)
+        return cls(request, prompt_index, index, processors, strategy.random_stream(request, index))
 
     @property
     def token_ids(self) -> list[int]:
@@ -111,7 +119,7 @@ def decode_loop(
     model: LanguageModel,
     requests: Sequence[Request],
     strategy: Strategy,
-    pick: Callable[[Tensor, list[Text]], Tensor],
+    pick: Callable[[Tensor, list[Text]], Tensor] | None = None,
     copies: int = 1,
     reads: Callable[[LanguageModel], Reads] = Reader,
 ) -> Iterator[Event]:
@@ -120,13 +128,11 @@ def decode_loop(
     Each prompt is read once, however many copies continue it; a finished text leaves the batch.
 
     Args:
-        pick: (processed scores (B, V), the texts they belong to) -> the chosen ids (B,).
+        pick: (processed scores (B, V), the texts they belong to) -> the chosen ids (B,); `choose` unless given.
         reads: makes the reader, whose scores are the model's own logits unless a strategy has another.
     """
     running = texts = [
-        Text(request, i, j, chain(strategy, len(request.prompt), request.end_tokens, index=j))
-        for i, request in enumerate(requests)
-        for j in range(copies)
+        Text.begin(strategy, request, i, j) for i, request in enumerate(requests) for j in range(copies)
     ]
     reader = reads(model)
     seen = reader.prompts(requests)
@@ -136,7 +142,7 @@ def decode_loop(
         reader.select(rows)
         seen = seen.select(rows)
     while True:
-        chosen = pick(_processed(seen, running, strategy), running)
+        chosen = (pick or choose)(_processed(seen, running, strategy), running)
         yield from _add(chosen, seen.logits, running, texts)
         going = [i for i, text in enumerate(running) if text.finish_reason is None]
         if not going:
@@ -174,6 +180,26 @@ def _add(chosen: Tensor, logits: Tensor, running: list[Text], texts: list[Text])
         if all(other.finish_reason for other in group):
             ranked = sorted((other.completion() for other in group), key=lambda done: -done.score)
             yield Finished(text.prompt_index, ranked)
+
+
+def choose(scores: Tensor, texts: Sequence[Text]) -> Tensor:
+    """The next token of each text: sampled by the text's own random numbers if it has some, else the likeliest.
+
+    Shapes: (B, V)  ->  (B,)
+    """
+    streams = [text.random_stream for text in texts]
+    keys = [stream.key(len(text.tokens)) for text, stream in zip(texts, streams, strict=True) if stream]
+    return sample(scores, keys) if keys else scores.argmax(-1)  # argmax takes the first of equals
+
+
+def first_likeliest(scores: Tensor, k: int) -> Tensor:
+    """The `k` best of one row, best first; of equals the first come first, as `topk` does not promise.
+
+    Shapes: (V,)  ->  (k,), fewer where there are fewer
+    """
+    k = min(k, scores.numel())
+    ids = (scores >= scores.topk(k).values[-1]).nonzero()[:, 0]  # more than k where several tie with the k-th
+    return ids[scores[ids].argsort(descending=True, stable=True)[:k]]
 
 
 def apply(processors: Sequence[Processor], logits: Tensor, texts: list[list[int]]) -> Tensor:
@@ -226,10 +252,12 @@ def padding(texts: Sequence[Sequence[int]]) -> list[int]:
 
 def likeliest(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:
     """The `n` likeliest tokens of each row and their log-probabilities, best first.  Shape: (B, V)."""
-    best = logprobs.topk(min(n, logprobs.size(-1)))
+    if not n:
+        return [[] for _ in logprobs]
+    ranked = [first_likeliest(row, n) for row in logprobs]
     return [
-        list(zip(ids, values, strict=True))
-        for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        list(zip(ids.tolist(), row[ids].tolist(), strict=True))
+        for ids, row in zip(ranked, logprobs, strict=True)
     ]
 
 

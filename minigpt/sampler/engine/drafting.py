@@ -1,102 +1,41 @@
 """Lossless drafting: tokens are guessed ahead, and the model checks all guesses of a text in one pass.
 
-What is written has the same distribution as without drafts, and is the same text if the likeliest token is
-always taken; only the number of passes changes. Who guesses is up to the strategy: see `Drafter`.
+A guess holds if and only if it is the token that the model itself chooses there: the likeliest, or the one
+sampled by that position's own random number. So the text is the same as without drafts, token for token;
+only the number of passes changes. Who guesses is up to the strategy: see `Drafter`.
 
-Source: Leviathan et al. 2023 (speculative decoding), section 2 and appendix A.1.
+Source: Leviathan et al. 2023 (speculative decoding), section 2, for reading guesses in one pass. Their rule
+of acceptance keeps the distribution, but not the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor
 
-from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.engine.decode_loop import (
     Prediction,
     Reader,
     Text,
+    choose,
     ids,
     likeliest,
     padding,
     require_possible,
 )
-from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Cache, Event, Finished, LanguageModel, PrefillDone, Request, TokenGenerated
-from minigpt.sampler.processors import chain
+from minigpt.sampler.strategy import Strategy
 
 # Shapes below:  B rows (texts in progress) · T tokens read at once · V vocabulary
-
-
-@dataclass(frozen=True)
-class DraftToken:
-    """A token that may come next, and the probabilities it was drawn from: float64 (V,).
-
-    One that was not drawn but looked up has none: it was certain to be proposed.
-    """
-
-    token: int
-    odds: Tensor | None = None
-
-
-class Choice(Protocol):
-    """How a token is chosen from a text's processed scores (V,)."""
-
-    def pick(self, text: Text, scores: Tensor) -> DraftToken: ...
-    def check(self, text: Text, scores: Tensor, guess: DraftToken) -> int:
-        """The token to go on with: the guess, if it holds."""
 
 
 class Drafter(Protocol):
     """Whoever guesses."""
 
-    def propose(self, texts: list[Text]) -> list[list[DraftToken]]:
+    def propose(self, texts: list[Text]) -> list[list[int]]:
         """How each text may go on: at most `room` tokens. What is guessed for one text depends on it alone."""
-
-
-class GreedyAcceptance:
-    """Always the likeliest token: a guess holds if it is that."""
-
-    def pick(self, text: Text, scores: Tensor) -> DraftToken:
-        return DraftToken(int(scores.max(-1).indices))
-
-    def check(self, text: Text, scores: Tensor, guess: DraftToken) -> int:
-        return self.pick(text, scores).token
-
-
-class SampledAcceptance:
-    """Draws each token; every text has a stream of chance of its own."""
-
-    def __init__(self, seed: int, texts: list[Text]) -> None:
-        self._chances = {text.prompt_index: RandomStream(seed, text.index) for text in texts}
-
-    def pick(self, text: Text, scores: Tensor) -> DraftToken:
-        odds = _probabilities(scores)
-        return DraftToken(self._draw(text, odds), odds)
-
-    def check(self, text: Text, scores: Tensor, guess: DraftToken) -> int:
-        """A token with the probabilities p that the scores stand for, whatever the guess was drawn from (q).
-
-        A guess x holds with probability min(1, p(x) / q(x)), so it is chosen min(p(x), q(x)) of the time.
-        What that leaves of p, max(0, p - q), is made up for where a guess does not hold.
-        """
-        p, x = _probabilities(scores), guess.token
-        q = torch.zeros_like(p).index_fill(0, torch.tensor(x), 1.0) if guess.odds is None else guess.odds
-        if self._chances[text.prompt_index].uniform(1) * q[x] < p[x]:
-            return x
-        return self._draw(text, (p - q).clamp_min(0))
-
-    def _draw(self, text: Text, odds: Tensor) -> int:
-        return int(RandomStream.draw(odds.log()[None], [self._chances[text.prompt_index]]))
-
-
-def _probabilities(scores: Tensor) -> Tensor:
-    """In float64, on the CPU, for not every device has it: (V,)."""
-    return scores.cpu().double().softmax(-1)
 
 
 class Movable(Cache, Protocol):
@@ -138,8 +77,8 @@ class RewindingReader(Reader):
 def drafted(
     model: LanguageModel,
     requests: Sequence[Request],
-    strategy: Choosing,
-    drafter: Callable[[list[Text], Choice], Drafter],
+    strategy: Strategy,
+    drafter: Callable[[list[Text]], Drafter],
 ) -> Iterator[Event]:
     """Continues every prompt by whatever its drafts have right and one token more, until all are finished.
 
@@ -147,25 +86,17 @@ def drafted(
     finished text leaves the batch.
 
     Args:
-        drafter: makes the drafter, from the texts that are to be continued and the way to choose.
+        drafter: makes the drafter, from the texts that are to be continued.
     """
-    running = [
-        Text(request, i, 0, chain(strategy, len(request.prompt), request.end_tokens))
-        for i, request in enumerate(requests)
-    ]
-    choice = (
-        SampledAcceptance(strategy.seed, running)
-        if strategy.draws and strategy.seed is not None
-        else GreedyAcceptance()
-    )
+    running = [Text.begin(strategy, request, i) for i, request in enumerate(requests)]
     reader = RewindingReader(model)
     logits = reader.prompts(requests).logits[:, None]  # (B, T, V)
-    drafts: list[list[DraftToken]] = [[] for _ in running]
-    drafting = drafter(running, choice)
+    drafts: list[list[int]] = [[] for _ in running]
+    drafting = drafter(running)
     yield PrefillDone()
     while True:
         for text, row, guesses in zip(running, logits, drafts, strict=True):
-            yield from _write(text, row[-len(guesses) - 1 :], guesses, choice)
+            yield from _write(text, row[-len(guesses) - 1 :], guesses)
         going = [i for i, text in enumerate(running) if text.finish_reason is None]
         if not going:
             return
@@ -173,14 +104,11 @@ def drafted(
             running = [running[i] for i in going]
             reader.select(going)
         drafts = drafting.propose(running)
-        sequences = [
-            [*text.token_ids, *(guess.token for guess in guesses)]
-            for text, guesses in zip(running, drafts, strict=True)
-        ]
+        sequences = [[*text.token_ids, *guesses] for text, guesses in zip(running, drafts, strict=True)]
         logits = reader.read(sequences, 1 + max(map(len, drafts)))
 
 
-def _write(text: Text, logits: Tensor, guesses: list[DraftToken], choice: Choice) -> Iterator[Event]:
+def _write(text: Text, logits: Tensor, guesses: list[int]) -> Iterator[Event]:
     """Adds to a text the guesses that hold, and one token more; ends where the text does.
 
     Each position is processed when the text has come to it, so a processor sees what it would without drafts.
@@ -190,21 +118,15 @@ def _write(text: Text, logits: Tensor, guesses: list[DraftToken], choice: Choice
     logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors do
     tops = likeliest(logprobs, text.request.top_logprobs)
     for i, guess in enumerate([*guesses, None]):
-        scores = scores_of(text, logits[i])
-        token = choice.check(text, scores, guess) if guess else choice.pick(text, scores).token
+        scores = text.processed(logits[i])
+        require_possible([scores.max().item()], [text.request])
+        token = int(choose(scores[None], [text]))
         text.add(token, logprobs[i, token].item(), tops[i])
         yield TokenGenerated(text.prompt_index, text.index, token, text.logprobs[-1])
         if text.finish_reason:
             yield Finished(text.prompt_index, [text.completion()])
-        if text.finish_reason or not guess or token != guess.token:
+        if text.finish_reason or token != guess:
             return
-
-
-def scores_of(text: Text, logits: Tensor) -> Tensor:
-    """The logits after the text's processors, which must leave something to choose: (V,)  ->  (V,)."""
-    scores = text.processed(logits)
-    require_possible([scores.max().item()], [text.request])
-    return scores
 
 
 def room(text: Text, num_draft_tokens: int) -> int:

@@ -1,55 +1,121 @@
-"""Drawing lots: the same for the same seed, whatever the device and whoever else draws."""
+"""Reproducible random sampling: the same for the same seed, whatever the device, the batch or the drafts.
+
+Every text has a stream of random numbers of its own, and in it every position and every token has one: a
+pure function of (seed, prompt, number of the text, position, token). Nothing is consumed, so reading ahead,
+going back, or a batch mate that draws more or less changes no number.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+from minigpt.lazy import numpy, torch
+
+if TYPE_CHECKING:
+    from numpy import float64, intp, uint64
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+# Shapes below:  B rows · V vocabulary · N numbers
+
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64
 
 
 class RandomStream:
-    """A stream of random numbers of its own, fixed by a seed and the number of the text that draws.
+    """The random numbers of one text, fixed by the seed, the prompt and the number of the text.
 
-    >>> RandomStream(7, 0).uniform(2).equal(RandomStream(7, 0).uniform(2))
+    Args:
+        seed: at least 0, of any size.
+        prompt: its token ids, or the name that stands for it.
+        index: which of its prompt's texts this is.
+        purpose: keeps apart what one text draws for different ends.
+
+    >>> stream = RandomStream(7, [5, 6])
+    >>> stream.uniform(0) == RandomStream(7, (5, 6)).uniform(0) != stream.uniform(1)
     True
     """
 
-    def __init__(self, seed: int, index: int) -> None:
-        # Hashed together, so that (7, 1) and (8, 0) have nothing in common.
-        mixed = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
-        # On the CPU, so that a GPU draws the same lots.
-        self._generator = torch.Generator("cpu").manual_seed(mixed)
+    def __init__(
+        self, seed: int, prompt: str | Sequence[int], index: int = 0, purpose: str = "token"
+    ) -> None:
+        # JSON tells all of these apart: a list from a string of digits, [1, 23] from [12, 3].
+        named = json.dumps([purpose, seed, index, prompt if isinstance(prompt, str) else list(prompt)])
+        self._key = blake2b(named.encode("ascii"), digest_size=32).digest()
 
-    def uniform(self, n: int) -> Tensor:
-        """`n` numbers, at least 0 and below 1, float64."""
-        return torch.rand(n, generator=self._generator, dtype=torch.float64, device="cpu")
+    def key(self, position: int) -> int:
+        """The 64 bits from which all numbers of one position follow."""
+        hashed = blake2b(position.to_bytes(8, "little"), key=self._key, digest_size=8)
+        return int.from_bytes(hashed.digest(), "little")
 
-    @staticmethod
-    def draw(logits: Tensor, chances: Sequence[RandomStream]) -> Tensor:
-        """One token per row, each as often as the softmax of its row says.
+    def uniform(self, position: int) -> float:
+        """One number of a position, above 0 and below 1."""
+        return float(uniform(self.key(position), numpy.zeros(1, numpy.uint64))[0])
 
-        One number u a row, and the first token at which the probabilities so far exceed u: float64, so
-        that 50,000 small ones add up, and with "exceed" a token of probability 0 is never drawn.
 
-        Shapes: (B, V) and B chances  ->  (B,)
-        """
-        where = torch.device("cpu") if logits.device.type == "mps" else logits.device  # MPS has no float64
-        so_far = logits.to(where, torch.float64).softmax(-1).cumsum(-1)
-        u = torch.cat([chance.uniform(1) for chance in chances]).to(where)
-        # Scaled, for rounding may leave the sum a little off 1; u * sum < sum holds exactly as u < 1.
-        chosen = torch.searchsorted(so_far, (u * so_far[:, -1])[:, None], right=True)[:, 0]
-        # Only a row that is not made of numbers runs over its end; whoever asks will find NaN there.
-        return chosen.clamp_max(logits.size(-1) - 1).to(logits.device)
+def uniform(key: int, numbers: NDArray[uint64]) -> NDArray[float64]:
+    """The random numbers of a key that have these numbers (N,): above 0 and below 1, of 52 bits.
 
-    def draw_distinct(self, logits: Tensor, n: int) -> Tensor:
-        """`n` different tokens of one row, drawn one after the other without putting back.
+    Source: Steele, Lea and Flood 2014 (SplitMix64), figure 17.
+    """
+    z = (numbers + 1) * GAMMA
+    z += numpy.uint64(key)
+    z ^= z >> 30
+    z *= FIRST
+    z ^= z >> 27
+    z *= SECOND
+    z ^= z >> 31
+    return ((z >> 12).astype(numpy.float64) + 0.5) * 2.0**-52
 
-        Shapes: (V,)  ->  (n,), fewer where fewer have a probability
 
-        Source: Kool et al. 2019 (the Gumbel-top-k trick), section 2.
-        """
-        gumbel = -(-self.uniform(logits.numel()).clamp_min(1e-300).log()).log()
-        order = (logits.cpu().double() + gumbel).topk(min(n, logits.numel()))
-        return order.indices[order.values > float("-inf")].to(logits.device)
+def sample(logits: Tensor, keys: Sequence[int]) -> Tensor:
+    """One token per row, each as often as the softmax of its row says.
+
+    The token of least E / probability wins, where E is exponential noise, the token's own in this row's key
+    (so minus its logarithm is Gumbel noise added to the logit). Two models that nearly agree then draw the
+    same token nearly always, which drafts live by; had each row one number, looked up among cumulative
+    probabilities, they would part wherever tokens that come before weigh more.
+
+    Computed on the CPU whatever the device, so that all give the same.
+
+    Shapes: (B, V) and B keys  ->  (B,); a row of NaN or of nothing but -inf gives any token
+
+    Source: Gumbel 1954; Maddison et al. 2014 (A* sampling), section 2.
+    """
+    rows = zip(logits.cpu(), keys, strict=True)
+    return torch.cat([_first_to_arrive(row, key, 1) for row, key in rows]).to(logits.device)
+
+
+def sample_distinct(logits: Tensor, n: int, key: int) -> Tensor:
+    """`n` different tokens of one row, drawn one after the other without putting back.
+
+    Shapes: (V,)  ->  (n,), fewer where fewer have a probability
+
+    Source: Kool et al. 2019 (the Gumbel-top-k trick), section 2.
+    """
+    return _first_to_arrive(logits.cpu(), key, n).to(logits.device)
+
+
+def _first_to_arrive(logits: Tensor, key: int, n: int) -> Tensor:
+    """The n tokens of one row that win: (V,)  ->  (n,), or fewer, but at least one."""
+    scores = logits.numpy()
+    tokens = numpy.flatnonzero(
+        scores != -numpy.inf
+    )  # after top-k a few of 50,000; NaN is the caller's to see
+    if not len(tokens):
+        return torch.zeros(1, dtype=torch.long, device="cpu")
+    left = scores[tokens]
+    times = -numpy.log(uniform(key, tokens.astype(numpy.uint64)))
+    with numpy.errstate(divide="ignore"):  # what is too unlikely for a float never arrives
+        times /= numpy.exp(left - left.max())
+    return torch.from_numpy(tokens[_smallest(times, n)])
+
+
+def _smallest(times: NDArray[float64], n: int) -> NDArray[intp]:
+    """The places of the n smallest, in order."""
+    if n == 1:
+        return numpy.array([times.argmin()])
+    some = times.argpartition(n - 1)[:n] if n < len(times) else numpy.arange(len(times))
+    return some[times[some].argsort(kind="stable")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from minigpt.sampler.engine.random_stream import RandomStream
+from minigpt.sampler.events import Request
 from minigpt.sampler.processors.cutoffs import (
     EpsilonCutoff,
     EtaCutoff,
@@ -34,23 +36,20 @@ from minigpt.sampler.strategies.sample import Sampling
 from minigpt.sampler.strategy import Strategy
 
 
-def chain(
-    options: Strategy, prompt_length: int, end_tokens: frozenset[int], keep: int = 1, index: int = 0
-) -> list[Processor]:
+def chain(options: Strategy, request: Request, index: int = 0, keep: int = 1) -> list[Processor]:
     """The processors that a strategy's options ask for, in the one order in which they act.
 
     One text, or the beams of one prompt, need one chain from beginning to end: Mirostat remembers.
 
     Args:
         options: a strategy; one that draws no lots has no temperature and no cut-offs.
-        prompt_length: how many of the tokens are not new.
-        end_tokens: ids that end a text.
-        keep: how many tokens the cut-offs leave at least.
+        request: the prompt, and what ends its texts.
         index: which of its prompt's texts this is.
+        keep: how many tokens the cut-offs leave at least.
     """
-    steps = [*_penalties(options, prompt_length, end_tokens), *options.processors]
+    steps = [*_penalties(options, len(request.prompt), request.end_tokens), *options.processors]
     if isinstance(options, Sampling):
-        steps += _cut_offs(options, prompt_length, keep, index)
+        steps += _cut_offs(options, request, index, keep)
     if options.watermark:
         steps.append(Watermark(options.watermark_bias, options.watermark_ratio, options.watermark_key))
     return steps if options.watch is None else [Watched(step, options.watch) for step in (unchanged, *steps)]
@@ -80,7 +79,7 @@ def _penalties(options: Strategy, prompt_length: int, end_tokens: frozenset[int]
         yield RegexMask(options.regex, prompt_length, end_tokens)
 
 
-def _cut_offs(options: Sampling, prompt_length: int, keep: int, index: int) -> Iterator[Processor]:
+def _cut_offs(options: Sampling, request: Request, index: int, keep: int) -> Iterator[Processor]:
     if options.temperature not in (None, 1):
         yield Temperature(options.temperature)
     if options.top_n_sigma:
@@ -99,6 +98,7 @@ def _cut_offs(options: Sampling, prompt_length: int, keep: int, index: int) -> I
         yield EtaCutoff(options.eta_cutoff, keep)
     if options.xtc_probability:
         assert options.seed is not None
-        yield XTC(options.xtc_probability, options.xtc_threshold, options.seed, index, prompt_length, keep)
+        coins = RandomStream(options.seed, request.random_name, index, purpose="xtc")
+        yield XTC(options.xtc_probability, options.xtc_threshold, coins, len(request.prompt), keep)
     if options.mirostat_tau is not None:
         yield Mirostat(options.mirostat_tau, options.mirostat_eta, keep)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.processors.processor import RULED_OUT, require
 
 
@@ -16,8 +16,8 @@ class XTC:
     """Now and then, drops the likeliest tokens and leaves the least likely of those that would do.
 
     At each token a coin falls; with `probability` all tokens of at least `threshold` go except the last of
-    them. The coin of a text's n-th new token is fixed by the seed, the text's number and n, so it falls the
-    same way in any batch, and again when a text is taken back and written anew. An end token can go, too.
+    them. The coin of a text's n-th new token is the n-th number of its stream, so it falls the same way in
+    any batch, and again when a text is taken back and written anew. An end token can go, too.
 
     Source: p-e-w, "Exclude Top Choices", text-generation-webui pull request 6335.
 
@@ -27,8 +27,7 @@ class XTC:
 
     probability: float
     threshold: float = 0.1
-    seed: int = 0
-    index: int = 0  # which of its prompt's texts
+    coins: RandomStream = field(default_factory=lambda: RandomStream(0, "", purpose="xtc"))
     prompt_length: int = 0
     keep: int = 1
 
@@ -39,7 +38,7 @@ class XTC:
         require(0 < self.threshold <= 1, "xtc_threshold", self.threshold, "above 0 and at most 1")
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        if self._coin(tokens.size(1) - self.prompt_length) >= self.probability:
+        if self.coins.uniform(tokens.size(1) - self.prompt_length) >= self.probability:
             return logits
         ranked, order = logits.sort(descending=True, stable=True)
         likely = ranked.softmax(-1) >= self.threshold  # (B, V), the likely ones first
@@ -48,8 +47,3 @@ class XTC:
         spare = (ranked > RULED_OUT).sum(-1, keepdim=True) - self.keep
         dropped &= torch.arange(logits.size(-1), device=logits.device) < spare
         return logits.masked_fill(dropped.scatter(1, order, dropped), RULED_OUT)
-
-    def _coin(self, n: int) -> float:
-        # A spawn key keeps its distance from the lots that `RandomStream` draws for the same seed and text.
-        hashed = np.random.SeedSequence([self.seed, self.index], spawn_key=(n,))
-        return float(np.random.default_rng(hashed).random())

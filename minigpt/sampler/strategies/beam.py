@@ -91,9 +91,11 @@ class Beam(Strategy):
 
         return Search(self, prompt_index, request)
 
-    def chooser(self) -> Choose:
+    def chooser(self, request: Request) -> Choose:
         """How one prompt's search chooses among all continuations of its beams."""
-        return lambda totals, n: totals.topk(min(n, totals.numel())).indices
+        from minigpt.sampler.engine.decode_loop import first_likeliest
+
+        return lambda totals, n, position: first_likeliest(totals, n)
 
     def alone(self) -> Strategy:
         """What a single beam does: with nothing to weigh against each other, greedy decoding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minigpt.sampler.events import Request
 from minigpt.sampler.strategies.beam import Beam, same_options
 from minigpt.sampler.strategies.sample import SAMPLING, Sample, Sampling
 from minigpt.sampler.strategy import Strategy
@@ -19,12 +20,12 @@ class BeamSample(Beam, Sampling):
 
     implied_by = Beam.implied_by | SAMPLING
 
-    def chooser(self) -> Choose:
-        from minigpt.sampler.engine.random_stream import RandomStream
+    def chooser(self, request: Request) -> Choose:
+        from minigpt.sampler.engine.random_stream import RandomStream, sample_distinct
 
         assert self.seed is not None
-        # One stream a prompt, so that two equal prompts give equal texts wherever they stand.
-        return RandomStream(self.seed, 0).draw_distinct
+        stream = RandomStream(self.seed, request.random_name, purpose="beams")
+        return lambda totals, n, position: sample_distinct(totals, n, stream.key(position))
 
     def alone(self) -> Strategy:
         return same_options(self, Sample)

@@ -93,7 +93,7 @@ class Candidates:
         """
         import torch
 
-        from minigpt.sampler.engine.decode_loop import require_possible
+        from minigpt.sampler.engine.decode_loop import first_likeliest, require_possible
 
         require_possible(scores.amax(-1).tolist(), [text.request for text in texts])
         likely = torch.stack([first_likeliest(row, self.k) for row in scores])  # (B, K)
@@ -152,12 +152,3 @@ def directions(x: Tensor) -> Tensor:
     from torch.nn.functional import normalize
 
     return normalize(x.float(), dim=-1)
-
-
-def first_likeliest(scores: Tensor, k: int) -> Tensor:
-    """The `k` best of one row, best first; of equals the first come first, as `topk` does not promise.
-
-    Shapes: (V,)  ->  (k,)
-    """
-    ids = (scores >= scores.topk(k).values[-1]).nonzero()[:, 0]  # more than k where several tie with the k-th
-    return ids[scores[ids].argsort(descending=True, stable=True)[:k]]

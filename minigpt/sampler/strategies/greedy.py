@@ -16,4 +16,4 @@ class Greedy(Strategy):
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         from minigpt.sampler.engine.decode_loop import decode_loop
 
-        return decode_loop(model, requests, self, lambda logits, texts: logits.max(-1).indices)
+        return decode_loop(model, requests, self)

@@ -13,7 +13,6 @@ from minigpt.sampler.strategies.sample import SAMPLING
 
 if TYPE_CHECKING:
     from minigpt.sampler.engine.decode_loop import Text
-    from minigpt.sampler.engine.drafting import DraftToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +23,9 @@ class PromptLookup(Choosing):
     prompt or the text so far; where that runs into the end, it starts over. The model checks all guesses of
     a text in one pass. Pays off for texts that repeat themselves or their prompt.
 
-    The likeliest token is taken, or lots are drawn if an option of sampling is given, as often as `Sample`
-    would; but they are not the same lots.
+    The text is that of `Greedy`, or if an option of sampling is given that of `Sample` with the same seed.
 
-    Source: Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al. 2023 for the check.
+    Source: Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al. 2023 for checking in one pass.
     """
 
     implied_by = frozenset({"max_ngram"}) | SAMPLING
@@ -50,7 +48,7 @@ class PromptLookup(Choosing):
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         from minigpt.sampler.engine.drafting import drafted
 
-        return drafted(model, requests, self, lambda texts, choice: Lookup(self, texts))
+        return drafted(model, requests, self, lambda texts: Lookup(self, texts))
 
 
 class Lookup:
@@ -60,15 +58,14 @@ class Lookup:
         self._strategy = strategy
         self._pasts = {text.prompt_index: Past(strategy.max_ngram) for text in texts}
 
-    def propose(self, texts: list[Text]) -> list[list[DraftToken]]:
-        from minigpt.sampler.engine.drafting import DraftToken, room
+    def propose(self, texts: list[Text]) -> list[list[int]]:
+        from minigpt.sampler.engine.drafting import room
 
         drafts = []
         for text in texts:
             past = self._pasts[text.prompt_index]
             past.extend(text.token_ids[len(past.tokens) :])
-            tokens = past.continuation(room(text, self._strategy.num_draft_tokens))
-            drafts.append([DraftToken(token) for token in tokens])
+            drafts.append(past.continuation(room(text, self._strategy.num_draft_tokens)))
         return drafts
 
 

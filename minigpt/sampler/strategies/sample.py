@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.options import option
 from minigpt.sampler.strategy import Strategy
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from minigpt.sampler.engine.random_stream import RandomStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +87,14 @@ class Sampling(Strategy):
         """Whether lots are drawn at all."""
         return True
 
-    def drawer(self) -> Callable[[Tensor, list[Any]], Tensor]:
-        """Draws from processed scores (B, V) for the texts they belong to; each has a stream of its own."""
+    def random_stream(self, request: Request, index: int) -> RandomStream | None:
         from minigpt.sampler.engine.random_stream import RandomStream
 
-        seed = self.seed
-        assert seed is not None
-        chances: dict[tuple[int, int], RandomStream] = {}
-
-        def draw(scores: Tensor, texts: list[Any]) -> Tensor:
-            for text in texts:
-                chances.setdefault((text.prompt_index, text.index), RandomStream(seed, text.index))
-            return RandomStream.draw(scores, [chances[text.prompt_index, text.index] for text in texts])
-
-        return draw
+        return (
+            RandomStream(self.seed, request.random_name, index)
+            if self.seed is not None and self.draws
+            else None
+        )
 
 
 SAMPLING = frozenset(option.name for option in fields(Sampling)) - {
@@ -112,9 +106,9 @@ SAMPLING = frozenset(option.name for option in fields(Sampling)) - {
 class Sample(Sampling):
     """Draws each next token: varied and lively, at the price of an unlikely word now and then.
 
-    Text j of a prompt draws from a generator of its own, seeded by (seed, j): its place in the batch and
-    what else is in it change nothing. Two equal prompts give equal texts; for different ones ask for
-    several sequences.
+    Text j of a prompt is sampled by random numbers of its own, which (seed, prompt, j) fix: its place in the
+    batch and what else is in it change nothing. Different prompts are independent; two equal prompts give
+    equal texts: for different ones ask for several sequences.
     """
 
     implied_by = SAMPLING
@@ -131,4 +125,4 @@ class Sample(Sampling):
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         from minigpt.sampler.engine.decode_loop import decode_loop
 
-        return decode_loop(model, requests, self, self.drawer(), copies=self.num_return_sequences)
+        return decode_loop(model, requests, self, copies=self.num_return_sequences)

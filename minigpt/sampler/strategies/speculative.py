@@ -13,8 +13,9 @@ from minigpt.sampler.options import REQUIRED, option
 from minigpt.sampler.strategies.sample import SAMPLING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minigpt.sampler.engine.decode_loop import Text
-    from minigpt.sampler.engine.drafting import Choice, DraftToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,9 @@ class Speculative(Choosing):
     It pays off where the draft model is much faster and often right. It must share the model's vocabulary.
     Where a text outgrows the draft model's window, it goes on without.
 
-    The likeliest token is taken, or lots are drawn if an option of sampling is given, as often as `Sample`
-    would; but they are not the same lots.
+    The text is that of `Greedy`, or if an option of sampling is given that of `Sample` with the same seed.
+    The draft samples by the same random numbers as the model, so the more alike their predictions are, the
+    more of its guesses hold.
 
     Source: Leviathan et al. 2023 (Fast Inference from Transformers via Speculative Decoding).
     """
@@ -63,23 +65,20 @@ class Speculative(Choosing):
 class DraftModel:
     """Guesses by a model of its own."""
 
-    def __init__(self, strategy: Speculative, texts: list[Text], choice: Choice) -> None:
+    def __init__(self, strategy: Speculative, texts: list[Text]) -> None:
         from minigpt.sampler.engine.drafting import RewindingReader
         from minigpt.sampler.processors import chain
 
-        self._strategy, self._choice = strategy, choice
+        self._strategy = strategy
         self._reader = RewindingReader(strategy.draft)
         self._texts = [text for text in texts if self._room(text) > 0]
         # Processors of its own, since those of the texts may keep in mind what they have seen; and unwatched.
         options = replace(strategy, watch=None)
-        self._processors = {
-            text.prompt_index: chain(options, len(text.request.prompt), text.request.end_tokens)
-            for text in self._texts
-        }
+        self._processors = {text.prompt_index: chain(options, text.request) for text in self._texts}
         if self._texts:
             self._reader.prompts([text.request for text in self._texts])
 
-    def propose(self, texts: list[Text]) -> list[list[DraftToken]]:
+    def propose(self, texts: list[Text]) -> list[list[int]]:
         self._drop_those_done()
         drafts = dict(zip((text.prompt_index for text in self._texts), self._drafts(), strict=True))
         return [drafts.get(text.prompt_index, []) for text in texts]
@@ -98,15 +97,13 @@ class DraftModel:
         in_window = self._strategy.draft.config.n_positions - len(text.token_ids) + 1
         return min(room(text, self._strategy.num_draft_tokens), in_window)
 
-    def _drafts(self) -> list[list[DraftToken]]:
+    def _drafts(self) -> list[list[int]]:
         """A draft for each text; those with fewer guesses begin later, so that all end together."""
-        from minigpt.sampler.engine.drafting import scores_of
-
         imagined = [
             replace(text, tokens=[*text.tokens], processors=self._processors[text.prompt_index])
             for text in self._texts
         ]
-        drafts: list[list[DraftToken]] = [[] for _ in imagined]
+        drafts: list[list[int]] = [[] for _ in imagined]
         rooms = [self._room(text) for text in imagined]
         longest = max(rooms, default=0)
         for step in range(longest):
@@ -116,6 +113,19 @@ class DraftModel:
             logits = self._reader.read(known, 1 if step else 2)[:, -1]
             for text, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):
                 if not wait:
-                    draft.append(self._choice.pick(text, scores_of(text, row)))
-                    text.tokens.append(draft[-1].token)
+                    self._guess(text, row, draft)
         return drafts
+
+    def _guess(self, text: Text, logits: Tensor, draft: list[int]) -> None:
+        """Adds a token to the draft, unless it has come to an end."""
+        from minigpt.sampler.engine.decode_loop import choose
+
+        scores = logits if text.finish_reason else text.processed(logits)
+        if text.finish_reason or not scores.max().isfinite():
+            text.finish_reason = text.finish_reason or "nothing to guess"
+            text.tokens.append(0)  # any: its row stays in the batch and is read on, but not written
+            return
+        token = int(choose(scores[None], [text]))
+        draft.append(token)
+        text.tokens.append(token)
+        text.finish_reason = text.request.finish_reason(text.tokens)

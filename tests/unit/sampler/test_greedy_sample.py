@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise, permutations
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from minigpt.sampler import Beam, BeamSample, Completion, Greedy, Sample, Strategy, generate
-from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.processors import TopK, TopP
 
 NONE = float("-inf")
@@ -93,52 +92,7 @@ def test_sampling_follows_the_processed_distribution(options: dict[str, Any], ex
     assert_as_often_as(chances, [text.tokens[0] for text in group])
 
 
-def test_one_stream_of_chance_draws_as_often_as_the_softmax_says() -> None:
-    chance, logits = RandomStream(0, 0), torch.tensor(CHANCES).log()[None]
-    drawn = [RandomStream.draw(logits, [chance]).item() for _ in range(4000)]
-    assert_as_often_as(dict(enumerate(CHANCES)), drawn)
-
-
-def test_distinct_draws_are_draws_without_putting_back() -> None:
-    chance, logits = RandomStream(0, 0), torch.tensor(CHANCES).log() + 5.0  # the scale of logits is free
-    drawn = [tuple(chance.draw_distinct(logits, 2).tolist()) for _ in range(4000)]
-    pairs = {(a, b): CHANCES[a] * CHANCES[b] / (1 - CHANCES[a]) for a, b in permutations(range(6), 2)}
-    assert_as_often_as(pairs, drawn)
-    assert_as_often_as(dict(enumerate(CHANCES)), [first for first, _ in drawn])
-
-
-def test_distinct_draws_end_where_no_probability_is_left() -> None:
-    assert sorted(RandomStream(0, 0).draw_distinct(torch.tensor(CHANCES).log(), 9).tolist()) == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
-
-
-def test_what_has_no_probability_is_never_drawn() -> None:
-    """Not even by the smallest and the greatest number, at either end of the vocabulary."""
-
-    class Extreme(RandomStream):
-        def __init__(self, value: float) -> None:
-            self.value = value
-
-        def uniform(self, n: int) -> Tensor:
-            return torch.full((n,), self.value, dtype=torch.float64)
-
-    logits = torch.tensor([[NONE, 1.0, NONE, 2.0, NONE]])
-    assert RandomStream.draw(logits, [Extreme(0.0)]).item() == 1
-    assert RandomStream.draw(logits, [Extreme(1.0 - 2.0**-53)]).item() == 3
-    assert set(Extreme(0.0).draw_distinct(logits[0], 5).tolist()) == {1, 3}
-
-
 # Seeds
-
-
-def test_the_streams_of_a_seed_and_of_the_next_have_nothing_in_common() -> None:
-    drawn = [RandomStream(seed, j).uniform(50).tolist() for seed in range(5) for j in range(5)]
-    assert len({value for numbers in drawn for value in numbers}) == 25 * 50
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another() -> None:
@@ -287,8 +241,3 @@ def test_ruling_out_every_token_is_told(strategy: Strategy, after: int) -> None:
 def test_logits_that_are_no_numbers_are_told(strategy: Strategy) -> None:
     with pytest.raises(ValueError, match=r"logits are not finite numbers, as float16 can cause\)"):
         generate(FakeModel(lambda text: [float("nan")] * 4), [[1]], strategy)
-
-
-def test_lots_are_drawn_on_the_cpu_whatever_the_default_device():
-    with torch.device("meta"):
-        assert RandomStream(1, 0).uniform(2).device.type == "cpu"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample
+from minigpt.sampler.events import Request
 from minigpt.sampler.processors import (
     DRY,
     XTC,
@@ -34,6 +35,7 @@ from minigpt.sampler.processors import (
 )
 
 NONE = float("-inf")
+REQUEST = Request(prompt=(5,), max_new_tokens=9, end_tokens=frozenset([0]))
 ANY = torch.tensor([[0]])
 
 
@@ -192,7 +194,7 @@ def test_the_chain_has_one_order_and_leaves_out_what_is_off() -> None:
         repetition_penalty=2.0,
         logit_bias={1: 1.0},
     )
-    steps = chain(everything, 1, frozenset([0]), keep=3)
+    steps = chain(everything, REQUEST, keep=3)
     repetition = [RepetitionPenalty, PresencePenalty, FrequencyPenalty, DRY, NoRepeatNGram]
     endings = [MinNewTokens, ExponentialLengthDecay]
     cut_offs = [TopNSigma, TopK, TopP, MinP, Typical, EpsilonCutoff, EtaCutoff, XTC, Mirostat]
@@ -200,14 +202,14 @@ def test_the_chain_has_one_order_and_leaves_out_what_is_off() -> None:
     assert [type(step) for step in steps] == [*control, Temperature, *cut_offs, Watermark]
     assert [step.keep for step in steps[-1 - len(cut_offs) : -1]] == [3] * len(cut_offs)
     for strategy in (Greedy(), Sample(), Beam(), BeamSample()):
-        assert chain(strategy, 1, frozenset([0])) == []
+        assert chain(strategy, REQUEST) == []
 
 
 def test_an_end_token_is_no_bad_word() -> None:
     """As in transformers; to keep a text from ending there is min_new_tokens."""
-    (step,) = chain(Greedy(bad_words=[[0], [3], [1, 0]]), 1, frozenset([0]))
+    (step,) = chain(Greedy(bad_words=[[0], [3], [1, 0]]), REQUEST)
     assert step == BadWords([[3], [1, 0]])
-    assert chain(Greedy(bad_words=[[0]]), 1, frozenset([0])) == []
+    assert chain(Greedy(bad_words=[[0]]), REQUEST) == []
 
 
 RANGES = [
