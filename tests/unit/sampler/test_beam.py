@@ -329,4 +329,4 @@ def test_processors_last_as_long_as_the_search(monkeypatch: pytest.MonkeyPatch) 
     strategy = Beam(num_beams=3)
     monkeypatch.setattr(made, "chain", lambda *given, **named: chains.append(given) or chain(*given, **named))
     generate(FakeModel(scrambled(9)), [(1,), (2, 3)], strategy, max_new_tokens=6, end_tokens=[5])
-    assert [prompt_length for _, prompt_length, *_ in chains] == [1, 2]
+    assert [request.prompt for _, request in chains] == [(1,), (2, 3)]
