@@ -57,7 +57,7 @@ def test_two_equal_prompts_give_equal_texts(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy", [Sample(num_return_sequences=6, seed=3), Beam(num_beams=6, num_return_sequences=6)]
+    "strategy", [Sample(num_return_sequences=6, seed=1), Beam(num_beams=6, num_return_sequences=6)]
 )
 def test_texts_of_one_prompt_differ(strategy: Strategy) -> None:
     for group in generate(TABLE, PROMPTS, strategy, **LIMITS):
