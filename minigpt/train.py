@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from importlib.util import find_spec
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minigpt import cli
-from minigpt.atomic import UNFINISHED
+from minigpt import cli, training
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
-from minigpt.cli.model_flags import device as torch_device
 from minigpt.cli.parser import Parser
-from minigpt.training import settings as run_settings
-from minigpt.training.settings import RUN, Settings, flag_of
-
-if TYPE_CHECKING:
-    from minigpt.training.run import Run
-
-Tell = Callable[[str], None]
+from minigpt.training.request import RunRequest
+from minigpt.training.settings import Settings, flag_of
 
 ABOUT = """Train a GPT-2 on your own text, from scratch or from a model that has learned already.
 
@@ -52,56 +43,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def together(argv: Sequence[str]) -> int:
     """The whole command as one of several processes, which torchrun started."""
-    from minigpt.training.distributed import report_first_failure
-
-    with report_first_failure():
+    with training.report_first_failure():
         return train(argv)
 
 
 def train(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, make the run ready, run it."""
+    """The whole command: read the flags, and train."""
     args = parser().parse(argv)
     values = {f.name: _value(args, f.name) for f in fields(Settings)}
     # `is`, because 0 == False, and `--weight-decay 0` means something
     given = {name: value for name, value in values.items() if value is not None and value is not False}
-    out = Path(args.out).expanduser()
     try:
-        settings, facts = _begun(out, given) if _may_resume(args.resume, out) else (Settings(**given), {})
+        request = RunRequest.make(Path(args.out), given, args.resume)
     except ValueError as error:
         raise Failure(BAD_FLAGS, error) from error
-    _check(settings)
-
     if args.quiet:
         _hush()
 
-    import torch
+    def log(line: str) -> None:
+        if not args.quiet:
+            cli.note("train", line)
 
-    from minigpt.training.distributed import joined
-    from minigpt.training.prepare import prepare
-
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    device = torch_device(settings.device)
-    with joined(device) as processes:
-        if not processes.first:
-            warnings.simplefilter("ignore")  # the first one warns of the same
-        if settings.shard and processes.world == 1:
-            if "shard" in given:
-                raise Failure(
-                    BAD_FLAGS, "--shard splits a model over several processes: start them with torchrun"
-                )
-            settings = replace(settings, shard=False)  # a run that several began can go on in one
-
-        def tell(text: str) -> None:
-            if processes.first and not args.quiet:
-                cli.note("train", text)
-
-        if args.resume and not facts:
-            tell(f"{out} holds no run to resume: beginning one")
-
-        code = _go(lambda: prepare(settings, out, facts, device, processes, tell), bool(facts), tell)
-        processes.wait()  # the first one writes longest, and when one ends by a stop, torchrun ends the others
-        return code
+    try:
+        return DONE if training.run_to_end(request, log) else INTERRUPTED
+    except (training.CannotWrite, training.Diverged) as error:
+        raise Failure(FAILED, error) from error
+    except OSError as error:
+        raise Failure(NO_MODEL, error) from error
+    except ValueError as error:
+        raise Failure(BAD_FLAGS, error) from error
 
 
 def parser() -> Parser:
@@ -130,82 +100,11 @@ def _value(args: argparse.Namespace, name: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _may_resume(resume: bool, out: Path) -> bool:
-    """Whether the folder holds a run to go on with; refuses what would write over something."""
-    has_run = (out / RUN).is_file()
-    if resume and has_run:
-        return True
-    if has_run:
-        raise Failure(
-            BAD_FLAGS, f"--out {out} holds a run already: go on with it by --resume, or name another folder"
-        )
-    if out.exists() and (not out.is_dir() or any(not p.name.startswith(UNFINISHED) for p in out.iterdir())):
-        raise Failure(
-            BAD_FLAGS, f"--out {out} holds something else: nothing is written over; name another folder"
-        )
-    return False
-
-
-def _begun(out: Path, given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    settings, facts = run_settings.load(out)
-    return settings.resumed(given), facts
-
-
-def _check(settings: Settings) -> None:
-    """Refuses what can be seen to be wrong without torch, which is slow to import."""
-    if not settings.data:
-        raise Failure(BAD_FLAGS, "--data FILE_OR_DIR is missing: what is to be learned?")
-    if settings.logger is not None and find_spec("tensorboard") is None:
-        raise Failure(
-            BAD_FLAGS, "--logger tensorboard needs it installed: pip install 'minigpt[tensorboard]'"
-        )
-
-
 def _hush() -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     warnings.simplefilter("ignore")
     disable_progress_bars()  # ours are of the same kind
-
-
-def _go(prepared: Callable[[], Run], begun: bool, tell: Tell) -> int:
-    """The run, from its beginning or its newest checkpoint to its end or a stop.
-
-    A function of its own, so that the run is gone when the processes part: DistributedDataParallel would
-    otherwise be the last to hold gloo, and hang now and then, when it waits for gloo's thread, which waits
-    for Python's lock (torch 2.13).
-    """
-    try:
-        run = prepared()
-    except OSError as error:
-        raise Failure(NO_MODEL, error) from error
-    except ValueError as error:
-        raise Failure(BAD_FLAGS, error) from error
-    if begun and not run.restore(tell):
-        tell("no checkpoint yet: starting from the beginning")
-    if run.finished:
-        tell(f"{run.out} is finished, at step {run.progress.step}; to go on, give more --steps")
-        return DONE
-    return _run(run, tell)
-
-
-def _run(run: Run, tell: Tell) -> int:
-    from minigpt.training.run import Diverged
-
-    try:
-        finished = run.go()
-    except Diverged as error:
-        raise Failure(FAILED, error) from error
-    except OSError as error:
-        last = f"the checkpoint of step {run.saved} is good" if run.saved else "there is no checkpoint yet"
-        raise Failure(FAILED, f"{error}; {last}: make room, then --resume") from error
-    p = run.progress
-    best = f", lowest validation loss {p.best:.4f}" if p.best < math.inf else ""
-    tell(
-        f"{'done' if finished else 'stopped'} at step {p.step}{best}; {run.out} holds the model"
-        + ("" if finished else ", --resume goes on")
-    )
-    return DONE if finished else INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from textwrap import fill
 from typing import Any, NoReturn
@@ -104,14 +104,24 @@ class Parser(argparse.ArgumentParser):
         """What was probably meant by an argument that is none, after a space; nothing where that is open."""
         if not unknown.startswith("-"):
             return " (a text of several words needs quotes)"
-        flag, known = unknown.partition("=")[0], self.actions()
-        for meant in ELSEWHERE.get(flag.lstrip("-").lower(), ()):
-            if not meant.startswith("--"):
-                return f" ({meant})"
-            if meant.split()[0] in known:
-                return f" (use {meant})"
-        near = get_close_matches(f"--{flag.lstrip('-').lower()}", known, n=1, cutoff=0.75)
-        return f" (did you mean {near[0]}?)" if near else ""
+        meant = meant_flag(unknown.partition("=")[0], self.actions())
+        return f" ({meant})" if meant else ""
+
+
+def meant_flag(unknown: str, known: Collection[str]) -> str:
+    """What to do instead of using a flag that there is not: mostly, which flag to use; nothing where that is open.
+
+    >>> meant_flag("--learning-rate", ["--lr"]), meant_flag("--setps", ["--steps"]), meant_flag("--xyz", ["--lr"])
+    ('use --lr', 'did you mean --steps?', '')
+    """
+    name = unknown.lstrip("-").lower()
+    for meant in ELSEWHERE.get(name, ()):
+        if not meant.startswith("--"):
+            return meant
+        if meant.split()[0] in known:
+            return f"use {meant}"
+    near = get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def hyphens(argv: Sequence[str]) -> list[str]:

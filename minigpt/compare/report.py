@@ -122,7 +122,7 @@ class Report:
 
     def plot(self, path: Path) -> None:
         """Quality against diversity, as a PNG; a method of which one is not known is left out."""
-        from minigpt.plot import quality_and_diversity
+        from minigpt.compare.plot import quality_and_diversity
 
         places = [(row, (row.figures["distinct_2"], row.figures["perplexity"])) for row in self.rows]
         known = [(row, place) for row, place in places if all(map(math.isfinite, place))]

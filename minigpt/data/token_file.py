@@ -27,14 +27,14 @@ AT_ONCE = 256  # documents; bounds what is in memory
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The documents of a text, one after the other, as token ids.
+    """The documents of a text, or some of them, as token ids in a file that is mapped, not read.
 
     Each begins with the end token, if the tokenizer has one: what a model is given when it is to begin.
     """
 
     folder: Path
-    ids: np.ndarray  # (tokens,), uint16 or uint32, mapped and not read
-    starts: np.ndarray  # (documents + 1,), where each document begins, and where the last one ends
+    ids: np.ndarray  # (tokens,), uint16 or uint32: all documents of the file, one after the other
+    spans: np.ndarray  # (documents, 2): where each of these documents begins and ends
     digests: np.ndarray  # (documents,), uint64, of each document's text
     text_sha256: str
 
@@ -49,17 +49,18 @@ class TokenFile:
             facts = json.loads((folder / FACTS).read_text())
             index = np.load(folder / INDEX)
             ids = np.memmap(folder / IDS, dtype=facts["dtype"], mode="r")
-            starts = np.concatenate([[0], index["end"]]).astype(np.int64)
-            if len(ids) != starts[-1]:
-                raise ValueError(f"{len(ids):,} of {starts[-1]:,} tokens")
-            return cls(folder, ids, starts, index["digest"], facts["text_sha256"])
+            borders = np.concatenate([[0], index["end"]]).astype(np.int64)
+            if len(ids) != borders[-1]:
+                raise ValueError(f"{len(ids):,} of {borders[-1]:,} tokens")
+            spans = np.stack([borders[:-1], borders[1:]], axis=1)
+            return cls(folder, ids, spans, index["digest"], facts["text_sha256"])
         except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{folder} is damaged ({error}): delete it, and it is made again") from None
 
     @property
-    def spans(self) -> np.ndarray:
-        """Where each document lies: (documents, 2)."""
-        return np.stack([self.starts[:-1], self.starts[1:]], axis=1)
+    def n_tokens(self) -> int:
+        """Tokens in these documents, which may be fewer than in the file."""
+        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
 
 
 def default_cache() -> Path:

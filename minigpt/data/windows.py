@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,21 +12,21 @@ from minigpt.data.token_file import TokenFile
 
 
 class CircularTokens:
-    """Documents joined to a ring, read without being copied together first.
+    """Documents joined end to end and the last to the first, read without being copied together.
 
     Args:
-        tokens: where they lie.
+        ids: where they lie: (tokens,).
         spans: which stretches of it, in which order: (documents, 2).
 
-    >>> from pathlib import Path
-    >>> file = TokenFile(Path("."), np.arange(10), np.array([0, 4, 10]), np.zeros(2), "")
-    >>> CircularTokens(file, file.spans[::-1]).read(3, 9)
+    >>> CircularTokens(np.arange(10), np.array([[4, 10], [0, 4]])).read(3, 9)
     array([7, 8, 9, 0, 1, 2, 3, 4, 5])
     """
 
-    def __init__(self, tokens: TokenFile, spans: np.ndarray) -> None:
-        self._ids, self._spans = tokens.ids, spans
-        self._ends = np.cumsum(spans[:, 1] - spans[:, 0])  # of each document, counted along the ring
+    def __init__(self, ids: np.ndarray, spans: np.ndarray) -> None:
+        self._ids, self._spans = ids, spans
+        self._ends = np.cumsum(
+            spans[:, 1] - spans[:, 0]
+        )  # of each document, counted from the first one's start
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -45,30 +47,29 @@ class CircularTokens:
 
 
 class Windows:
-    """All windows of a text, epoch after epoch, by their number: nothing to be remembered, nothing to resume.
+    """All training windows of a text, epoch after epoch, by their number: a pure function, so nothing to save.
 
-    In each epoch the documents are shuffled anew and joined to a ring; the ring is cut into windows from a
+    In each epoch the documents are shuffled anew and joined in a circle; the circle is cut into windows from a
     random place on, and they come in random order. So every token is a target once an epoch (but for the
     rest that fills no window), and the cuts fall elsewhere each time.
 
     Args:
-        tokens: what to read.
-        spans: which stretches of it are the documents: (documents, 2).
-        length: how many tokens a model reads at once; a window has one more, the last target.
+        tokens: the documents to read.
+        length: the context length; a window has one token more, the last target.
         seed: decides every order.
 
     Raises:
         ValueError: the text is shorter than a window.
     """
 
-    def __init__(self, tokens: TokenFile, spans: np.ndarray, length: int, seed: int) -> None:
-        self.tokens, self.spans, self.length, self.seed = tokens, spans, length, seed
-        self.n_tokens = int((spans[:, 1] - spans[:, 0]).sum())
+    def __init__(self, tokens: TokenFile, length: int, seed: int) -> None:
+        self.tokens, self.length, self.seed = tokens, length, seed
+        self.n_tokens = tokens.n_tokens
         self.per_epoch = self.n_tokens // length
         self._epoch = -1
         if self.n_tokens < length + 1:
             raise ValueError(
-                f"the training text has {self.n_tokens:,} tokens, less than a window of {length:,} and the "
+                f"the training text has {self.n_tokens:,} tokens, less than a context of {length:,} and the "
                 "token after it: give more text, or a smaller --context"
             )
 
@@ -80,38 +81,40 @@ class Windows:
         epoch, place = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             self._shuffle(epoch)
-        return self._ring.read(int(self._order[place]) * self.length + self._first, self.length + 1)
+        return self._joined.read(int(self._order[place]) * self.length + self._first, self.length + 1)
 
     def _shuffle(self, epoch: int) -> None:
-        chance = np.random.default_rng([self.seed, epoch])
-        self._ring = CircularTokens(self.tokens, chance.permutation(self.spans))
-        self._first = int(chance.integers(self.n_tokens))
-        self._order = chance.permutation(self.per_epoch)
+        random = np.random.default_rng([self.seed, epoch])
+        self._joined = CircularTokens(self.tokens.ids, random.permutation(self.tokens.spans))
+        self._first = int(random.integers(self.n_tokens))
+        self._order = random.permutation(self.per_epoch)
         self._epoch = epoch
 
 
-def hold_out(tokens: TokenFile, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(tokens: TokenFile, share: float, seed: int) -> tuple[TokenFile, TokenFile]:
     """Splits a text into training and validation by whole documents; of a single one, the end is held out.
 
     Documents are held out in random order as long as they fit into the share; if none does, the shortest is.
 
-    Shapes: (training documents, 2), (validation documents, 2), as `TokenFile.spans`
-
     >>> from pathlib import Path
-    >>> one = TokenFile(Path("."), np.arange(10), np.array([0, 10]), np.zeros(1), "")
-    >>> [spans.tolist() for spans in hold_out(one, 0.2, seed=0)]
+    >>> one = TokenFile(Path("."), np.arange(10), np.array([[0, 10]]), np.zeros(1), "")
+    >>> [part.spans.tolist() for part in hold_out(one, 0.2, seed=0)]
     [[[0, 8]], [[8, 10]]]
     """
-    spans = tokens.spans
-    wanted = min(max(1, round(share * len(tokens.ids))), len(tokens.ids) - 1)
+    spans, n = tokens.spans, tokens.n_tokens
+    wanted = min(max(1, round(share * n)), n - 1)
     if len(spans) == 1:
-        cut = len(tokens.ids) - wanted
-        return np.array([[0, cut]]), np.array([[cut, len(tokens.ids)]])
+        (begin, end) = spans[0]
+        cut = end - wanted
+        return replace(tokens, spans=np.array([[begin, cut]])), replace(tokens, spans=np.array([[cut, end]]))
     sizes = spans[:, 1] - spans[:, 0]
     held = np.zeros(len(spans), dtype=bool)
     for i in np.random.default_rng(seed).permutation(len(spans)):
-        if sizes[i] <= wanted:  # never more than the share: one long book must not go whole
+        if sizes[i] <= wanted:  # never hold out more than the share: one long book must not go whole
             held[i], wanted = True, wanted - sizes[i]
     if not held.any():
         held[np.argmin(sizes)] = True
-    return spans[~held], spans[held]
+    train, validation = (
+        replace(tokens, spans=spans[part], digests=tokens.digests[part]) for part in (~held, held)
+    )
+    return train, validation

@@ -1,1 +1,29 @@
-"""From a text file to a model: documents, tokens, windows, steps, checkpoints. `minigpt.train` is the command."""
+"""From text to a model: `train` for Python and notebooks; `minigpt.train` is the command.
+
+from minigpt.training import train
+model, tokenizer, metrics = train(data="tales.txt", out="tales", steps=500)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt.training.api import Trained, run_to_end, train
+    from minigpt.training.distributed import report_first_failure
+    from minigpt.training.run import CannotWrite, Diverged
+
+__all__ = ["CannotWrite", "Diverged", "Trained", "report_first_failure", "run_to_end", "train"]
+
+_HOMES = {
+    "CannotWrite": "run", "Diverged": "run", "Trained": "api", "report_first_failure": "distributed",
+    "run_to_end": "api", "train": "api",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for, so that `--help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -41,18 +41,18 @@ class Checkpoints:
         """
         target = self.folder / f"step-{step:08}"
         aside = self.folder / f"{UNFINISHED}{target.name}"
-        if self.processes.first:
+        if self.processes.is_main:
             remove_unfinished(self.folder)
             aside.mkdir(parents=True)
         self.processes.wait()
         try:
             with _single_process_is_fine():
                 state_dict_saver.save(dict(state), checkpoint_id=aside)
-            if self.processes.first:
+            if self.processes.is_main:
                 _seal(aside, facts)
                 self._put(aside, target)
         except (CheckpointException, OSError) as error:
-            if self.processes.first:
+            if self.processes.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
             cause = _cause(error)
             if isinstance(cause, KeyboardInterrupt):  # nothing is wrong: somebody does not want to wait
@@ -70,13 +70,13 @@ class Checkpoints:
         for path in self._steps()[:-KEPT]:
             shutil.rmtree(path)
 
-    def newest(self, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    def newest(self, log: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its facts; those that are damaged are told of."""
         for path in reversed(self._steps()):
             try:
                 return path, _open_sealed(path)
             except ValueError as error:
-                tell(f"{path} is damaged ({error}); falling back to the one before")
+                log(f"{path} is damaged ({error}); falling back to the one before")
         return None
 
     def load(self, path: Path, state: dict[str, Any]) -> None:

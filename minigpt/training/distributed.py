@@ -1,4 +1,4 @@
-"""One process or many: who reads which rows, how their numbers become one, how a model is spread over them."""
+"""One process or many: which rows each reads, how their results are summed, how a model is distributed."""
 
 from __future__ import annotations
 
@@ -22,86 +22,86 @@ from torch.nn.parallel import DistributedDataParallel
 from minigpt.model import GPT2
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # the first process may tokenise for long while the others wait
+TIMEOUT = timedelta(hours=2)  # rank 0 may tokenise for long while the others wait
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many this process is; alone unless torchrun started it."""
+    """The rank of this process and how many there are; one, unless torchrun started it."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that writes files and talks to the user."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes files and messages."""
         return self.rank == 0
 
     def share(self, numbers: range) -> range:
-        """This process's part of some windows, of which all get equally many."""
-        each = len(numbers) // self.world
+        """This process's share of some windows; all get equally many."""
+        each = len(numbers) // self.world_size
         return numbers[self.rank * each : (self.rank + 1) * each]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, element by element."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def as_first(self, value: T) -> T:
-        """The first process's value, for all."""
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0, for all."""
         values = [value]
-        if self.world > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
     def wait(self) -> None:
         """Returns when all processes have come here."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
 
 @contextmanager
 def report_first_failure() -> Iterator[None]:
-    """Lets only the first of the processes that fail say why; the others end in silence.
+    """Lets only the first process that fails report why; the others exit without a message.
 
-    For they fail alike, as at a wrong flag, or because they have lost the first one.
+    They fail alike, as at a wrong flag, or because they have lost the connection to the first one.
     """
     store, rank, _ = next(rendezvous("env://"))
     try:
         yield
     except (Exception, KeyboardInterrupt):
         try:
-            speaker = store.compare_set("minigpt/failed", "", str(rank))
-        except RuntimeError:  # whoever kept the store has failed and is gone
-            speaker = b""
-        if speaker != str(rank).encode():
+            reporter = store.compare_set("minigpt/failed", "", str(rank))
+        except RuntimeError:  # rank 0, which kept the store, has failed and is gone
+            reporter = b""
+        if reporter != str(rank).encode():
             raise SystemExit(1) from None
         raise
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun started; a process started alone is alone."""
+    """Joins the processes that torchrun started; a process started by itself is the only one."""
     if "RANK" not in os.environ:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        with report_first_failure():  # inside, for whoever loses the connection fails, too
+        with report_first_failure():  # inside, because losing the connection is a failure, too
             yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
 
 class Whole:
-    """A model that every process has whole; of several processes, each averages its gradients with the others."""
+    """A model that every process holds whole; several processes average their gradients (DDP)."""
 
     def __init__(self, model: GPT2, processes: Processes) -> None:
         self.model = model
-        self.forward: nn.Module = DistributedDataParallel(model) if processes.world > 1 else model
+        self.forward: nn.Module = DistributedDataParallel(model) if processes.world_size > 1 else model
 
     def last_of_step(self, last: bool) -> AbstractContextManager[None]:
         """Around a batch: gradients are exchanged after a step's last one only."""
@@ -115,7 +115,7 @@ class Whole:
 
 
 class Sharded:
-    """A model of which each process has a part of every tensor: PyTorch's FSDP2."""
+    """A model of which each process holds a shard of every tensor: PyTorch's FSDP2."""
 
     def __init__(self, model: GPT2) -> None:
         for parameter in model.parameters():  # loaded weights may lie the other way round; FSDP takes no such

@@ -25,9 +25,8 @@ class Validation:
     are taken at equal distances.
 
     Args:
-        tokens: where the text lies.
-        spans: which stretches of it: (documents, 2).
-        length: tokens in a window.
+        tokens: the held-out documents.
+        length: the context length.
         most: how many tokens to read, about.
         tokenizer: knows how many bytes each token is.
 
@@ -35,16 +34,14 @@ class Validation:
         ValueError: the text is too short for anything to be predicted.
     """
 
-    def __init__(
-        self, tokens: TokenFile, spans: np.ndarray, length: int, most: int, tokenizer: Tokenizer
-    ) -> None:
-        ring = CircularTokens(tokens, spans)
-        if len(ring) < 2:
+    def __init__(self, tokens: TokenFile, length: int, most: int, tokenizer: Tokenizer) -> None:
+        joined = CircularTokens(tokens.ids, tokens.spans)
+        if len(joined) < 2:
             raise ValueError("the validation text is a single token: hold out more, or give a file as --val")
-        self.length = min(length, len(ring) - 1)
-        n = (len(ring) - 1) // self.length
+        self.length = min(length, len(joined) - 1)
+        n = (len(joined) - 1) // self.length
         chosen = np.unique(np.linspace(0, n - 1, max(1, min(n, most // self.length))).astype(np.int64))
-        rows = [ring.read(int(i) * self.length, self.length + 1) for i in chosen]
+        rows = [joined.read(int(i) * self.length, self.length + 1) for i in chosen]
         self.windows = torch.from_numpy(np.stack(rows).astype(np.int64))
         self.n_tokens = self.windows[:, 1:].numel()
         self.n_bytes = int(_sizes(tokenizer)[self.windows[:, 1:]].sum())
@@ -62,7 +59,7 @@ class Validation:
         batches = torch.split(self.windows, batch_size)
         nats = torch.zeros((), device=device)
         model.eval()
-        for first in range(0, len(batches), processes.world):
+        for first in range(0, len(batches), processes.world_size):
             # A sharded model must be called by all at once: whoever has no batch left reads one for nothing.
             own = first + processes.rank
             batch = batches[own % len(batches)].to(device)

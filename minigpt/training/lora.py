@@ -15,7 +15,9 @@ from minigpt.linear import Linear
 from minigpt.model import GPT2
 from minigpt.weights import NothingDrawn
 
-# Shapes below:  in, out the widths of a linear layer · r rank
+# Shapes below:  in, out the features of a linear layer · r rank
+
+ALPHA = 32.0  # Hu et al. 2021 for GPT-2, table 11
 
 
 class LoraLinear(nn.Module):
@@ -67,14 +69,14 @@ class LoraLinear(nn.Module):
 def attach(
     model: GPT2,
     rank: int,
-    alpha: float = 32.0,
+    alpha: float = ALPHA,
     dropout: float = 0.0,
     layers: Iterable[str] | None = None,
 ) -> None:
     """Freezes a model and puts a trainable low-rank pair beside linear layers of its blocks.
 
     The logits stay what they were, to the bit, until the pairs are trained. A is drawn from torch's global
-    generator. The default alpha is the paper's for GPT-2 (table 11).
+    generator.
 
     Args:
         model: changed in place; from outside, so that it need not know of LoRA.

@@ -1,8 +1,9 @@
-"""From settings to a run: tokenizer, tokens, model; everything is checked before anything is written."""
+"""From a request to a run: documents -> token files -> windows -> learner; all is checked before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,167 +11,123 @@ import numpy as np
 import torch
 
 import minigpt
-from minigpt import hub
-from minigpt.data.documents import documents
 from minigpt.data.token_file import TokenFile, default_cache, tokenise, tokenizer_fingerprint
 from minigpt.data.windows import Windows, hold_out
 from minigpt.model import GPT2
-from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
-from minigpt.tokenizer.byte_level import byte_tokenizer, character_tokenizer
-from minigpt.training import lora
-from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.distributed import Processes
 from minigpt.training.evaluate import Validation
 from minigpt.training.hardware import choose_dtype, training_flops
+from minigpt.training.initial_model import InitialModel, initial_model
 from minigpt.training.learner import Learner
-from minigpt.training.report import Report, Silence
-from minigpt.training.run import Run
+from minigpt.training.report import SilentReport, TrainingReport
+from minigpt.training.request import RunRequest
+from minigpt.training.run import TrainingRun
+from minigpt.training.run_folder import RunFolder
 from minigpt.training.settings import Settings
 
-BUNDLED = "bundled"
-Tell = Callable[[str], None]
+Callback = Callable[[Mapping[str, Any]], object]
+Log = Callable[[str], object]
+
+# Facts in run.json that must be the same when a run is resumed, and what to call them.
+UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sha256": "the model of --init"}
 
 
 def prepare(
-    settings: Settings,
-    out: Path,
-    facts: dict[str, Any],
-    device: torch.device,
-    processes: Processes,
-    tell: Tell,
-) -> Run:
-    """Makes a run ready, at its beginning; `facts` are those of its run.json, or empty for a new one.
+    request: RunRequest, device: torch.device, processes: Processes, log: Log, callback: Callback | None
+) -> TrainingRun:
+    """Makes a run ready, at its beginning.
 
     Raises:
-        OSError: a model is not there.
+        OSError: a model does not exist.
         ValueError: a text, a tokenizer or a model cannot be used, or they do not fit each other.
     """
-    if settings.batch_size % processes.world:
-        raise ValueError(
-            f"--batch-size {settings.batch_size} does not split over {processes.world} processes"
-        )
-    torch.manual_seed(settings.seed)
-    model, tokenizer = _model_and_tokenizer(settings, out, facts)
-    settings = settings.settled(model.config.n_embd)
-    train, training, held, validation = _texts(settings, tokenizer, processes)
-    context = settings.context or model.config.n_positions
-    windows = Windows(train, training, context, settings.seed)
-    checked = Validation(held, validation, context, settings.eval_tokens, tokenizer)
-    _same_text(facts, "train", train)
-    _same_text(facts, "val", held)
+    _check_batch(request.settings.batch_size, processes.world_size)
+    torch.manual_seed(request.settings.seed)
+    start = initial_model(request.settings, request.out)
+    settings = request.settings.settled(start.model.config.n_embd)
+    train, held_out = _token_files(settings, start.tokenizer, processes)
+    context = settings.context or start.model.config.n_positions
+    windows = Windows(train, context, settings.seed)
+    validation = Validation(held_out, context, settings.eval_tokens, start.tokenizer)
 
-    dtype, peak = processes.as_first(choose_dtype(device, facts.get("dtype", settings.dtype)))
-    n_parameters = sum(p.numel() for p in model.parameters())
-    flops = training_flops(model.config, n_parameters, context)
-    tell(_summary(model, n_parameters, windows, checked, dtype, device, peak))
-    if settings.val_share is None and (both := len(np.intersect1d(train.digests, held.digests))):
-        tell(f"warning: {both} of {len(held.digests)} validation documents are in the training text, too")
-    known = {
-        "train": train.text_sha256, "val": held.text_sha256, "tokenizer": tokenizer_fingerprint(tokenizer),
-        "n_parameters": n_parameters, "train_tokens": windows.n_tokens, "flops_per_token": flops, "dtype": dtype,
-        "base": _base(settings), "processes": processes.world, "versions": {"minigpt": minigpt.__version__, "torch": torch.__version__},
-    }  # fmt: skip
+    dtype, peak = processes.broadcast(choose_dtype(device, request.saved.get("dtype", settings.dtype)))
+    facts = _facts(start, windows, held_out) | {"dtype": dtype, "processes": processes.world_size}
+    _refuse_changes(request.saved, facts)
+    summary = _summary(start.model, settings, windows, validation)
+    log(f"{summary}; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s")
+    if settings.val_share is None:
+        _report_overlap(train, held_out, log)
     processes.wait()  # nobody writes before all have found everything in order
-    learner = Learner(model.to(device), windows, settings, dtype, processes)
-    return Run(
-        learner, checked, out, tokenizer, known, Checkpoints(out / "checkpoints", processes),
-        Report(out, tell, settings.logger) if processes.first else Silence(),
-        most_tokens_per_second=processes.world * peak / flops,
-    )  # fmt: skip
+    peak_tokens = processes.world_size * peak / facts["flops_per_token"]
+    report = TrainingReport(request.out, log, settings.logger, peak_tokens, callback)
+    return TrainingRun(
+        Learner(start.model.to(device), windows, settings, dtype, processes),
+        validation,
+        RunFolder(request.out, start.tokenizer, facts, processes),
+        report if processes.is_main else SilentReport(),
+    )
 
 
-def _model_and_tokenizer(settings: Settings, out: Path, facts: dict[str, Any]) -> tuple[GPT2, Tokenizer]:
-    if settings.init is None:
-        begun = (out / "vocab.json").is_file()  # else the run was killed before it was saved
-        tokenizer = Tokenizer.load(out) if begun else _tokenizer(settings)
-        end = tokenizer.end_token
-        return GPT2(settings.shape(tokenizer.vocab_size, end)), tokenizer
-    base, tokenizer = load(None if settings.init == BUNDLED else settings.init)
-    if settings.tokenizer is not None and tokenizer_fingerprint(
-        _tokenizer(settings)
-    ) != tokenizer_fingerprint(tokenizer):
-        raise ValueError(
-            f"--tokenizer {settings.tokenizer} is another than that of {settings.init}: "
-            "what a model has learned about its tokens would be lost; leave --tokenizer out"
-        )
-    if tokenizer.vocab_size > base.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {settings.init} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{base.config.vocab_size:,}: they are of different models"
-        )
-    if settings.context is not None and settings.context > base.config.n_positions:
-        raise ValueError(
-            f"--context {settings.context}: {settings.init} reads at most {base.config.n_positions} tokens"
-        )
-    model = GPT2(settings.with_dropout(base.config))
-    model.load_state_dict(base.state_dict())
-    if settings.lora is not None:
-        lora.attach(model, settings.lora, dropout=settings.dropout)
-    return model, tokenizer
+def _check_batch(batch_size: int, world_size: int) -> None:
+    if batch_size % world_size:
+        raise ValueError(f"--batch-size {batch_size} does not split over {world_size} processes")
 
 
-def _base(settings: Settings) -> str | None:
-    """What --init names, so that it is found from any folder: adapters say what they belong to."""
-    if settings.init == BUNDLED:
-        return str(hub.bundled())
-    if settings.init is not None and (folder := Path(settings.init).expanduser()).is_dir():
-        return str(folder.resolve())
-    return settings.init
-
-
-def _tokenizer(settings: Settings) -> Tokenizer:
-    match settings.tokenizer:
-        case None | "bundled":
-            return Tokenizer.from_pretrained()
-        case "bytes":
-            return byte_tokenizer()
-        case "chars":
-            return character_tokenizer(documents(_paths(settings.data), settings.text_field))
-        case name:
-            return Tokenizer.from_pretrained(name)
-
-
-def _paths(names: tuple[str, ...]) -> list[Path]:
-    return [Path(name).expanduser() for name in names]
-
-
-def _texts(
+def _token_files(
     settings: Settings, tokenizer: Tokenizer, processes: Processes
-) -> tuple[TokenFile, np.ndarray, TokenFile, np.ndarray]:
-    """The training text and its documents, the validation text and its documents."""
-    cache = Path(settings.token_cache).expanduser() if settings.token_cache else default_cache()
+) -> tuple[TokenFile, TokenFile]:
+    """The training documents and the held-out ones; rank 0 tokenises, the others find what it has made."""
+    cache = Path(os.path.expanduser(settings.token_cache)) if settings.token_cache else default_cache()
     share = settings.val_share
 
-    def both() -> tuple[TokenFile, TokenFile]:
-        train = tokenise(_paths(settings.data), tokenizer, cache, settings.text_field)
-        if share is not None:
-            return train, train
-        return train, tokenise(_paths((settings.val,)), tokenizer, cache, settings.text_field)
+    def tokenised(paths: list[Path]) -> TokenFile:
+        if not processes.is_main:
+            processes.wait()
+        tokens = tokenise(paths, tokenizer, cache, settings.text_field)
+        if processes.is_main:
+            processes.wait()
+        return tokens
 
-    if processes.first:  # the others find what it has made
-        train, held = both()
-    processes.wait()
-    if not processes.first:
-        train, held = both()
-    if share is None:
-        return train, train.spans, held, held.spans
-    training, validation = hold_out(train, share, settings.seed)
-    return train, training, held, validation
+    train = tokenised(settings.data_paths)
+    if share is not None:
+        return hold_out(train, share, settings.seed)
+    return train, tokenised([Path(os.path.expanduser(settings.val))])
 
 
-def _same_text(facts: dict[str, Any], name: str, tokens: TokenFile) -> None:
-    if facts and facts[name] != tokens.text_sha256:
-        flag = {"train": "--data", "val": "--val"}[name]
-        raise ValueError(f"the text of {flag} is not the one that this run began with: give that one")
+def _facts(start: InitialModel, windows: Windows, held_out: TokenFile) -> dict[str, Any]:
+    """What run.json says beside the settings: which texts, tokenizer, model and versions these are."""
+    n_parameters = sum(p.numel() for p in start.model.parameters())
+    return {
+        "train": windows.tokens.text_sha256,
+        "val": held_out.text_sha256,
+        "tokenizer": tokenizer_fingerprint(start.tokenizer),
+        "n_parameters": n_parameters,
+        "train_tokens": windows.n_tokens,
+        "flops_per_token": training_flops(start.model.config, n_parameters, windows.length),
+        "base": start.base,
+        "base_sha256": start.base_sha256,
+        "versions": {"minigpt": minigpt.__version__, "torch": torch.__version__},
+    }
 
 
-def _summary(
-    model: GPT2, n: int, windows: Windows, checked: Validation, dtype: str, device: torch.device, peak: float
-) -> str:
-    c = model.config
+def _refuse_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    for name, what in UNCHANGED.items():
+        if saved.get(name, facts[name]) != facts[name]:
+            raise ValueError(f"{what} is not the one that this run began with: give that one")
+
+
+def _summary(model: GPT2, settings: Settings, windows: Windows, validation: Validation) -> str:
+    c, n = model.config, sum(p.numel() for p in model.parameters())
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapter = f"LoRA of rank {settings.lora} trains {n_trained:,} ({n_trained / n:.2%}) of "
     return (
-        f"{n:,} parameters ({c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, window {c.n_positions}, "
-        f"vocabulary {c.vocab_size:,}); {windows.n_tokens:,} tokens to learn (documents: {len(windows.spans):,}), "
-        f"{checked.n_tokens:,} to validate; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s"
+        f"{windows.n_tokens:,} training tokens (documents: {len(windows.tokens.spans):,}), {validation.n_tokens:,} "
+        f"validation tokens; {adapter if n_trained < n else ''}{n:,} parameters ({c.n_layer} layers, {c.n_head} heads, "
+        f"n_embd {c.n_embd}, context length {c.n_positions}, vocabulary {c.vocab_size:,})"
     )
+
+
+def _report_overlap(train: TokenFile, held_out: TokenFile, log: Log) -> None:
+    if both := len(np.intersect1d(train.digests, held_out.digests)):
+        log(f"warning: {both} of {len(held_out.digests)} validation documents are in the training text, too")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -87,6 +88,8 @@ class Settings:
         "times over (default: 0)", group="model", parse=float, metavar="P", least=0, below=1)
     lora: int | None = setting(None, "train a low-rank adapter of this rank beside the frozen weights of --init",
         group="model", metavar="RANK", least=1)
+    lora_alpha: float | None = setting(None, "scale of the adapter: its product is multiplied by alpha / rank "
+        "(default: 32)", group="model", parse=float, metavar="ALPHA", least=0)
 
     steps: int = setting(2000, "updates of the weights (default: 2000)", group="training", metavar="N", least=1,
         fixed=False)
@@ -151,7 +154,11 @@ class Settings:
                     f"{', '.join(taken)}: the shape comes with --init; leave one or the other out"
                 )
         elif self.lora is not None:
-            raise ValueError("--lora adapts a model that has learned something: add --init")
+            raise ValueError("--lora adapts a pretrained model: add --init")
+        if self.lora_alpha is not None and (self.lora is None or self.lora_alpha == 0):
+            raise ValueError(
+                f"--lora-alpha {self.lora_alpha} must be above 0, and scales an adapter: add --lora RANK"
+            )
         self._check_optimisation()
 
     def _check_optimisation(self) -> None:
@@ -168,10 +175,12 @@ class Settings:
     @property
     def val_share(self) -> float | None:
         """The share to hold out, if it is not a file's name."""
-        try:
-            return float(self.val)
-        except ValueError:
-            return None
+        return _share(self.val)
+
+    @property
+    def data_paths(self) -> list[Path]:
+        """The files and folders of --data."""
+        return [Path(os.path.expanduser(name)) for name in self.data]
 
     def shape(self, vocab_size: int, end_token: int | None) -> GPT2Config:
         """The configuration of a new model.
@@ -212,19 +221,51 @@ class Settings:
         replace_text(out / RUN, json.dumps({"settings": asdict(self), **facts}, indent=2) + "\n")
 
     def resumed(self, given: Mapping[str, Any]) -> Settings:
-        """These settings with those newly given that a run may change on its way.
+        """These settings with those newly given that may change when a run is resumed.
 
         Raises:
             ValueError: a setting was given that cannot change; the message names it and both values.
         """
         for f in fields(self):
-            before = getattr(self, f.name)
-            if f.metadata["fixed"] and given.get(f.name, before) != before:
+            before, after = getattr(self, f.name), given.get(f.name, getattr(self, f.name))
+            # Which share of the text is held out decides what is learned; a file may have moved.
+            share = f.name == "val" and (_share(before), _share(after)) != (None, None)
+            if (f.metadata["fixed"] or share) and before != after:
                 raise ValueError(
-                    f"{flag_of(f.name)} {given[f.name]}: this run began with {before}, and goes on with it; "
+                    f"{flag_of(f.name)} {after}: this run began with {before}, and keeps it to its end; "
                     "leave the flag out, or begin another run in another --out"
                 )
         return replace(self, **given)
+
+
+def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Some settings with every path made absolute, so that the run can be resumed from any folder.
+
+    Names of models that are no folders, such as those on the hub, stay as they are.
+    """
+    values = dict(given)
+    if "data" in values:
+        values["data"] = tuple(map(_absolute, values["data"]))
+    if "val" in values and _share(values["val"]) is None:
+        values["val"] = _absolute(values["val"])
+    for name in {"tokenizer", "init"} & values.keys():
+        if os.path.isdir(os.path.expanduser(values[name])):
+            values[name] = _absolute(values[name])
+    if "token_cache" in values:
+        values["token_cache"] = _absolute(values["token_cache"])
+    return values
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(os.path.expanduser(name))
+
+
+def _share(val: str) -> float | None:
+    """The share to hold out, if `val` is not a file's name."""
+    try:
+        return float(val)
+    except ValueError:
+        return None
 
 
 def load(out: Path) -> tuple[Settings, dict[str, Any]]:

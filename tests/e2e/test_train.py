@@ -162,10 +162,11 @@ def test_without_matplotlib_there_is_no_curve_but_a_line(
 def test_it_says_what_it_does(finished: tuple[Path, list[str]]) -> None:
     out, lines = finished
     summary, *validations, last = lines
+    assert re.match(r"[\d,]+ training tokens \(documents: 20\), ", summary)
     for part in (
-        "1 layers, 2 heads, width 16, window 24",
+        "1 layers, 2 heads, n_embd 16, context length 24",
         "documents: 20",
-        "72 to validate",
+        "72 validation tokens",
         "float32 on cpu",
     ):
         assert part in summary

@@ -43,6 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "file").write_text("mine")
     given = ["--data", folder / "text.txt", "--token-cache", folder / "tokens", *TINY]
     well(train(*given, "--out", folder / "run"))
+    well(train(*given, "--out", folder / "held", "--val", folder / "greek.txt"))
     shutil.copytree(folder / "run", folder / "torn")
     (folder / "torn" / "run.json").write_text("{")
     return folder
@@ -51,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Flags that come after --data {text}, --out {out} and those of a tiny run; `no-...` takes some of these away.
 MISTAKES = {
     # what to learn
-    "no-data": ["--data FILE_OR_DIR is missing"],
+    "no-data": ["--data is required: name a text file"],
     "no-out": ["--out", "required", "--help"],
     "--data": ["--data", "expected at least one argument", "--help"],
     "--data {here}/none.txt": ["{here}/none.txt does not exist", "name a text file"],
@@ -61,8 +62,8 @@ MISTAKES = {
     "--data {here}/latin1.txt": ["{here}/latin1.txt is not UTF-8", "byte 1,237", "convert it"],
     "--data {here}/lines.jsonl": ["{here}/lines.jsonl, line 2", "no text in field 'text'", "body", "--text-field"],
     "--data {here}/broken.jsonl": ["{here}/broken.jsonl, line 1", "not JSON"],
-    "--data {here}/few.txt": ["has 10 tokens, less than a window of 16", "--context"],
-    "--context 5000": ["tokens, less than a window of 5,000", "give more text"],
+    "--data {here}/few.txt": ["has 10 tokens, less than a context of 16", "--context"],
+    "--context 5000": ["tokens, less than a context of 5,000", "give more text"],
     # what to validate on
     "--val 0": ["--val 0", "above 0 and below 1"],
     "--val 1.5": ["--val 1.5", "above 0 and below 1"],
@@ -102,7 +103,7 @@ MISTAKES = {
     "no-shape --init {here}/silent": (3, ["{here}/silent", "vocab.json"]),
     "no-shape --init {here}/gpt3": ["model_type='gpt3'"],
     "no-shape --init {here}/misfit": ["tokenizer of {here}/misfit has 301 tokens, the model 258"],
-    "no-shape --init {here}/model --context 33": ["--context 33", "{here}/model reads at most 32 tokens"],
+    "no-shape --init {here}/model --context 33": ["--context 33", "the context length of {here}/model is 32"],
     "no-shape --init {here}/model --tokenizer bytes": ["--tokenizer bytes is another than that of {here}/model"],
     "no-shape --init {here}/model --config tiny": ["--config: the shape comes with --init"],
     "no-shape --init {here}/model --n-embd 8 --n-head 1": ["--n-head, --n-embd: the shape comes with --init"],
@@ -123,8 +124,11 @@ MISTAKES = {
     "--resume --out {here}/run --init {here}/model": ["--init {here}/model: this run began with None"],
     "--resume --out {here}/run --steps 0": ["--steps must be at least 1"],
     "--resume --out {here}/run --data {here}/text.txt {here}/few.txt": ["the text of --data is not the one", "give that"],
-    "--resume --out {here}/run --val {here}/text.txt --data {here}/greek.txt": ["the text of --data is not"],
-    "--resume --out {here}/run --val {here}/few.txt": ["the text of --val is not the one"],
+    "--resume --out {here}/run --data {here}/greek.txt": ["the text of --data is not"],
+    "--resume --out {here}/run --val 0.5": ["--val 0.5: this run began with 0.05, and keeps it to its end"],
+    "--resume --out {here}/run --val {here}/text.txt": ["--val {here}/text.txt: this run began with 0.05"],
+    "--resume --out {here}/held --val {here}/few.txt": ["the text of --val is not the one"],
+    "--resume --out {here}/held --val 0.05": ["--val 0.05: this run began with {here}/greek.txt"],
     "--resume --out {here}/torn": ["{here}/torn/run.json is damaged", "another --out"],
 }  # fmt: skip
 
@@ -171,7 +175,7 @@ def test_a_text_that_has_changed_is_not_gone_on_with(world: Path, tmp_path: Path
 def test_without_tensorboard_there_is_no_logger(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt.train.find_spec", lambda name: None)
+    monkeypatch.setattr("minigpt.training.request.find_spec", lambda name: None)
     result = train("--data", world / "text.txt", "--out", tmp_path / "out", "--logger", "tensorboard")
     assert result.code == 2
     assert "--logger tensorboard needs it installed: pip install 'minigpt[" in result.mistake
@@ -181,7 +185,9 @@ def test_without_tensorboard_there_is_no_logger(
 def test_a_batch_that_does_not_split_over_the_processes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes.Processes, "__init__", lambda self: self.__dict__.update(rank=0, world=3))
+    monkeypatch.setattr(
+        processes.Processes, "__init__", lambda self: self.__dict__.update(rank=0, world_size=3)
+    )
     given = ("--data", world / "text.txt", "--token-cache", tmp_path / "tokens", "--out", tmp_path / "out")
     result = train(*given, *TINY)
     assert result.code == 2

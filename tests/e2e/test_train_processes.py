@@ -202,8 +202,9 @@ def test_a_sharded_run_refuses_muon(text: Path, tmp_path: Path) -> None:
 
 
 def test_a_message_is_said_once(doubled: tuple[Path, list[str]]) -> None:
-    beginning, validation, end = doubled[1]
+    beginning, resuming, validation, end = doubled[1]
     assert " parameters (2 layers" in beginning
+    assert resuming.startswith("resuming at step 4 of 8, from ")
     assert validation.startswith("step 8 of 8: validation loss")
     assert end.startswith("done at step 8")
 
@@ -228,11 +229,12 @@ def test_a_checkpoint_is_in_pytorchs_format(
 
 def test_a_signal_to_one_process_stops_both_after_its_step(split: tuple[Path, list[str]]) -> None:
     out, lines = split
-    beginning, end = lines
+    beginning, resuming, end = lines
     assert " parameters (2 layers" in beginning
+    assert resuming.startswith("resuming at step 4 of 3000, from ")
     assert (
         end
-        == f"stopped at step 6, lowest validation loss {best(out):.4f}; {out} holds the model, --resume goes on"
+        == f"stopped at step 6, lowest validation loss {best(out):.4f}; {out} holds the model, --resume continues"
     )
     assert checkpoints(out) == ["step-00000004", "step-00000006"]
     assert metrics(out)[-1]["step"] == 6

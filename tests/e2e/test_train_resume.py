@@ -33,8 +33,8 @@ from trainer import (
 from minigpt.training import hardware as machine
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.learner import Learner
-from minigpt.training.report import Report
-from minigpt.training.run import Run
+from minigpt.training.report import TrainingReport
+from minigpt.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def says(lines: list[str], *words: str) -> None:
 
 
 def test_a_run_that_there_is_not_is_begun(text: Path, whole: Path, tmp_path: Path) -> None:
-    says(goes_on(text, tmp_path / "run", whole), f"{tmp_path / 'run'} holds no run to resume: beginning one")
+    says(goes_on(text, tmp_path / "run", whole), f"{tmp_path / 'run'} holds no run to resume: starting one")
 
 
 def test_nothing_but_the_folder_need_be_given_again(out: Path, whole: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_finished_run_stays_as_it_is(
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     before = contents(out)
     lines = well(train("--resume", "--out", out, *more))
-    assert lines[-1] == f"{out} is finished, at step {STEPS}; to go on, give more --steps"
+    assert lines[-1] == f"{out} is finished, at step {STEPS}; give more --steps to extend it"
     assert contents(out) == before
 
 
@@ -242,10 +242,22 @@ FULL = {
         5000,
         ["of step 6: File too large", "checkpoint of step 3 is good"],
     ),
-    "the model": (Run, "_export", 4, 5000, ["model.safetensors cannot be written", "step 3 is good"]),
-    "the best model": (Run, "_export", 1, 5000, ["model.safetensors cannot be written", "no checkpoint yet"]),
-    "metrics": (Report, "step", 5, 800, ["File too large", "step 3 is good"]),
-    "the curve": (Report, "end", 1, 5000, ["File too large", "step 8 is good"]),
+    "the model": (
+        RunFolder,
+        "save_model",
+        4,
+        5000,
+        ["model.safetensors cannot be written", "step 3 is good"],
+    ),
+    "the best model": (
+        RunFolder,
+        "save_model",
+        1,
+        5000,
+        ["model.safetensors cannot be written", "no checkpoint yet"],
+    ),
+    "metrics": (TrainingReport, "step", 5, 800, ["File too large", "step 3 is good"]),
+    "the curve": (TrainingReport, "end", 1, 5000, ["File too large", "step 8 is good"]),
 }
 
 
@@ -256,7 +268,7 @@ def test_a_full_disk(text: Path, whole: Path, tmp_path: Path, what: str) -> None
     result = trainer.run(tmp_path / "log", *flags(text, out, *RUN), before=partial(full, *where))
     assert result.code == 1
     *_, line = said(result)
-    says([line], *words, "make room, then --resume")
+    says([line], *words, "make room, then resume")
     goes_on(text, out, whole)
 
 
@@ -278,4 +290,4 @@ def test_a_loss_that_is_no_number(
 def test_a_learning_rate_beyond_all_measure(text: Path, tmp_path: Path) -> None:
     result = train(*flags(text, tmp_path / "run", "--lr", "1e6", "--steps", 50, "--checkpoint-every", 50))
     assert result.code == 1
-    says(said(result)[-1:], "step ", "the loss is", "no checkpoint yet", "a lower --lr, a longer --warmup")
+    says(said(result)[-1:], "step ", " is inf", "no checkpoint yet", "a lower --lr, a longer --warmup")

@@ -134,7 +134,7 @@ def test_steps_are_those_of_a_plain_loop_around_transformers(
     file = tokenise([text], byte_tokenizer(), tmp_path / "tokens")
 
     def windows() -> Windows:
-        return Windows(file, file.spans, length=24, seed=settings.seed)
+        return Windows(file, length=24, seed=settings.seed)
 
     torch.manual_seed(0)
     shape = {"vocab_size": 257, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -300,7 +300,7 @@ def test_fine_tuning_begins_at_what_the_bundled_model_knows(text: Path, tmp_path
     (line,) = metrics(tmp_path / "out")
 
     file = tokenise([text], Tokenizer.from_pretrained(), text.parent / "tokens")
-    rows = Windows(file, file.spans, length=64, seed=0).rows(range(4))
+    rows = Windows(file, length=64, seed=0).rows(range(4))
     with torch.no_grad():
         model = reference(hub.bundled()).eval()
         assert line["loss"] == pytest.approx(model(rows, labels=rows).loss.item(), abs=1e-4)

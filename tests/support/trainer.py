@@ -124,7 +124,7 @@ def goes_on(text: Path, out: Path, whole: Path) -> list[str]:
 def _context() -> ForkServerContext:
     """Processes that are forked from one that has imported torch already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["minigpt.training.prepare"])
+    context.set_forkserver_preload(["minigpt.training.api"])
     return context
 
 

@@ -49,8 +49,12 @@ def test_a_token_file_is_each_document_after_an_end_token(text, cache, name):
     expected = [start + tokenizer.encode(document) for document in documents([text])]
     assert len(expected) == 2 * AT_ONCE + 3
     assert [file.ids[begin:end].tolist() for begin, end in file.spans] == expected
-    assert file.starts.tolist() == [0, *np.cumsum([len(ids) for ids in expected])]
-    assert len(file.ids) == file.starts[-1]
+    assert (
+        file.spans[1:, 0].tolist()
+        == file.spans[:-1, 1].tolist()
+        == np.cumsum([*map(len, expected)]).tolist()[:-1]
+    )
+    assert len(file.ids) == file.n_tokens == file.spans[-1, 1]
     assert isinstance(file.ids, np.memmap)
 
 

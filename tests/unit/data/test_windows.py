@@ -19,15 +19,14 @@ SEED = st.integers(0, 5)
 
 def file(lengths):
     """Documents whose tokens are all different: token i is i."""
-    n = sum(lengths)
-    return TokenFile(
-        Path(), np.arange(n, dtype=np.uint16), np.cumsum([0, *lengths]), np.arange(len(lengths)), ""
-    )
+    ends = np.cumsum(lengths)
+    spans = np.stack([ends - lengths, ends], axis=1)
+    return TokenFile(Path(), np.arange(sum(lengths), dtype=np.uint16), spans, np.arange(len(lengths)), "")
 
 
 def windows(lengths, length, seed=0):
     tokens = file(lengths)
-    return tokens, Windows(tokens, tokens.spans, length, seed)
+    return tokens, Windows(tokens, length, seed)
 
 
 def epoch(of, number):
@@ -44,7 +43,7 @@ def order_of_documents(tokens, rows):
     for row in rows:
         for one, other in pairwise(row):
             assert after.setdefault(one, other) == other, "two windows disagree about what follows"
-    firsts, lasts = tokens.starts[:-1].tolist(), (tokens.starts[1:] - 1).tolist()
+    firsts, lasts = tokens.spans[:, 0].tolist(), (tokens.spans[:, 1] - 1).tolist()
     for one, other in after.items():
         assert other in firsts if one in lasts else other == one + 1
     return {lasts.index(one): firsts.index(other) for one, other in after.items() if one in lasts}
@@ -97,8 +96,8 @@ def test_a_ring_reads_on_from_its_beginning(lengths, start, n):
     tokens = file(lengths)
     spans = tokens.spans[::-1]
     ring = [token for begin, end in spans for token in range(begin, end)]
-    assert len(CircularTokens(tokens, spans)) == len(ring)
-    assert CircularTokens(tokens, spans).read(start, n).tolist() == [
+    assert len(CircularTokens(tokens.ids, spans)) == len(ring)
+    assert CircularTokens(tokens.ids, spans).read(start, n).tolist() == [
         ring[(start + i) % len(ring)] for i in range(n)
     ]
 
@@ -143,9 +142,9 @@ def test_rows_are_what_torch_embeds():
 @pytest.mark.parametrize(("n", "length"), [(1, 1), (8, 8), (7, 8), (8, 100)])
 def test_a_text_shorter_than_a_window(n, length):
     tokens = file([n])
-    message = rf"has {n} tokens, less than a window of {length} and the token after it: .* smaller --context"
+    message = rf"has {n} tokens, less than a context of {length} and the token after it: .* smaller --context"
     with pytest.raises(ValueError, match=message):
-        Windows(tokens, tokens.spans, length, 0)
+        Windows(tokens, length, 0)
 
 
 def test_a_text_of_exactly_one_window():
@@ -163,10 +162,13 @@ SHARE = st.floats(0.001, 0.999)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=30), SHARE, SEED)
 def test_whole_documents_are_held_out(lengths, share, seed):
     tokens = file(lengths)
-    training, validation = (spans.tolist() for spans in hold_out(tokens, share, seed))
+    training, validation = (part.spans.tolist() for part in hold_out(tokens, share, seed))
     assert training
     assert validation
     assert sorted(training + validation) == tokens.spans.tolist()  # each in one of them, and none is cut
+    for part in hold_out(tokens, share, seed):
+        assert part.digests.tolist() == [tokens.spans.tolist().index(span) for span in part.spans.tolist()]
+        assert part.n_tokens == sum(end - begin for begin, end in part.spans.tolist())
     assert training == sorted(training)
     assert validation == sorted(validation)
     # As many as fit into the share, so that no other one would; if none does, the shortest.
@@ -180,7 +182,7 @@ def test_whole_documents_are_held_out(lengths, share, seed):
 
 @given(st.integers(2, 200), SHARE)
 def test_of_a_single_document_the_end_is_held_out(n, share):
-    (training,), (validation,) = (spans.tolist() for spans in hold_out(file([n]), share, 0))
+    (training,), (validation,) = (part.spans.tolist() for part in hold_out(file([n]), share, 0))
     assert training[0] == 0
     assert training[1] == validation[0]
     assert validation[1] == n
@@ -189,7 +191,7 @@ def test_of_a_single_document_the_end_is_held_out(n, share):
 
 def test_what_is_held_out_is_drawn_by_the_seed():
     tokens = file([5] * 40)
-    held = [hold_out(tokens, 0.2, seed)[1].tolist() for seed in (0, 0, 1)]
+    held = [hold_out(tokens, 0.2, seed)[1].spans.tolist() for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]
     assert len(held[0]) == 8
     assert held[0] != tokens.spans[:8].tolist()

@@ -35,7 +35,8 @@ def new_model(**config):
 def numbers(n=400, vocab_size=257, n_documents=1):
     ids = np.random.default_rng(0).integers(vocab_size, size=n).astype(np.uint16)
     starts = np.linspace(0, n, n_documents + 1).astype(np.int64)
-    return TokenFile(Path(), ids, starts, np.zeros(n_documents), "")
+    spans = np.stack([starts[:-1], starts[1:]], axis=1)
+    return TokenFile(Path(), ids, spans, np.zeros(n_documents), "")
 
 
 def learner(model=None, **how):
@@ -45,7 +46,7 @@ def learner(model=None, **how):
         resid_pdrop=settings.dropout, embd_pdrop=settings.dropout, attn_pdrop=settings.dropout
     )
     tokens = numbers()
-    return Learner(model, Windows(tokens, tokens.spans, 16, settings.seed), settings, "float32", Processes())
+    return Learner(model, Windows(tokens, 16, settings.seed), settings, "float32", Processes())
 
 
 def weights(of):
@@ -178,7 +179,7 @@ def test_two_steps_drop_other_numbers():
     """With one window that is all the text, only dropout tells one step from the next."""
     how = {"dropout": 0.5, "lr": 0.0, "batch_size": 1}
     one = learner(**how)
-    one.windows = Windows(numbers(17), np.array([[0, 17]]), 16, 0)
+    one.windows = Windows(numbers(17), 16, 0)
     rows = one.windows.rows(range(1))
     one.windows.rows = lambda _: rows
     assert len({one.step(step)[0].item() for step in range(5)}) == 5
@@ -202,7 +203,7 @@ def test_a_state_is_shared_and_enough_to_go_on():
 def test_half_precision_is_for_products_alone():
     settings = Settings(lr=0.01, steps=10, batch_size=8).settled(16)
     tokens = numbers()
-    half = Learner(new_model(), Windows(tokens, tokens.spans, 16, 0), settings, "bfloat16", Processes())
+    half = Learner(new_model(), Windows(tokens, 16, 0), settings, "bfloat16", Processes())
     whole = learner(warmup=None)
     (loss, _), (whole_loss, _) = half.step(0), whole.step(0)
     assert loss.dtype == torch.float32
@@ -213,11 +214,9 @@ def test_half_precision_is_for_products_alone():
 # ------------------------------------------------------------------------------ validation
 
 
-def judged(tokenizer, ids, length, most=10**6, spans=None, batch_size=3):
-    tokens = TokenFile(Path(), np.array(ids, np.uint16), np.array([0, len(ids)]), np.zeros(1), "")
-    validation = Validation(
-        tokens, tokens.spans if spans is None else np.array(spans), length, most, tokenizer
-    )
+def judged(tokenizer, ids, length, most=10**6, batch_size=3):
+    tokens = TokenFile(Path(), np.array(ids, np.uint16), np.array([[0, len(ids)]]), np.zeros(1), "")
+    validation = Validation(tokens, length, most, tokenizer)
     model = new_model(vocab_size=tokenizer.vocab_size, n_positions=length).train()
     score = validation.score(model, batch_size, CPU, Processes(), nullcontext)
     assert model.training
@@ -269,7 +268,7 @@ def test_a_single_token_predicts_nothing():
 @given(st.integers(2, 257), st.integers(1, 20), st.integers(1, 400))
 def test_a_long_text_is_read_at_equal_distances(n, length, most):
     tokens = replace(numbers(n), ids=np.arange(n))  # so that windows are told apart
-    validation = Validation(tokens, tokens.spans, length, most, byte_tokenizer())
+    validation = Validation(tokens, length, most, byte_tokenizer())
     length = min(length, n - 1)
     whole = [tokens.ids[i : i + length + 1].tolist() for i in range(0, n - length, length)]
     rows = validation.windows.tolist()

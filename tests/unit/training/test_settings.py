@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 from minigpt import GPT2, GPT2Config
 from minigpt.training import hardware as machine
 from minigpt.training import settings as settings_module
-from minigpt.training.settings import Settings, flag_of
+from minigpt.training.settings import Settings, absolute_paths, flag_of
 
 CPU = torch.device("cpu")
 
 RANGES = {
-    "n_layer": 0, "n_head": 0, "n_embd": 0, "context": 0, "lora": 0, "steps": 0, "batch_size": 0, "accumulate": 0,
-    "lr": -1e-9, "adamw_lr": -1e-9, "warmup": -1, "decay": -1, "weight_decay": -0.1, "seed": -1, "eval_every": 0, "eval_tokens": 0,
+    "n_layer": 0, "n_head": 0, "n_embd": 0, "context": 0, "lora": 0, "lora_alpha": -1e-9, "steps": 0, "batch_size": 0,
+    "accumulate": 0, "lr": -1e-9, "adamw_lr": -1e-9, "warmup": -1, "decay": -1, "weight_decay": -0.1, "seed": -1,
+    "eval_every": 0, "eval_tokens": 0,
     "checkpoint_every": 0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
 }  # fmt: skip
 
@@ -55,7 +57,7 @@ def test_a_share_out_of_its_range(share):
 def test_flags_that_do_not_go_together():
     with pytest.raises(ValueError, match="--config, --n-embd: the shape comes with --init"):
         Settings(init="gpt2", config="tiny", n_embd=8)
-    with pytest.raises(ValueError, match="--lora adapts a model that has learned something: add --init"):
+    with pytest.raises(ValueError, match="--lora adapts a pretrained model: add --init"):
         Settings(lora=8)
 
 
@@ -126,13 +128,13 @@ def test_a_run_keeps_what_decides_its_result():
     fixed = {
         "batch_size": 8, "accumulate": 2, "lr": 0.2, "warmup": 4, "seed": 1, "dropout": 0.1, "context": 8, "lora": 2,
         "weight_decay": 0.0, "beta2": 0.9, "dtype": "float32", "init": "bundled", "tokenizer": "bytes", "text_field": "x",
-        "eval_tokens": 5, "optimizer": "muon", "adamw_lr": 0.01, "schedule": "wsd",
+        "eval_tokens": 5, "optimizer": "muon", "adamw_lr": 0.01, "schedule": "wsd", "lora_alpha": 16.0, "val": "0.5",
     }  # fmt: skip
     for name, value in fixed.items():
-        message = f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and goes on with it"
+        message = f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and keeps it to its end"
         with pytest.raises(ValueError, match=message):
             run.resumed({name: value})
-    free = {"data", "val", "token_cache", "steps", "eval_every", "checkpoint_every", "logger", "device", "threads",
+    free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "logger", "device", "threads",
             "compile", "gradient_checkpointing", "shard", "decay"}  # fmt: skip
     assert {*asdict(run)} - fixed.keys() - free == {
         "config",
@@ -140,6 +142,33 @@ def test_a_run_keeps_what_decides_its_result():
         "n_head",
         "n_embd",
     }  # not with --init
+
+
+def test_a_held_out_file_may_have_moved_but_not_become_a_share():
+    shared, file = Settings(val="0.05"), Settings(val="a.txt")
+    assert file.resumed({"val": "b.txt"}).val == "b.txt"
+    assert shared.resumed({"val": "0.05"}) == shared
+    for run, val in ((shared, "a.txt"), (file, "0.05"), (shared, "0.1")):
+        with pytest.raises(ValueError, match=f"--val {val}: this run began with {run.val}, and keeps it"):
+            run.resumed({"val": val})
+
+
+@pytest.mark.parametrize("how", [{"lora_alpha": 8.0}, {"lora_alpha": 0.0, "lora": 2, "init": "gpt2"}], ids=str)
+def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how):
+    with pytest.raises(ValueError, match=r"--lora-alpha .* must be above 0, and scales an adapter: add --lora"):
+        Settings(**how)
+
+
+def test_paths_are_made_absolute_and_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    given = {"data": ("a.txt", "~/b"), "val": "c.txt", "init": "base", "tokenizer": "bytes", "token_cache": "d", "steps": 3}
+    found = absolute_paths(given)
+    assert found["data"] == (str(tmp_path / "a.txt"), os.path.expanduser("~/b"))
+    assert [found[name] for name in ("val", "init", "token_cache")] == [str(tmp_path / x) for x in ("c.txt", "base", "d")]
+    assert (found["tokenizer"], found["steps"]) == ("bytes", 3)
+    assert absolute_paths({"val": "0.1", "init": "gpt2"}) == {"val": "0.1", "init": "gpt2"}
+    assert absolute_paths({"data": ("~nosuchuser/x",)})["data"] == (str(tmp_path / "~nosuchuser/x"),)
 
 
 def test_settings_are_read_back(tmp_path):

@@ -1,0 +1,107 @@
+"""What a training run is asked to be: new settings, or those of a run to resume. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from minigpt.atomic import UNFINISHED
+from minigpt.cli.parser import meant_flag
+from minigpt.training import settings as run_settings
+from minigpt.training.settings import RUN, Settings, absolute_paths, flag_of
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """The settings of a run, its folder, and what run.json says of it if it was begun before.
+
+    Args:
+        settings: those of the run to resume, with what was given anew in their place.
+        out: the run's folder.
+        resume: whether a run in that folder may be resumed.
+        saved: the facts in its run.json; empty for a new run.
+    """
+
+    settings: Settings
+    out: Path
+    resume: bool
+    saved: Mapping[str, Any]
+
+    @classmethod
+    def make(cls, out: Path, given: Mapping[str, Any], resume: bool) -> RunRequest:
+        """Checks the settings that were given, and reads the others from the run to resume if there is one.
+
+        Raises:
+            ValueError: a setting is wrong or cannot change, or the folder is in use; the message says what to do.
+        """
+        out = Path(os.path.expanduser(out))  # what is no user stays as it is, as in a shell
+        if _holds_run(out, resume):
+            settings, saved = run_settings.load(out)
+            request = cls(settings.resumed(absolute_paths(given)), out, resume, saved)
+        else:
+            request = cls(Settings(**absolute_paths(given)), out, resume, {})
+        request._check()
+        return request
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run was begun before."""
+        return bool(self.saved)
+
+    def for_processes(self, world_size: int) -> RunRequest:
+        """The same for so many processes: a run that several began with sharded weights can be resumed in one.
+
+        Raises:
+            ValueError: a new run is to be sharded in a single process.
+        """
+        if not self.settings.shard or world_size > 1:
+            return self
+        if not self.resumes:
+            raise ValueError("--shard splits a model over several processes: start them with torchrun")
+        return replace(self, settings=replace(self.settings, shard=False))
+
+    def _check(self) -> None:
+        if not self.settings.data:
+            raise ValueError("--data is required: name a text file, a .jsonl file, or a folder of them")
+        if self.settings.logger is not None and find_spec("tensorboard") is None:
+            raise ValueError("--logger tensorboard needs it installed: pip install 'minigpt[tensorboard]'")
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Refuses what is no setting, and names the right one where it goes by another name elsewhere.
+
+    Raises:
+        TypeError: as for any keyword argument that there is not.
+
+    >>> refuse_unknown(["learning_rate"])
+    Traceback (most recent call last):
+        ...
+    TypeError: train has no setting 'learning_rate': use lr; help(minigpt.training.settings.Settings) lists all
+    """
+    flags = [flag_of(f.name) for f in fields(Settings)]
+    for name in names:
+        if flag_of(name) not in flags or "-" in name:
+            meant = re.sub(r"--([\w-]+)", lambda flag: flag[1].replace("-", "_"), meant_flag(flag_of(name), flags))
+            advice = f": {meant}" if meant else ""
+            raise TypeError(
+                f"train has no setting {name!r}{advice}; help(minigpt.training.settings.Settings) lists all"
+            )
+
+
+def _holds_run(out: Path, resume: bool) -> bool:
+    """Whether the folder holds a run to resume; refuses a folder in which something would be overwritten."""
+    has_run = (out / RUN).is_file()
+    if has_run and not resume:
+        raise ValueError(f"--out {out} holds a run already: resume it by --resume, or name another folder")
+    if has_run:
+        return True
+    if out.exists() and (not out.is_dir() or any(not p.name.startswith(UNFINISHED) for p in out.iterdir())):
+        raise ValueError(
+            f"--out {out} holds something else: nothing is overwritten; name another folder"
+        )
+    return False

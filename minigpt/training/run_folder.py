@@ -1,0 +1,63 @@
+"""The folder of a run: run.json, the last model, the best one, an adapter by itself, and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.atomic import remove_unfinished
+from minigpt.model import GPT2
+from minigpt.tokenizer import Tokenizer
+from minigpt.training import adapters, lora
+from minigpt.training.checkpoints import Checkpoints
+from minigpt.training.distributed import Processes
+from minigpt.training.settings import Settings
+
+BEST, ADAPTER, CHECKPOINTS = "best", "adapter", "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Writes what a run leaves behind; only rank 0 writes, except for checkpoints.
+
+    Args:
+        path: the folder.
+        tokenizer: saved beside every model.
+        facts: what run.json says beside the settings.
+        processes: which of how many this one is.
+    """
+
+    path: Path
+    tokenizer: Tokenizer
+    facts: Mapping[str, Any]
+    processes: Processes
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / CHECKPOINTS, self.processes)
+
+    def begin(self, settings: Settings) -> None:
+        """Removes what a killed process left half written, and writes the settings."""
+        if self.processes.is_main:
+            for folder in (self.path, self.path / BEST):
+                remove_unfinished(folder)
+            settings.save(self.path, self.facts)  # first: by it a folder is known to hold a run
+            self.tokenizer.save_pretrained(self.path)
+
+    def save_model(self, model: GPT2, best: bool) -> None:
+        """Writes a model that every command and transformers load; an adapter also by itself.
+
+        Args:
+            model: with all its weights in this process.
+            best: into the subfolder of the best model, not as the last one.
+        """
+        if not self.processes.is_main:
+            return
+        folder = self.path / BEST if best else self.path
+        if lora.lora_linears(model):
+            adapters.save_adapter(model, folder / ADAPTER, base=self.facts["base"])
+            model = lora.merge(model)
+        self.tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)

@@ -1,0 +1,137 @@
+"""`train` as a notebook calls it: what it returns, what stops it, and what it answers to a wrong name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer import checkpoints, write_text
+
+import minigpt
+from minigpt.training import Trained, train
+
+TINY: dict[str, Any] = {
+    "n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16, "batch_size": 4, "tokenizer": "bytes", "dtype": "float32",
+    "threads": 1, "eval_every": 3, "checkpoint_every": 100,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.training.hardware.matmul_rate", lambda *_: 1e9)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_text(tmp_path / "tales.txt")
+
+
+def tiny(text: Path, name: str = "run", **more: Any) -> Trained:
+    out, cache = text.parent / name, text.parent / "tokens"
+    return train(**{**TINY, "data": text, "out": out, "token_cache": cache, "steps": 6, **more})
+
+
+def test_it_returns_model_tokenizer_and_metrics(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = tiny(text)
+    model, tokenizer, metrics = trained
+    assert not model.training
+    assert tokenizer.decode(tokenizer.encode("The cat")) == "The cat"
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    loaded, _ = minigpt.load(text.parent / "run")
+    tokens = torch.tensor([tokenizer.encode("The cat")])
+    assert torch.equal(model(tokens), loaded(tokens))
+    n = sum(p.numel() for p in model.parameters())
+    lowest = min(line["val_loss"] for line in metrics if "val_loss" in line)
+    assert repr(trained) == (
+        f"Trained(6 steps, loss {metrics[-1]['loss']:.4f}, lowest validation loss {lowest:.4f}; {n:,} parameters, "
+        "vocabulary 257)"
+    )
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert " training tokens (documents: " in err.splitlines()[0]
+
+
+def test_it_is_the_run_of_the_command(text: Path) -> None:
+    from trainer import flags, learned, well  # the command, in this process
+    from trainer import train as command
+
+    tiny(text, dropout=0.1)
+    well(command(*flags(text, text.parent / "other", "--dropout", 0.1, "--checkpoint-every", 100)))
+    assert learned(text.parent / "run")[0] == learned(text.parent / "other")[0]
+
+
+def test_lines_go_to_a_log_and_metrics_to_a_callback(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+    seen: list[Mapping[str, Any]] = []
+    trained = tiny(text, log=lines.append, callback=seen.append)
+    assert [line["loss"] for line in seen] == [line["loss"] for line in trained.metrics]
+    assert lines[-1].startswith("done at step 6")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("how", ["signal", "callback"])
+def test_a_stopped_run_keeps_a_checkpoint_and_can_be_resumed(text: Path, how: str) -> None:
+    def stop(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == 2 and how == "callback":
+            raise KeyboardInterrupt
+        if metrics["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C, or a notebook's stop button
+
+    lines: list[str] = []
+    stopped = tiny(text, callback=stop, log=lines.append)
+    assert [line["step"] for line in stopped.metrics] == [1, 2, 3]
+    assert checkpoints(text.parent / "run") == ["step-00000003"]
+    assert lines[-1].endswith("--resume continues")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = train(out=text.parent / "run", resume=True, log=lines.append)
+    assert any(line.startswith("resuming at step 3 of 6, from ") for line in lines)
+    whole = tiny(text, "whole", log=lines.append)
+    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics]
+
+
+def test_it_runs_in_a_thread_which_signals_do_not_reach(text: Path) -> None:
+    found: list[Trained] = []
+    thread = threading.Thread(target=lambda: found.append(tiny(text, log=lambda line: None)))
+    thread.start()
+    thread.join()
+    assert len(found[0].metrics) == 6
+
+
+def test_several_texts_and_a_share_as_a_number(text: Path) -> None:
+    more = write_text(text.parent / "more.txt", 3)
+    lines: list[str] = []
+    tiny(text, data=[text, str(more)], val=0.2, log=lines.append)
+    assert " training tokens (documents: 1" in lines[0]  # 23, of which a fifth is held out
+    with pytest.raises(ValueError, match="holds a run already"):
+        tiny(text)
+
+
+def test_mistakes(text: Path) -> None:
+    with pytest.raises(ValueError, match="--data is required"):
+        train(out=text.parent / "new")
+    with pytest.raises(ValueError, match="--steps must be at least 1, got 0"):
+        tiny(text, steps=0)
+    with pytest.raises(OSError, match="does not exist"):
+        train(data=text, out=text.parent / "new", init=text.parent / "none" / "at" / "all")
+    assert not (text.parent / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("learning_rate", "lr"), ("epochs", "steps"), ("block_size", "context"), ("n_ctx", "context"), ("batch-size", "batch_size"),
+     ("num_layers", "n_layer"), ("stpes", "steps"), ("lora_r", "lora")],
+)  # fmt: skip
+def test_a_setting_under_another_name_is_answered_with_the_right_one(text: Path, name: str, right: str) -> None:
+    with pytest.raises(TypeError, match=rf"train has no setting '{name}'.* {right}\b"):
+        tiny(text, **{name: 3})
+
+
+def test_a_setting_that_is_none(text: Path) -> None:
+    with pytest.raises(TypeError, match=r"train has no setting 'colour'; help\(minigpt.training.settings"):
+        tiny(text, colour="green")
