@@ -86,7 +86,9 @@ def refuse_unknown(names: Iterable[str]) -> None:
     flags = [flag_of(f.name) for f in fields(Settings)]
     for name in names:
         if flag_of(name) not in flags or "-" in name:
-            meant = re.sub(r"--([\w-]+)", lambda flag: flag[1].replace("-", "_"), meant_flag(flag_of(name), flags))
+            meant = re.sub(
+                r"--([\w-]+)", lambda flag: flag[1].replace("-", "_"), meant_flag(flag_of(name), flags)
+            )
             advice = f": {meant}" if meant else ""
             raise TypeError(
                 f"train has no setting {name!r}{advice}; help(minigpt.training.settings.Settings) lists all"
@@ -101,7 +103,5 @@ def _holds_run(out: Path, resume: bool) -> bool:
     if has_run:
         return True
     if out.exists() and (not out.is_dir() or any(not p.name.startswith(UNFINISHED) for p in out.iterdir())):
-        raise ValueError(
-            f"--out {out} holds something else: nothing is overwritten; name another folder"
-        )
+        raise ValueError(f"--out {out} holds something else: nothing is overwritten; name another folder")
     return False

@@ -127,7 +127,9 @@ def test_mistakes(text: Path) -> None:
     [("learning_rate", "lr"), ("epochs", "steps"), ("block_size", "context"), ("n_ctx", "context"), ("batch-size", "batch_size"),
      ("num_layers", "n_layer"), ("stpes", "steps"), ("lora_r", "lora")],
 )  # fmt: skip
-def test_a_setting_under_another_name_is_answered_with_the_right_one(text: Path, name: str, right: str) -> None:
+def test_a_setting_under_another_name_is_answered_with_the_right_one(
+    text: Path, name: str, right: str
+) -> None:
     with pytest.raises(TypeError, match=rf"train has no setting '{name}'.* {right}\b"):
         tiny(text, **{name: 3})
 

@@ -75,7 +75,9 @@ def test_a_validation_is_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     one.step(judged)
     one.end()
     (line, _) = lines
-    assert line.startswith("step 1 of 2: validation loss 1.0000, perplexity 2.72, 0.5000 bits per byte; 50 tokens/s")
+    assert line.startswith(
+        "step 1 of 2: validation loss 1.0000, perplexity 2.72, 0.5000 bits per byte; 50 tokens/s"
+    )
     assert line.endswith(" 1 minutes left | a sample")
 
 
@@ -88,7 +90,9 @@ def test_metrics_that_exceed_a_float_are_null(tmp_path: Path, monkeypatch: pytes
     assert read_metrics(tmp_path)[0]["val_perplexity"] is None
 
 
-@pytest.mark.parametrize(("before", "after", "told"), [(0.004, 2.6, True), (0.1, 0.1, False), (0.1, 0.09, False)])
+@pytest.mark.parametrize(
+    ("before", "after", "told"), [(0.004, 2.6, True), (0.1, 0.1, False), (0.1, 0.09, False)]
+)
 def test_a_learning_rate_that_jumps_on_resuming_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float, told: bool
 ) -> None:
@@ -98,7 +102,9 @@ def test_a_learning_rate_that_jumps_on_resuming_is_reported_once(
     one.step(metrics(2, lr=after))
     one.step(metrics(3, lr=after * 2))
     one.end()
-    message = f"the learning rate rises from {before:.2g} to {after:.2g}: the schedule is stretched to 9 steps"
+    message = (
+        f"the learning rate rises from {before:.2g} to {after:.2g}: the schedule is stretched to 9 steps"
+    )
     assert lines[:-1] == [message] * told
 
 
@@ -113,7 +119,9 @@ def test_a_callback_sees_the_metrics_of_every_step(tmp_path: Path, monkeypatch: 
 
 
 def test_other_processes_report_nothing_but_know_the_same_words() -> None:
-    public = {name for name in vars(TrainingReport) if not name.startswith("_")} - {*TrainingReport.__annotations__}
+    public = {name for name in vars(TrainingReport) if not name.startswith("_")} - {
+        *TrainingReport.__annotations__
+    }
     assert public == {name for name in vars(SilentReport) if not name.startswith("_")}
     with pytest.raises(AttributeError):
         SilentReport().stepp()  # type: ignore[attr-defined]

@@ -131,7 +131,9 @@ def test_a_run_keeps_what_decides_its_result():
         "eval_tokens": 5, "optimizer": "muon", "adamw_lr": 0.01, "schedule": "wsd", "lora_alpha": 16.0, "val": "0.5",
     }  # fmt: skip
     for name, value in fixed.items():
-        message = f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and keeps it to its end"
+        message = (
+            f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and keeps it to its end"
+        )
         with pytest.raises(ValueError, match=message):
             run.resumed({name: value})
     free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "logger", "device", "threads",
@@ -153,19 +155,32 @@ def test_a_held_out_file_may_have_moved_but_not_become_a_share():
             run.resumed({"val": val})
 
 
-@pytest.mark.parametrize("how", [{"lora_alpha": 8.0}, {"lora_alpha": 0.0, "lora": 2, "init": "gpt2"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"lora_alpha": 8.0}, {"lora_alpha": 0.0, "lora": 2, "init": "gpt2"}], ids=str
+)
 def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how):
-    with pytest.raises(ValueError, match=r"--lora-alpha .* must be above 0, and scales an adapter: add --lora"):
+    with pytest.raises(
+        ValueError, match=r"--lora-alpha .* must be above 0, and scales an adapter: add --lora"
+    ):
         Settings(**how)
 
 
 def test_paths_are_made_absolute_and_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    given = {"data": ("a.txt", "~/b"), "val": "c.txt", "init": "base", "tokenizer": "bytes", "token_cache": "d", "steps": 3}
+    given = {
+        "data": ("a.txt", "~/b"),
+        "val": "c.txt",
+        "init": "base",
+        "tokenizer": "bytes",
+        "token_cache": "d",
+        "steps": 3,
+    }
     found = absolute_paths(given)
     assert found["data"] == (str(tmp_path / "a.txt"), os.path.expanduser("~/b"))
-    assert [found[name] for name in ("val", "init", "token_cache")] == [str(tmp_path / x) for x in ("c.txt", "base", "d")]
+    assert [found[name] for name in ("val", "init", "token_cache")] == [
+        str(tmp_path / x) for x in ("c.txt", "base", "d")
+    ]
     assert (found["tokenizer"], found["steps"]) == ("bytes", 3)
     assert absolute_paths({"val": "0.1", "init": "gpt2"}) == {"val": "0.1", "init": "gpt2"}
     assert absolute_paths({"data": ("~nosuchuser/x",)})["data"] == (str(tmp_path / "~nosuchuser/x"),)
