@@ -48,12 +48,12 @@ def prepare(
     settings = request.settings.settled(start.model.config.n_embd)
     train, held_out = _token_files(settings, start.tokenizer, processes)
     context = settings.context or start.model.config.n_positions
+    facts = _facts(start, train, held_out, context) | {"processes": processes.world_size}
+    _refuse_changes(request.saved, facts)
     windows = Windows(train, context, settings.seed)
     validation = Validation(held_out, context, settings.eval_tokens, start.tokenizer)
 
     dtype, peak = processes.broadcast(choose_dtype(device, request.saved.get("dtype", settings.dtype)))
-    facts = _facts(start, windows, held_out) | {"dtype": dtype, "processes": processes.world_size}
-    _refuse_changes(request.saved, facts)
     summary = _summary(start.model, settings, windows, validation)
     log(f"{summary}; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s")
     if settings.val_share is None:
@@ -64,7 +64,7 @@ def prepare(
     return TrainingRun(
         Learner(start.model.to(device), windows, settings, dtype, processes),
         validation,
-        RunFolder(request.out, start.tokenizer, facts, processes),
+        RunFolder(request.out, start.tokenizer, facts | {"dtype": dtype}, processes),
         report if processes.is_main else SilentReport(),
     )
 
@@ -95,16 +95,16 @@ def _token_files(
     return train, tokenised([Path(os.path.expanduser(settings.val))])
 
 
-def _facts(start: InitialModel, windows: Windows, held_out: TokenFile) -> dict[str, Any]:
+def _facts(start: InitialModel, train: TokenFile, held_out: TokenFile, context: int) -> dict[str, Any]:
     """What run.json says beside the settings: which texts, tokenizer, model and versions these are."""
     n_parameters = sum(p.numel() for p in start.model.parameters())
     return {
-        "train": windows.tokens.text_sha256,
+        "train": train.text_sha256,
         "val": held_out.text_sha256,
         "tokenizer": tokenizer_fingerprint(start.tokenizer),
         "n_parameters": n_parameters,
-        "train_tokens": windows.n_tokens,
-        "flops_per_token": training_flops(start.model.config, n_parameters, windows.length),
+        "train_tokens": train.n_tokens,
+        "flops_per_token": training_flops(start.model.config, n_parameters, context),
         "base": start.base,
         "base_sha256": start.base_sha256,
         "versions": {"minigpt": minigpt.__version__, "torch": torch.__version__},
