@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from minigpt.json_files import read_object, shown
+
 ACTIVATIONS = ("gelu_new", "gelu", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "relu", "silu", "tanh")
 
 SWITCHES = (
@@ -18,6 +20,10 @@ SWITCHES = (
     "reorder_and_upcast_attn",
     "tie_word_embeddings",
 )
+
+# What no machine holds: refused before anything is reserved for it.
+MOST_LAYERS, MOST_PARAMETERS = 10_000, 10**13
+MOST = 2**31 - 1  # of any other count; ids are 32-bit numbers in many a file
 
 # Other names that config files in the wild use for the same numbers.
 ALIASES = {
@@ -66,13 +72,19 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             _check_count(name, getattr(self, name))
+        _require(self.n_layer <= MOST_LAYERS, "n_layer", f"at most {MOST_LAYERS:,}", self.n_layer)
         if self.n_inner is not None:
             _check_count("n_inner", self.n_inner)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} does not split over n_head={self.n_head} equal heads")
+        if self.n_parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"n_embd={self.n_embd}, n_layer={self.n_layer}, vocab_size={self.vocab_size}, n_positions="
+                f"{self.n_positions} make {self.n_parameters:,} parameters; at most {MOST_PARAMETERS:,} are read"
+            )
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
-                f"activation_function={self.activation_function!r} is not supported; "
+                f"activation_function={shown(self.activation_function)} is not supported; "
                 f"there are {', '.join(ACTIVATIONS)}"
             )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -88,9 +100,7 @@ class GPT2Config:
         )
         if isinstance(self.eos_token_id, list):  # as config.json writes several
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        _require(
-            all(map(_is_id, self.end_tokens)), "eos_token_id", "an id or a list of ids", self.eos_token_id
-        )
+        _require(all(map(_is_id, self._ends)), "eos_token_id", "an id or a list of ids", self.eos_token_id)
 
     @property
     def head_dim(self) -> int:
@@ -101,11 +111,27 @@ class GPT2Config:
         return self.n_inner or 4 * self.n_embd
 
     @property
+    def n_parameters(self) -> int:
+        """How many numbers such a model learns; a tied head counts with the embedding.
+
+        >>> GPT2Config().n_parameters
+        124439808
+        """
+        d, inner = self.n_embd, self.mlp_dim
+        block = 4 * d * (d + 1) + (2 * inner * d + inner + d) + 4 * d  # attention, feed-forward, two norms
+        head = 0 if self.tie_word_embeddings else self.vocab_size * d
+        return (self.vocab_size + self.n_positions) * d + head + self.n_layer * block + 2 * d
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """Every id after which a text ends; empty if there is none."""
+        return frozenset(self._ends)
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
         if self.eos_token_id is None:
-            return frozenset()
-        return frozenset(self.eos_token_id if isinstance(self.eos_token_id, tuple) else [self.eos_token_id])
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     def attention_scale(self, layer: int) -> float:
         """What the scores of layer `layer` (0 is the first) are multiplied by before the softmax."""
@@ -126,7 +152,7 @@ class GPT2Config:
         for alias, name in ALIASES.items():
             if alias in values and values.get(name, values[alias]) != values[alias]:
                 raise ValueError(
-                    f"{alias}={values[alias]!r} and {name}={values[name]!r} contradict each other"
+                    f"{alias}={shown(values[alias])} and {name}={shown(values[name])} contradict each other"
                 )
         values = {ALIASES.get(name, name): value for name, value in values.items()}
         values = {name: value for name, value in values.items() if value is not None or name not in SWITCHES}
@@ -143,8 +169,8 @@ class GPT2Config:
         Raises:
             ValueError: as for `from_dict`, or a file is not JSON.
         """
-        values, generation = _read_json(directory / "config.json"), directory / "generation_config.json"
-        if generation.is_file() and "eos_token_id" in (own := _read_json(generation)):
+        values, generation = read_object(directory / "config.json"), directory / "generation_config.json"
+        if generation.is_file() and "eos_token_id" in (own := read_object(generation)):
             values["eos_token_id"] = own["eos_token_id"]
         try:
             return cls.from_dict(values)
@@ -167,19 +193,24 @@ class GPT2Config:
 
 def _require(holds: bool, name: str, limit: str, value: Any) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {limit}, got {value!r}")
+        raise ValueError(f"{name} must be {limit}, got {shown(value)}")
 
 
 def _check_count(name: str, value: Any) -> None:
-    _require(_is_id(value) and value >= 1, name, "a whole number of at least 1", value)
+    _require(_is_whole(value) and value >= 1, name, "a whole number of at least 1", value)
+    _require(value <= MOST, name, f"at most {MOST:,}", value)
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return _is_whole(value) and 0 <= value <= MOST
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _check_supported(values: Mapping[str, Any]) -> None:
@@ -192,23 +223,13 @@ def _check_supported(values: Mapping[str, Any]) -> None:
         warnings.warn("config.json names no model_type; reading it as gpt2", stacklevel=3)
     elif values["model_type"] != "gpt2":
         raise ValueError(
-            f"model_type={values['model_type']!r} is not supported: minigpt reads gpt2 models only"
+            f"model_type={shown(values['model_type'])} is not supported: minigpt reads gpt2 models only"
         )
     for name, harmless in REFUSED.items():
         if values.get(name) and values[name] != harmless:
             raise ValueError(
-                f"{name}={values[name]!r} is not supported: it would change what the model computes"
+                f"{name}={shown(values[name])} is not supported: it would change what the model computes"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object of fields")
-    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

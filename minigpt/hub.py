@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -32,6 +31,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from minigpt.json_files import expect, field, read_object
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -131,14 +132,26 @@ def _shards(source: _Directory | _Repository) -> list[str]:
             f"{source} has no {WEIGHTS}, and pickled weights (pytorch_model.bin) are not read: convert "
             "them with transformers' save_pretrained, or try a conversion on the hub at --revision refs/pr/N"
         )
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"{source}: {INDEX} is damaged, it names no shards") from None
+    shards = sorted(set(shards_of_index(index).values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise ValueError(f"{source}: {INDEX} names a file outside of the directory: {outside[0]!r}")
     return shards
+
+
+def shards_of_index(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by an index's weight_map.
+
+    Raises:
+        ValueError: the file names no shards.
+    """
+    names = field(dict, read_object(index), "weight_map", index)
+    for tensor, shard in names.items():
+        if not expect(str, shard, index, f"weight_map[{tensor!r}]"):
+            raise ValueError(f"{index}: weight_map[{tensor!r}] must be a file's name, got ''")
+    if not names:
+        raise ValueError(f"{index}: weight_map names no shards")
+    return names
 
 
 class _Directory:

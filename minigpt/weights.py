@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import re
@@ -20,6 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from minigpt import kernels
+
+from minigpt.json_files import field, read_object
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
     "wte": "token_embedding",
@@ -244,7 +245,9 @@ def _files(directory: Path) -> list[Path]:
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         return [single]
-    return sorted({directory / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+    return sorted(
+        {directory / shard for shard in field(dict, read_object(index), "weight_map", index).values()}
+    )
 
 
 def _headers(directory: Path) -> list[Stored]:

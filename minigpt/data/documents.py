@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minigpt.data.text import is_jsonl, read_lines
+from minigpt.json_files import parse
 from minigpt.tokenizer.files import END_OF_TEXT
 
 SUFFIXES = (".txt", ".jsonl")
@@ -102,12 +102,7 @@ def _objects(file: Path, text_field: str) -> Iterator[str]:
     for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{file}, line {number}: not JSON ({error}); each line must be one object"
-            ) from None
+        entry = parse(line, f"{file}, line {number}")
         if not isinstance(entry, dict) or not isinstance(entry.get(text_field), str):
             there = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
             raise ValueError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.data.text import is_jsonl, read_text
+from minigpt.json_files import parse
 
 Given = tuple[str, str | None]  # a prompt, and how a human went on if that is known
 
@@ -50,10 +50,7 @@ def from_file(path: Path) -> list[Given]:
 
 def _entry(line: str, place: str) -> Given:
     wanted = 'write {"prompt": "...", "text": "..."}, the text being optional'
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error}); {wanted}") from None
+    entry = parse(line, place)
     if not isinstance(entry, dict) or "prompt" not in entry:
         raise ValueError(f'{place}: no "prompt"; {wanted}')
     for name in ("prompt", "text"):

@@ -18,6 +18,7 @@ import numpy as np
 from minigpt.atomic import whole_folder
 from minigpt.cli.progress import bar
 from minigpt.data.documents import documents, fingerprint
+from minigpt.json_files import read_object
 from minigpt.tokenizer import Tokenizer
 
 IDS, INDEX, FACTS = "tokens.bin", "documents.npy", "facts.json"
@@ -46,7 +47,7 @@ class TokenFile:
             ValueError: its files do not fit each other.
         """
         try:
-            facts = json.loads((folder / FACTS).read_text())
+            facts = read_object(folder / FACTS)
             index = np.load(folder / INDEX)
             ids = np.memmap(folder / IDS, dtype=facts["dtype"], mode="r")
             borders = np.concatenate([[0], index["end"]]).astype(np.int64)

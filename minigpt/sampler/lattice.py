@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.atomic import replace_text
+from minigpt.json_files import expect, parse
 from minigpt.sampler.events import BeamExtension, BeamsExtended, Event
 
 FORMAT = "minigpt-lattice-1"
@@ -125,8 +126,8 @@ class Lattice:
             ValueError: it is no such file, or its beams do not hang together; the message names the file.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
+            content = expect(dict, parse(Path(path).read_bytes(), "the file"), "the file")
+            if content.get("format") != FORMAT:
                 raise ValueError(f'it does not say "format": "{FORMAT}"')
             lattices = _list(content.get("lattices"), "lattices")
             return cls(

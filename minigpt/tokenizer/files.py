@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from minigpt.json_files import expect, field, read_object, shown
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -34,6 +36,7 @@ RECIPE: dict[str, Any] = {
 }
 # Flags of added tokens that would take in or look at the text around them.
 NEIGHBOUR_FLAGS = ("single_word", "lstrip", "rstrip")
+ENTRY: dict[str, type] = {"content": str, "id": int}  # what an added token of tokenizer.json must have
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def read(directory: Path) -> Found:
     whole = _read_whole(directory / "tokenizer.json")
     source = directory / "vocab.json"
     if source.is_file() and (directory / "merges.txt").is_file():
-        vocab, merges = _read_object(source), _read_merges(directory / "merges.txt")
+        vocab, merges = read_object(source), _read_merges(directory / "merges.txt")
     elif whole:
         source = directory / "tokenizer.json"
         vocab, merges = whole["model"]["vocab"], _pairs(whole["model"]["merges"], source)
@@ -107,9 +110,10 @@ def _read_whole(path: Path) -> dict[str, Any]:
     """A tokenizer.json, if there is one, provided that it describes GPT-2's way to tokenize."""
     if not path.is_file():
         return {}
-    whole = _read_object(path)
+    whole = read_object(path)
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "model")
     normalizer, splitter, processor, model = (
-        whole.get(part) or {} for part in ("normalizer", "pre_tokenizer", "post_processor", "model")
+        expect(dict, whole.get(part) or {}, path, part) for part in parts
     )
     _refuse_others(path, "normalizer.type", normalizer.get("type"), None)
     _refuse_others(path, "pre_tokenizer.type", splitter.get("type"), "ByteLevel")
@@ -122,15 +126,14 @@ def _read_whole(path: Path) -> dict[str, Any]:
     _refuse_others(path, "model.type", model.get("type", "BPE"), "BPE")  # files of 2020 do not say it
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         _refuse_others(path, f"model.{option}", model.get(option), None, "", False)
-    for part, kind in {"vocab": dict, "merges": list}.items():
-        if not isinstance(model.get(part), kind):
-            raise ValueError(f"{path}: model.{part} is {model.get(part)!r:.60}, not a {kind.__name__}")
+    expect(dict, model.get("vocab"), path, "model.vocab")
+    expect(list, model.get("merges"), path, "model.merges")
     return whole
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """A tokenizer_config.json, if there is one."""
-    settings = _read_object(path) if path.is_file() else {}
+    settings = read_object(path) if path.is_file() else {}
     for option in ("add_prefix_space", "add_bos_token", "add_eos_token"):
         _refuse_others(path, option, settings.get(option, False), False, None)
     return settings
@@ -139,7 +142,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _refuse_others(path: Path, name: str, found: Any, *supported: Any) -> None:
     if found not in supported:
         raise ValueError(
-            f"{path}: {name} is {found!r}; minigpt reads GPT-2's byte-level BPE only, where it is {supported[0]!r}"
+            f"{path}: {name} is {shown(found)}; minigpt reads GPT-2's byte-level BPE only, where it is {supported[0]!r}"
         )
 
 
@@ -157,7 +160,7 @@ def _pairs(merges: Iterable[Any], path: Path) -> list[tuple[str, str]]:
                 pairs.append((left, right))
             case _:
                 raise ValueError(
-                    f"{path}: merge {number} is {merge!r}, not two tokens with a space between them"
+                    f"{path}: merge {number} is {shown(merge)}, not two tokens with a space between them"
                 )
     return pairs
 
@@ -166,31 +169,44 @@ def _added_tokens(
     directory: Path, settings: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Ids of the special tokens and of the words that were added; of two sources, the later knows better."""
-    old = directory / "added_tokens.json"
-    pairs = _read_object(old).items() if old.is_file() else ()
-    entries: list[dict[str, Any]] = [{"content": text, "id": number} for text, number in pairs]
-    entries += [{**entry, "id": int(n)} for n, entry in settings.get("added_tokens_decoder", {}).items()]
-    entries += whole.get("added_tokens") or []
     special: dict[str, int] = {}
     words: dict[str, int] = {}
-    for text, entry in {entry["content"]: entry for entry in entries}.items():
+    for text, (entry, source) in {
+        entry["content"]: (entry, source) for entry, source in _entries(directory, settings, whole)
+    }.items():
         for flag in NEIGHBOUR_FLAGS:
             if entry.get(flag):
-                raise ValueError(
-                    f"{directory}: added token {text!r} has {flag}=True; only False is supported"
-                )
+                raise ValueError(f"{source}: added token {text!r} has {flag}=True; only False is supported")
         (special if entry.get("special", True) else words)[text] = entry["id"]
     return special, words
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object")
-    return values
+def _entries(
+    directory: Path, settings: Mapping[str, Any], whole: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every added token that a file describes, with its content and id, and where that stands."""
+    old = directory / "added_tokens.json"
+    for text, number in read_object(old).items() if old.is_file() else ():
+        yield {"content": text, "id": expect(int, number, old, repr(text))}, str(old)
+    where = f"{directory / 'tokenizer_config.json'}: added_tokens_decoder"
+    for number, entry in expect(dict, settings.get("added_tokens_decoder") or {}, where).items():
+        if not number.isdecimal():
+            raise ValueError(f"{where} has tokens by their ids, got {number!r}")
+        entry = expect(dict, entry, where, number)
+        yield (
+            {**entry, "content": field(str, entry, "content", f"{where}.{number}"), "id": int(number)},
+            where,
+        )
+    where = f"{directory / 'tokenizer.json'}: added_tokens"
+    for i, entry in enumerate(expect(list, whole.get("added_tokens") or [], where)):
+        entry = expect(dict, entry, where, f"entry {i}")
+        yield (
+            {
+                **entry,
+                **{name: field(kind, entry, name, f"{where}, entry {i}") for name, kind in ENTRY.items()},
+            },
+            where,
+        )
 
 
 def _read_text(path: Path) -> str:

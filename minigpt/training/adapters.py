@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt.atomic import all_or_none
+from minigpt.json_files import expect, field, read_object, shown
 from minigpt.model import GPT2
 from minigpt.training.lora import LoraLinear, attach, linears, lora_linears, refuse_adapted, refuse_plain
 from minigpt.weights import to_theirs
@@ -115,18 +116,10 @@ def load_adapter(model: GPT2, directory: str | os.PathLike[str]) -> None:
 def _read_config(directory: Path) -> tuple[int, float, float]:
     """Rank, alpha and dropout."""
     path = directory / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON object; fetch or save it again")
+    config = read_object(path)
     _refuse_more_than_lora(path, config)
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        dropout = float(config.get("lora_dropout", 0.0))
-    except (LookupError, TypeError, ValueError):
-        raise ValueError(f"{path} must give r, lora_alpha and lora_dropout as numbers") from None
+    rank, alpha = field(int, config, "r", path), field(float, config, "lora_alpha", path)
+    dropout = expect(float, config.get("lora_dropout", 0.0), path, "lora_dropout")
     if config.get("use_rslora"):  # Kalajdzievski 2023: alpha / sqrt(rank), which is another alpha over rank
         alpha *= math.sqrt(rank)
     return rank, alpha, dropout
@@ -143,7 +136,7 @@ def _refuse_more_than_lora(path: Path, config: Mapping[str, Any]) -> None:
     if wrong:
         option = wrong[0]
         raise ValueError(
-            f"{path}: {option}={given[option]!r} is not supported; merge the adapter with PEFT's"
+            f"{path}: {option}={shown(given[option])} is not supported; merge the adapter with PEFT's"
             " merge_and_unload and use the merged model"
         )
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from minigpt.atomic import UNFINISHED, remove_unfinished
+from minigpt.json_files import field, read_object
 from minigpt.training.distributed import Processes
 
 MANIFEST = "seal.json"  # written last: the facts of the run at this step, and the sha256 of them and every other file
@@ -107,13 +108,13 @@ def _open_sealed(folder: Path) -> dict[str, Any]:
         ValueError: one is not; the message names it.
     """
     try:
-        seal = json.loads((folder / MANIFEST).read_text())
-        facts: dict[str, Any] = seal[FACTS]
-        for name, sha256 in seal["sha256"].items():
+        seal = read_object(folder / MANIFEST)
+        facts = field(dict, seal, FACTS, MANIFEST)
+        for name, sha256 in field(dict, seal, "sha256", MANIFEST).items():
             if sha256 != _sha256(facts if name == FACTS else folder / name):
                 raise ValueError(f"{name} has changed")
         return facts
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise ValueError(str(error)) from None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from minigpt.atomic import replace_text
 from minigpt.cli.progress import bar
 from minigpt.cli.table import json_line
+from minigpt.json_files import expect, field, parse
 
 METRICS = "metrics.jsonl"
 EVERY = 30.0  # seconds between two lines, at most, where no bar is shown
@@ -135,7 +136,11 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     for n, line in enumerate(lines, start=1):
         try:
             if line.endswith(b"\n"):
-                metrics.append(json.loads(line))
+                entry = expect(dict, parse(line, path), path)
+                field(int, entry, "step", path)
+                if entry.get("loss") is not None:  # as it is where it was not finite
+                    expect(float, entry["loss"], path, "loss")
+                metrics.append(entry)
         except ValueError:  # of JSON or of UTF-8
             warnings.warn(f"{path}: line {n} is damaged, and left out", stacklevel=2)
     return metrics

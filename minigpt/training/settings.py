@@ -6,14 +6,22 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
 from minigpt.atomic import replace_text
 from minigpt.config import PUBLISHED, GPT2Config
+from minigpt.json_files import expect, field, read_object, shown
 
 RUN = "run.json"
+FACTS: dict[str, type] = {
+    "train": str,
+    "val": str,
+    "dtype": str,
+}  # what run.json must say beside the settings
+DTYPES = ("float32", "bfloat16")
 
 # Shapes to learn with: a minute's, and that of the bundled model.
 SMALL = {
@@ -31,7 +39,7 @@ def setting(
     group: str,
     parse: Callable[[str], Any] = int,
     least: float | None = None,
-    below: float = math.inf,
+    below: float | None = None,
     fixed: bool = True,
     **how: Any,
 ) -> Any:
@@ -43,12 +51,14 @@ def setting(
         group: the heading under which `--help` shows it.
         parse: one value from its text.
         least: the smallest value allowed.
-        below: every value is less than this.
+        below: every value is less than this; counts are below 2**31 if nothing is said.
         fixed: a run keeps it to its end; the others may be given anew with `--resume`.
         how: whatever else argparse needs.
     """
+    if below is None:
+        below = 2**31 if parse is int else math.inf
     metadata = {"help": help, "group": group, "parse": parse, "least": least, "below": below, "how": how}
-    return field(default=default, metadata={**metadata, "fixed": fixed})
+    return dataclass_field(default=default, metadata={**metadata, "fixed": fixed})
 
 
 def _switch(help: str, *, group: str) -> Any:
@@ -117,7 +127,7 @@ class Settings:
         below=2**63)
     dtype: str = setting("auto", "what matrix products compute in; weights stay float32 (auto: bfloat16 where a "
         "one-second measurement finds it faster)", group="training", parse=str,
-        choices=["auto", "float32", "bfloat16"])
+        choices=["auto", *DTYPES])
 
     eval_every: int = setting(250, "steps between validations (default: 250)", group="while it runs", metavar="N",
         least=1, fixed=False)
@@ -139,11 +149,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, least, below = getattr(self, f.name), f.metadata["least"], f.metadata["below"]
-            # `not (a <= b)`, because NaN compares false with everything
-            if value is not None and least is not None and not least <= value < below:
-                upper = "" if below == math.inf else f" and below {below:g}"
-                raise ValueError(f"{flag_of(f.name)} must be at least {least:g}{upper}, got {value}")
+            _check_value(f, getattr(self, f.name))
         share = self.val_share
         if share is not None and not 0 < share < 1:
             raise ValueError(f"--val {self.val} must be a file, or a share above 0 and below 1")
@@ -268,6 +274,25 @@ def _share(val: str) -> float | None:
         return None
 
 
+def _check_value(f: Field[Any], value: Any) -> None:
+    """Refuses a setting that is of another kind, none of its choices, or out of its range."""
+    flag, least, below = flag_of(f.name), f.metadata["least"], f.metadata["below"]
+    if f.name == "data" or (value is None and f.default is None):
+        return
+    expect(f.metadata["parse"], value, "settings", flag)
+    choices = f.metadata["how"].get("choices", [value])
+    if value not in choices:
+        raise ValueError(f"{flag} must be one of {', '.join(choices)}, got {shown(value)}")
+    # `not (a <= b)`, because NaN compares false with everything
+    if least is not None and not least <= value < below:
+        upper = "" if below == math.inf else f" and below {_plain(below)}"
+        raise ValueError(f"{flag} must be at least {least:g}{upper}, got {shown(value)}")
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
 def load(out: Path) -> tuple[Settings, dict[str, Any]]:
     """The settings of the run in a folder, and the other facts of its run.json.
 
@@ -275,11 +300,17 @@ def load(out: Path) -> tuple[Settings, dict[str, Any]]:
         ValueError: the file is damaged.
     """
     try:
-        facts = json.loads((out / RUN).read_text(encoding="utf-8"))
-        values = facts.pop("settings")
+        facts = read_object(out / RUN)
+        values = field(dict, facts, "settings", RUN)
+        texts = [expect(str, text, RUN, "settings.data") for text in field(list, values, "data", RUN)]
+        for name, kind in FACTS.items():
+            field(kind, facts, name, RUN)
+        if facts["dtype"] not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(facts['dtype'])}")
+        del facts["settings"]
         values = {"optimizer": "adamw", **values}  # runs of version 0.1 had no other, and did not name it
-        return Settings(**{**values, "data": tuple(values["data"])}), facts
-    except (ValueError, KeyError, TypeError) as error:
+        return Settings(**{**values, "data": tuple(texts)}), facts
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{out / RUN} is damaged ({error}): begin another run in another --out") from None
 
 

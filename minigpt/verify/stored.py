@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from minigpt.json_files import read_object
 
 # What config.json may leave out, with GPT-2's own values.
 DEFAULTS: dict[str, Any] = {
@@ -48,7 +49,7 @@ class StoredModel:
         if (directory / "model.safetensors").is_file():
             self.files = [directory / "model.safetensors"]
         elif index.is_file():
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            shards = read_object(index)["weight_map"].values()
             self.files = sorted({directory / shard for shard in shards})
         self._places: dict[str, tuple[Any, str]] = {}
         opened: list[Any] = [
@@ -63,7 +64,7 @@ class StoredModel:
                 self._places["lm_head.weight"] = (file, name)
             elif name.startswith(prefixes[0]):
                 self._places[name.removeprefix(prefixes[0])] = (file, name)
-        self._config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        self._config = read_object(directory / "config.json")
 
     def field(self, name: str) -> Any:
         """A field of config.json, under its own name or its alias, or GPT-2's value."""

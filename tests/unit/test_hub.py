@@ -81,11 +81,21 @@ def test_a_local_model_in_shards() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"metadata": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": 5}']
+    ("text", "message"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("[]", r"must hold an object, got \[\]"),
+        ("[" * 100_000, "is not JSON that can be read: its brackets are nested too deeply"),
+        ('{"metadata": {}}', "lacks the field weight_map, an object"),
+        ('{"weight_map": 5}', "weight_map must be an object, got 5"),
+        ('{"weight_map": {}}', "weight_map names no shards"),
+        ('{"weight_map": {"a": 1}}', r"weight_map\['a'\] must be a text, got 1"),
+        ('{"weight_map": {"a": ""}}', r"weight_map\['a'\] must be a file's name, got ''"),
+    ],
 )
-def test_a_damaged_index(text: str) -> None:
+def test_a_damaged_index(text: str, message: str) -> None:
     (folder("model", "config.json") / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"^model: model.safetensors.index.json is damaged"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json:? {message}"):
         model_files("model")
 
 

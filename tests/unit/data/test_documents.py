@@ -120,7 +120,7 @@ MISTAKES = {
     "later.txt": (b"x\n" * 1000 + b"y\xff", "later.txt is not UTF-8 (byte 2,001)"),
     "utf16.txt": ("Text".encode("utf-16"), "utf16.txt is not UTF-8 (byte 0)"),
     "bytes.jsonl": (b'{"text": "\xff"}', "bytes.jsonl is not UTF-8 (byte 10)"),
-    "broken.jsonl": ('{"text": "a"}\n{"text": ', "broken.jsonl, line 2: not JSON (Expecting value"),
+    "broken.jsonl": ('{"text": "a"}\n{"text": ', "broken.jsonl, line 2 is not JSON: Expecting value"),
     "field.jsonl": ('\n{"body": "a", "id": 3}', "field.jsonl, line 2: no text in field 'text' (there is: body, id)"),
     "number.jsonl": ('{"text": 3}', "number.jsonl, line 1: no text in field 'text' (there is: text); give --text-field"),
     "list.jsonl": ('["a"]', "list.jsonl, line 1: no text in field 'text' (there is: list)"),

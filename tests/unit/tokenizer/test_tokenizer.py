@@ -358,8 +358,8 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("vocab.json", b"{", r"vocab\.json is not JSON: Expecting property name"),
-        ("vocab.json", b"[1]", r"vocab\.json holds a JSON list, not an object"),
-        ("vocab.json", b'{"\xff": 1}', r"vocab\.json is not UTF-8: .*0xff"),
+        ("vocab.json", b"[1]", r"vocab\.json must hold an object, got \[1\]"),
+        ("vocab.json", b'{"\xff": 1}', r"vocab\.json is not UTF-8 \(byte 2\)"),
         ("vocab.json", b"{}", r"vocab\.json: the vocabulary has none of the 256 bytes: it is empty"),
         ("merges.txt", b"a b c\n", r"merges\.txt: merge 1 is 'a b c', not two tokens with a space between"),
         ("merges.txt", b"a b\n\nb c\n", r"merges\.txt: merge 2 is '', not two tokens"),
@@ -382,7 +382,7 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         ),
         ("added_tokens.json", b'{"<x>": 3}', r"vocab\.json: '\$' and '<x>' have the same id, 3"),
         ("added_tokens.json", b'{"<x>": -3}', r"the id of '<x>' is -3, not a whole number of at least 0"),
-        ("added_tokens.json", b'{"<x>": "3"}', r"the id of '<x>' is '3', not a whole number of at least 0"),
+        ("added_tokens.json", b'{"<x>": "3"}', r"added_tokens\.json: '<x>' must be a whole number, got '3'"),
         ("added_tokens.json", b'{"b": 900}', r"added token 'b' has id 900, but \d+ in the vocabulary"),
     ],
 )
@@ -401,8 +401,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, me
         ("model", {"end_of_word_suffix": "</w>"}, r"model\.end_of_word_suffix is '</w>';"),
         ("model", {"continuing_subword_prefix": "##"}, r"model\.continuing_subword_prefix is '##';"),
         ("model", {"ignore_merges": True}, r"model\.ignore_merges is True;"),
-        ("model", {"vocab": [["a", 0]]}, r"model\.vocab is \[\['a', 0\]\], not a dict"),
-        ("model", {"merges": None}, r"model\.merges is None, not a list"),
+        ("model", {"vocab": [["a", 0]]}, r"model\.vocab must be an object, got \[\['a', 0\]\]"),
+        ("model", {"merges": None}, r"model\.merges must be a list, got None"),
         ("model", {"merges": [["a"]]}, r"tokenizer\.json: merge 1 is \['a'\], not two tokens"),
         ("model", {"merges": [7]}, r"tokenizer\.json: merge 1 is 7, not two tokens"),
         ("normalizer", {"type": "NFC"}, r"normalizer\.type is 'NFC'; .* where it is None"),
@@ -438,7 +438,8 @@ def test_an_added_token_that_takes_in_its_neighbours(saved: Path) -> None:
     whole["added_tokens"][-1]["lstrip"] = True
     (saved / "tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(
-        ValueError, match="saved: added token 'Zürich' has lstrip=True; only False is supported"
+        ValueError,
+        match=r"saved.tokenizer.json: added_tokens: added token 'Zürich' has lstrip=True; only False is supported",
     ):
         Tokenizer.load(saved)
 

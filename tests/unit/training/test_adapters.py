@@ -83,7 +83,7 @@ def refused(directory: Path, message: str, kind: type[Exception] = ValueError) -
 def test_a_missing_or_damaged_file_is_named(saved: Path, file: str) -> None:
     half = (saved / file).read_bytes()[:100]
     (saved / file).write_bytes(half)
-    refused(saved, f"{file} is damaged")
+    refused(saved, f"{file} (is damaged|is not JSON)")
     (saved / file).unlink()
     refused(saved, f"holds no adapter: it lacks {file}", FileNotFoundError)
 
@@ -93,11 +93,11 @@ def test_a_config_without_its_numbers_is_refused(saved: Path) -> None:
     config = json.loads(path.read_text())
     for option, value in (("r", None), ("lora_alpha", "many"), ("lora_dropout", [])):
         path.write_text(json.dumps({**config, option: value}))
-        refused(saved, r"adapter_config\.json must give r, lora_alpha and lora_dropout as numbers")
+        refused(saved, rf"adapter_config\.json: {option} must be a (whole )?number, got")
     path.write_text(json.dumps({"r": 4, "lora_alpha": 4}))
     refused(saved, "peft_type=None is not supported")
     path.write_text("[]")
-    refused(saved, r"adapter_config\.json is damaged: it is no JSON object")
+    refused(saved, r"adapter_config\.json must hold an object, got \[\]")
 
 
 def test_an_option_that_nobody_knows_yet_is_refused_only_if_it_is_on(saved: Path) -> None:

@@ -41,7 +41,10 @@ def test_steps_that_will_be_run_again_are_removed(tmp_path: Path, monkeypatch: p
     assert steps(tmp_path) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("damage", [b'{"step": 2, "lo\x00s', b"\xff\xfe", b""])
+@pytest.mark.parametrize("damage", [
+    b'{"step": 2, "lo\x00s', b"\xff\xfe", b"", b"5", b"{}", b'{"step": "x", "loss": 1}', b'{"step": 2, "loss": "x"}',
+    b'{"step": 2, "loss": Infinity}', b"[" * 100_000,
+])  # fmt: skip
 def test_a_damaged_line_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:

@@ -1,9 +1,13 @@
 """What decides a run: ranges, defaults, what may change on the way; and what is measured of the machine."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,8 +192,43 @@ def test_paths_are_made_absolute_and_names_stay(tmp_path, monkeypatch):
 
 def test_settings_are_read_back(tmp_path):
     run = Settings(data=("a.txt", "b"), lr=1e-4, warmup=7, dropout=0.1)
-    run.save(tmp_path, {"base": None, "train": "x"})
-    assert settings_module.load(tmp_path) == (run, {"base": None, "train": "x"})
+    facts = {"base": None, "train": "x", "val": "y", "dtype": "float32"}
+    run.save(tmp_path, facts)
+    assert settings_module.load(tmp_path) == (run, facts)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": "many"}, "--steps must be a whole number, got 'many'"),
+        ({"steps": True}, "--steps must be a whole number, got True"),
+        ({"lr": [1]}, r"--lr must be a number, got \[1\]"),
+        ({"dtype": "float8"}, "--dtype must be one of auto, float32, bfloat16, got 'float8'"),
+        ({"batch_size": 10**30}, "--batch-size must be at least 1 and below 2,147,483,648, got 10000"),
+        ({"data": ["a", 3]}, "settings.data must be a text, got 3"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    Settings(data=("a.txt",)).save(tmp_path, {"train": "x", "val": "y", "dtype": "float32"})
+    saved = json.loads((tmp_path / "run.json").read_text())
+    saved["settings"] |= wrong
+    (tmp_path / "run.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=rf"run\.json is damaged \(.*{message}"):
+        settings_module.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({}, "lacks the field train, a text"),
+        ({"train": 5, "val": "y", "dtype": "float32"}, "train must be a text, got 5"),
+        ({"train": "x", "val": "y", "dtype": "x"}, "dtype must be one of float32, bfloat16, got 'x'"),
+    ],
+)
+def test_facts_of_another_kind_are_named(tmp_path: Path, facts: dict[str, Any], message: str) -> None:
+    Settings(data=("a.txt",)).save(tmp_path, facts)
+    with pytest.raises(ValueError, match=rf"run\.json is damaged \(.*{message}"):
+        settings_module.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 3}', '{"settings": {"data": [], "new": 1}}',
