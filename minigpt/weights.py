@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from minigpt import kernels
-
 from minigpt.json_files import field, read_object
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)

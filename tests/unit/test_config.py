@@ -112,7 +112,7 @@ def test_scores_are_scaled_as_the_flags_say():
         ({"attn_pdrop": 10**400}, "attn_pdrop must be at least 0 and below 1, got 10000"),
         ({"vocab_size": 10**18}, "vocab_size must be at most 2,147,483,647, got 1000000000000000000"),
         ({"n_layer": 10**6}, "n_layer must be at most 10,000, got 1000000"),
-        ({"n_embd": 12 * 10**6}, "make 20,738,332,.* parameters; at most 10,000,000,000,000 are read"),
+        ({"n_embd": 12 * 10**6}, "make 20,736,617,.* parameters; at most 10,000,000,000,000 are read"),
         ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon must be a number of at least 0, got 'x'"),
         ({"attn_pdrop": "0.1"}, "attn_pdrop must be at least 0 and below 1, got '0.1'"),
         ({"eos_token_id": "abc"}, "eos_token_id must be an id or a list of ids, got 'abc'"),

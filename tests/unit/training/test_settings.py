@@ -108,7 +108,9 @@ def test_a_run_of_the_first_version_goes_on_with_adamw(tmp_path):
         for name, value in asdict(Settings()).items()
         if name not in ("optimizer", "adamw_lr", "schedule", "decay")
     }
-    (tmp_path / "run.json").write_text(json.dumps({"settings": before}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"settings": before, "train": "x", "val": "y", "dtype": "float32"})
+    )
     settings, _ = settings_module.load(tmp_path)
     assert (settings.optimizer, settings.schedule) == ("adamw", "cosine")
 
