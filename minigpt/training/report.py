@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -138,8 +137,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
             if line.endswith(b"\n"):
                 entry = expect(dict, parse(line, path), path)
                 field(int, entry, "step", path)
-                if entry.get("loss") is not None:  # as it is where it was not finite
-                    expect(float, entry["loss"], path, "loss")
+                field(float, entry, "loss", path)
                 metrics.append(entry)
         except ValueError:  # of JSON or of UTF-8
             warnings.warn(f"{path}: line {n} is damaged, and left out", stacklevel=2)

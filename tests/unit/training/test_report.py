@@ -42,13 +42,13 @@ def test_steps_that_will_be_run_again_are_removed(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("damage", [
-    b'{"step": 2, "lo\x00s', b"\xff\xfe", b"", b"5", b"{}", b'{"step": "x", "loss": 1}', b'{"step": 2, "loss": "x"}',
+    b'{"step": 2, "lo\x00s', b"\xff\xfe", b"", b"5", b"{}", b'{"step": 2}', b'{"step": "x", "loss": 1}', b'{"step": 2, "loss": "x"}',
     b'{"step": 2, "loss": Infinity}', b"[" * 100_000,
 ])  # fmt: skip
 def test_a_damaged_line_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:
-    (tmp_path / METRICS).write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n')
+    (tmp_path / METRICS).write_bytes(b'{"step": 1, "loss": 2}\n' + damage + b'\n{"step": 3, "loss": 2}\n')
     with pytest.warns(UserWarning, match=r"metrics.jsonl: line 2 is damaged, and left out"):
         begin(tmp_path, 3, monkeypatch)
     assert steps(tmp_path) == [1, 3]
