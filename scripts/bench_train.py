@@ -78,7 +78,7 @@ def speed(corpus: Path, shape: tuple[int, int, int, int, int, str], rounds: int)
     layers, heads, width, context, batch_size, dtype = shape
     tokenizer = Tokenizer.from_pretrained()
     file = tokenise([corpus / "tinyshakespeare.txt"], tokenizer, Path("build/tokens"))
-    settings = Settings(lr=1e-4, warmup=0, steps=10**6, batch_size=batch_size)
+    settings = Settings(optimizer="adamw", lr=1e-4, warmup=0, steps=10**6, batch_size=batch_size)
     windows = Windows(file, context, seed=0)
     config = GPT2Config(
         vocab_size=tokenizer.vocab_size, n_positions=context, n_embd=width, n_layer=layers, n_head=heads,
