@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.model import GPT2
+if TYPE_CHECKING:
+    from minigpt.model import GPT2
 
 # Shapes below:  B rows · T tokens
 
