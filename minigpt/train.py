@@ -17,21 +17,21 @@ from minigpt.cli.parser import Parser
 from minigpt.training.request import RunRequest
 from minigpt.training.settings import Settings, flag_of
 
-ABOUT = """Train a GPT-2 on your own text, from scratch or from a model that has learned already.
+ABOUT = """Train a GPT-2 on your own text, from scratch or from a pretrained model.
 
-DIR then holds the last weights (what every command takes as --model DIR), in best/ those of the lowest
-validation loss, metrics.jsonl, a loss curve, and checkpoints. Ctrl-C keeps what was done: --resume goes on from there,
-as if nothing had happened.
+DIR then holds the last weights (every command takes them as --model DIR), in best/ those of the lowest validation
+loss, metrics.jsonl, a loss curve, and checkpoints. Ctrl-C saves a checkpoint; --resume continues from it, and the
+result is identical to that of an uninterrupted run. In Python: minigpt.training.train.
 """
 
 EXAMPLES = """examples:
   python -m minigpt.train --data tales.txt --out tales                       a tiny model, in minutes
-  python -m minigpt.train --resume --out tales                               go on after Ctrl-C or a crash
-  python -m minigpt.train --resume --out tales --steps 4000                  go on after its end
+  python -m minigpt.train --resume --out tales                               continue after Ctrl-C or a crash
+  python -m minigpt.train --resume --out tales --steps 4000                  extend a finished run
   python -m minigpt.train --data tales/ --out big --config small --steps 20000
   python -m minigpt.train --data plays.txt --out plays --init bundled        fine-tune the bundled model
   python -m minigpt.train --data plays.txt --out plays --init gpt2 --lora 8  fine-tune an adapter of GPT-2
-  torchrun --nproc-per-node 2 -m minigpt.train --data tales.txt --out two    two processes, the same steps
+  torchrun --nproc-per-node 2 -m minigpt.train --data tales.txt --out two    two processes, same steps
 """
 
 SAVES_MEMORY = "a smaller --batch-size with --accumulate, a smaller --context, or --gradient-checkpointing"
@@ -53,10 +53,7 @@ def train(argv: Sequence[str]) -> int:
     values = {f.name: _value(args, f.name) for f in fields(Settings)}
     # `is`, because 0 == False, and `--weight-decay 0` means something
     given = {name: value for name, value in values.items() if value is not None and value is not False}
-    try:
-        request = RunRequest.make(Path(args.out), given, args.resume)
-    except ValueError as error:
-        raise Failure(BAD_FLAGS, error) from error
+    request = RunRequest.make(Path(args.out), given, args.resume)
     if args.quiet:
         _hush()
 
@@ -70,8 +67,6 @@ def train(argv: Sequence[str]) -> int:
         raise Failure(FAILED, error) from error
     except OSError as error:
         raise Failure(NO_MODEL, error) from error
-    except ValueError as error:
-        raise Failure(BAD_FLAGS, error) from error
 
 
 def parser() -> Parser:
@@ -80,10 +75,10 @@ def parser() -> Parser:
     parser = Parser("train", exits, EXAMPLES, usage=usage, description=ABOUT)
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--out", required=True, metavar="DIR", help="the run's folder: new, or one to --resume"
+        "--out", required=True, metavar="DIR", help="folder of the run: a new one, or one to --resume"
     )
-    group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    group.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
+    group.add_argument("--quiet", action="store_true", help="errors only on stderr")
     groups: dict[str, Any] = {}
     for f in fields(Settings):
         title = f.metadata["group"]

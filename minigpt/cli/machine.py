@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import minigpt
+from minigpt.errors import InvalidRequest
 from minigpt.lazy import torch
 
 try:
@@ -37,3 +38,20 @@ def versions() -> dict[str, str]:
     """Of minigpt, torch and Python."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"minigpt": minigpt.__version__, "torch": torch.__version__, "python": python}
+
+
+def device(wanted: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one.
+
+    Raises:
+        InvalidRequest: this machine has none.
+
+    >>> device("cpu")
+    device(type='cpu')
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wanted]:
+        raise InvalidRequest(f"--device {wanted}: this machine has none that torch can use; use --device cpu")
+    return torch.device(wanted)

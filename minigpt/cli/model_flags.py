@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import minigpt
 from minigpt.cli import BAD_FLAGS, NO_MODEL, Failure
+from minigpt.cli.machine import device
 from minigpt.cli.parser import Parser
 from minigpt.lazy import torch
 
@@ -101,19 +102,3 @@ def add_source_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     group.add_argument("--offline", action="store_true", help="use cached files only")
-
-
-def device(wanted: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU if there is one.
-
-    Raises:
-        Failure: this machine has none.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, available in there.items() if available))
-    if not there[wanted]:
-        raise Failure(
-            BAD_FLAGS, f"--device {wanted}: this machine has none that torch can use; use --device cpu"
-        )
-    return torch.device(wanted)

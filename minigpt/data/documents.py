@@ -1,4 +1,4 @@
-"""Text files as documents, and what tells two texts apart."""
+"""Text files as documents, and fingerprints of them."""
 
 from __future__ import annotations
 

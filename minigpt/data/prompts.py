@@ -1,4 +1,4 @@
-"""Prompts for a comparison: from a file, or cut from a text that goes on after them."""
+"""Prompts: from a file, or cut from a text, with their reference continuations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def from_file(path: Path) -> list[Given]:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "told.jsonl")
+    ...     file = Path(folder, "prompts.jsonl")
     ...     _ = file.write_text('{"prompt": "Once", "text": " upon a time"}\n')
     ...     from_file(file)
     [('Once', ' upon a time')]

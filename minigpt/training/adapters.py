@@ -22,14 +22,14 @@ from minigpt.weights import to_theirs
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# Of an adapter's config: what is read, what is of no consequence here, or is told by the tensors' names.
+# Of an adapter's config: what is read, what has no effect here, or follows from the tensors' names.
 # Everything else, options that PEFT will have one day too, must be off.
 READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights"}
-OF_NO_CONSEQUENCE = {
+WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "megatron_core",
     "peft_version", "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
-TOLD_BY_NAMES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+FROM_NAMES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 # Other ways to begin (pissa, olora, corda, ...) change the base's own weights.
 BEGINNINGS = (True, False, "gaussian", "orthogonal")
 
@@ -127,7 +127,7 @@ def _read_config(directory: Path) -> tuple[int, float, float]:
 
 def _refuse_more_than_lora(path: Path, config: Mapping[str, Any]) -> None:
     given = {"peft_type": None, "init_lora_weights": True, **config}
-    must_be_off = sorted(given.keys() - READ - OF_NO_CONSEQUENCE - TOLD_BY_NAMES)
+    must_be_off = sorted(given.keys() - READ - WITHOUT_EFFECT - FROM_NAMES)
     wrong = [option for option in must_be_off if given[option] and given[option] != "none"]
     if given["init_lora_weights"] not in BEGINNINGS:
         wrong.insert(0, "init_lora_weights")

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minigpt.cli.machine import device as device_of
+from minigpt.errors import InvalidRequest
 from minigpt.model import GPT2
 from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distributed import Processes, joined
-from minigpt.training.hardware import choose_device
 from minigpt.training.prepare import Callback, Log, prepare
 from minigpt.training.report import read_metrics
 from minigpt.training.request import RunRequest, refuse_unknown
@@ -74,8 +75,9 @@ def train(
 
     Raises:
         TypeError: there is no such setting; the message names the right one if it is known by another name.
-        ValueError: a setting or a text is wrong, or the loss is no longer finite (`Diverged`).
-        OSError: a model does not exist, or something cannot be written.
+        InvalidRequest: a setting or a text is wrong; a ValueError.
+        Diverged: the loss is no longer finite; a ValueError.
+        OSError: a model does not exist, or something cannot be written (`CannotWrite`).
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -101,16 +103,17 @@ def run_to_end(request: RunRequest, log: Log, callback: Callback | None = None) 
     """Runs what is asked for in this process, or in all that torchrun started; False if it was stopped before its end.
 
     Raises:
-        ValueError, OSError: as for `train`; `CannotWrite` is an OSError of the run itself.
+        InvalidRequest, Diverged: a setting or a text is wrong, or the loss is no longer finite.
+        OSError: a model does not exist; `CannotWrite` if something of the run cannot be written.
     """
     settings = request.settings
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = choose_device(settings.device)
+    device = device_of(settings.device)
     with joined(device) as processes:
         if not processes.is_main:
             warnings.simplefilter("ignore")  # rank 0 warns of the same
-            log = _to_nobody
+            log = _discard
         finished = _prepare_and_run(
             request.for_processes(processes.world_size), device, processes, log, callback
         )
@@ -129,7 +132,10 @@ def _prepare_and_run(
     """
     if request.resume and not request.resumes:
         log(f"{request.out} holds no run to resume: starting one")
-    run = prepare(request, device, processes, log, callback)
+    try:
+        run = prepare(request, device, processes, log, callback)
+    except ValueError as error:  # a text, tokenizer or model cannot be used; from here on, one is a bug
+        raise InvalidRequest(error) from error
     if request.resumes:
         run.restore(log)
     if run.finished:
@@ -155,5 +161,5 @@ def _to_stderr(line: str) -> None:
     sys.stderr.flush()
 
 
-def _to_nobody(line: str) -> None:
+def _discard(line: str) -> None:
     pass

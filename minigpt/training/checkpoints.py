@@ -56,7 +56,7 @@ class Checkpoints:
             if self.processes.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
             cause = _cause(error)
-            if isinstance(cause, KeyboardInterrupt):  # nothing is wrong: somebody does not want to wait
+            if isinstance(cause, KeyboardInterrupt):  # nothing is wrong: the user does not want to wait
                 raise cause from None
             reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
             raise OSError(f"cannot write the checkpoint of step {step}: {reason}") from error
@@ -72,7 +72,7 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def newest(self, log: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, and its facts; those that are damaged are told of."""
+        """The newest checkpoint that is whole, and its facts; damaged ones are reported."""
         for path in reversed(self._steps()):
             try:
                 return path, _open_sealed(path)

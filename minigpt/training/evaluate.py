@@ -1,4 +1,4 @@
-"""How well a model predicts text that it does not learn from."""
+"""Validation: how well a model predicts text that it is not trained on."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Validation:
         processes: Processes,
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> Score:
-        """The model's loss on all windows; the processes share the work."""
+        """The model's loss on all windows; the ranks share the work."""
         batches = torch.split(self.windows, batch_size)
         nats = torch.zeros((), device=device)
         model.eval()
         for first in range(0, len(batches), processes.world_size):
-            # A sharded model must be called by all at once: whoever has no batch left reads one for nothing.
+            # A sharded model must be called by all ranks at once: one without a batch left reads one for nothing.
             own = first + processes.rank
             batch = batches[own % len(batches)].to(device)
             with autocast():

@@ -1,4 +1,4 @@
-"""What the machine can do at most, and how much of it a model needs for each token."""
+"""Peak speed of the hardware, the dtype to compute in, and the operations that a model needs for each token."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ import torch
 from minigpt.config import GPT2Config
 
 FASTER = 1.2  # times, or half precision is not worth its rounding
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU if there is one.
-
-    Raises:
-        ValueError: this machine has none.
-
-    >>> choose_device("cpu")
-    device(type='cpu')
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[wanted]:
-        raise ValueError(f"--device {wanted}: this machine has none that torch can use; use --device cpu")
-    return torch.device(wanted)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:

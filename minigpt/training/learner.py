@@ -1,4 +1,4 @@
-"""One step of learning: read windows, compare predictions with what came, move the weights a little."""
+"""One training step: read windows, compute the loss and its gradients, update the weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from minigpt.training.hardware import autocast
 from minigpt.training.schedule import cosine, wsd
 from minigpt.training.settings import Settings
 
-MAX_GRAD_NORM = 1.0  # the longest gradient; GPT-3 (Brown et al. 2020, appendix B) and its followers
+MAX_GRAD_NORM = 1.0  # gradient clipping norm; GPT-3 (Brown et al. 2020, appendix B) and its followers
 
 
 class Learner:
-    """A model and its optimiser, which learn from windows of a text.
+    """A model and its optimisers, trained on windows of a text.
 
-    Whatever is random in a step follows from the seed and the step's number, and so does what is read. That
-    is why weights, optimiser and the number of steps are all that a checkpoint needs.
+    Everything random in a step follows from the seed and the step's number, and so does what is read. That
+    is why weights, optimiser states and the number of steps are all that a checkpoint needs.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Learner:
         self.model.train()
 
     def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """Learns from the windows of one step, counted from 0; this process's loss, and the gradient's length."""
+        """Trains on the windows of one step, counted from 0; this process's loss, and the gradient norm."""
         s = self.settings
         torch.manual_seed(_seed(s.seed, step, self.processes.rank))  # for dropout
         optim.set_learning_rate(self.optimisers, _share(step, s))
@@ -63,7 +63,7 @@ class Learner:
         return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _learn(self, rows: Tensor) -> Tensor:
-        """Adds to the gradients; the loss that these rows add to the step's. Shapes: (B, T + 1)."""
+        """Accumulates gradients; the share of these rows in the step's loss. Shapes: (B, T + 1)."""
         with self.autocast():
             logits = self.spread.forward(rows[:, :-1])
         loss = sum_loss(logits, rows[:, 1:]) / rows[:, 1:].numel() / self.settings.accumulate

@@ -58,7 +58,7 @@ def prepare(
     log(f"{summary}; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s")
     if settings.val_share is None:
         _report_overlap(train, held_out, log)
-    processes.wait()  # nobody writes before all have found everything in order
+    processes.wait()  # no rank writes before all have checked everything
     peak_tokens = processes.world_size * peak / facts["flops_per_token"]
     report = TrainingReport(request.out, log, settings.logger, peak_tokens, callback)
     return TrainingRun(

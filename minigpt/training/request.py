@@ -12,6 +12,7 @@ from typing import Any
 
 from minigpt.atomic import UNFINISHED
 from minigpt.cli.parser import meant_flag
+from minigpt.errors import InvalidRequest
 from minigpt.training import settings as run_settings
 from minigpt.training.settings import RUN, Settings, absolute_paths, flag_of
 
@@ -37,15 +38,18 @@ class RunRequest:
         """Checks the settings that were given, and reads the others from the run to resume if there is one.
 
         Raises:
-            ValueError: a setting is wrong or cannot change, or the folder is in use; the message says what to do.
+            InvalidRequest: a setting is wrong or cannot change, or the folder is in use.
         """
         out = Path(os.path.expanduser(out))  # what is no user stays as it is, as in a shell
-        if _holds_run(out, resume):
-            settings, saved = run_settings.load(out)
-            request = cls(settings.resumed(absolute_paths(given)), out, resume, saved)
-        else:
-            request = cls(Settings(**absolute_paths(given)), out, resume, {})
-        request._check()
+        try:
+            if _holds_run(out, resume):
+                settings, saved = run_settings.load(out)
+                request = cls(settings.resumed(absolute_paths(given)), out, resume, saved)
+            else:
+                request = cls(Settings(**absolute_paths(given)), out, resume, {})
+            request._check()
+        except ValueError as error:
+            raise InvalidRequest(error) from error
         return request
 
     @property
@@ -57,12 +61,12 @@ class RunRequest:
         """The same for so many processes: a run that several began with sharded weights can be resumed in one.
 
         Raises:
-            ValueError: a new run is to be sharded in a single process.
+            InvalidRequest: a new run is to be sharded in a single process.
         """
         if not self.settings.shard or world_size > 1:
             return self
         if not self.resumes:
-            raise ValueError("--shard splits a model over several processes: start them with torchrun")
+            raise InvalidRequest("--shard splits a model over several processes: start them with torchrun")
         return replace(self, settings=replace(self.settings, shard=False))
 
     def _check(self) -> None:

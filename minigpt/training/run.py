@@ -111,7 +111,7 @@ class TrainingRun:
         return self.finished
 
     def _step(self, asked: list[int]) -> bool:
-        """One step and what is due after it; whether somebody asked to stop."""
+        """One step and what is due after it; whether a stop was asked for."""
         began = time.monotonic()
         loss, norm = self.learner.step(self.progress.step)
         # One exchange for both: all processes must stop at the same step.

@@ -26,7 +26,7 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 def wsd(step: int, steps: int, warmup: int, decay: int) -> float:
     """The share of the highest learning rate at a step: up in a line, constant, at the end down in a line to zero.
 
-    Until the decay begins, nothing depends on `steps`: a run can be ended at any time by a decay, or go on.
+    Until the decay begins, nothing depends on `steps`: a run can be ended at any time by a decay, or continued.
 
     Args:
         step: counted from 0.

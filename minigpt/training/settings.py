@@ -1,4 +1,4 @@
-"""What decides a training run: each setting is a flag of `minigpt.train`, and a line of the run's run.json."""
+"""The settings of a training run: each is an argument of `train`, a flag of `minigpt.train`, and a line of run.json."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def _switch(help: str, *, group: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """All of them; None where a default follows from others, until `settled`.
+    """All settings; None where a default follows from others, until `settled`.
 
     Raises:
         ValueError: a number is out of its range.
     """
 
     # fmt: off
-    data: tuple[str, ...] = setting((), "text to learn: .txt files (documents separated by lines <|endoftext|>), "
+    data: tuple[str, ...] = setting((), "training data: .txt files (documents separated by lines <|endoftext|>), "
         ".jsonl files, or folders of them", group="data", parse=str, nargs="+", metavar="FILE_OR_DIR", fixed=False)
-    val: str = setting("0.05", "validation text, or the share of whole documents to hold out (default: 0.05)",
-        group="data", parse=str, metavar="FILE_OR_SHARE", fixed=False)
+    val: str = setting("0.05", "validation file, or the fraction of documents to hold out (default: 0.05)",
+        group="data", parse=str, metavar="FILE_OR_FRACTION", fixed=False)
     text_field: str = setting("text", "the field of a .jsonl object that holds the text (default: text)",
         group="data", parse=str, metavar="NAME")
     tokenizer: str | None = setting(None, "a model's folder or name; bytes; or chars, the text's own characters "
@@ -89,62 +89,60 @@ class Settings:
         group="model", parse=str, metavar="NAME_OR_DIR")
     config: str | None = setting(None, f"a new model of this shape: {', '.join(SHAPES)} (default: tiny)",
         group="model", parse=str, choices=list(SHAPES), metavar="NAME")
-    n_layer: int | None = setting(None, "layers, if not those of --config", group="model", metavar="N", least=1)
-    n_head: int | None = setting(None, "heads", group="model", metavar="N", least=1)
-    n_embd: int | None = setting(None, "width", group="model", metavar="N", least=1)
-    context: int | None = setting(None, "tokens read at once (default: the model's window)", group="model",
+    n_layer: int | None = setting(None, "layers (default: those of --config)", group="model", metavar="N", least=1)
+    n_head: int | None = setting(None, "attention heads", group="model", metavar="N", least=1)
+    n_embd: int | None = setting(None, "embedding size", group="model", metavar="N", least=1)
+    context: int | None = setting(None, "context length in tokens (default: the model's)", group="model",
         metavar="N", least=1)
-    dropout: float = setting(0.0, "share of numbers dropped in training; 0.1 or more helps when a text is read many "
-        "times over (default: 0)", group="model", parse=float, metavar="P", least=0, below=1)
+    dropout: float = setting(0.0, "dropout probability; 0.1 or more helps when training for many epochs "
+        "(default: 0)", group="model", parse=float, metavar="P", least=0, below=1)
     lora: int | None = setting(None, "train a low-rank adapter of this rank beside the frozen weights of --init",
         group="model", metavar="RANK", least=1)
     lora_alpha: float | None = setting(None, "scale of the adapter: its product is multiplied by alpha / rank "
         "(default: 32)", group="model", parse=float, metavar="ALPHA", least=0)
 
-    steps: int = setting(2000, "updates of the weights (default: 2000)", group="training", metavar="N", least=1,
+    steps: int = setting(2000, "optimizer steps (default: 2000)", group="training", metavar="N", least=1,
         fixed=False)
-    batch_size: int = setting(12, "windows at once, over all processes (default: 12)", group="training", metavar="N",
+    batch_size: int = setting(12, "sequences per batch, over all processes (default: 12)", group="training", metavar="N",
         least=1)
-    accumulate: int = setting(1, "batches to an update (default: 1)", group="training", metavar="N", least=1)
-    optimizer: str | None = setting(None, "what updates the matrices inside the blocks; AdamW updates all else "
+    accumulate: int = setting(1, "gradient accumulation: batches per optimizer step (default: 1)", group="training", metavar="N", least=1)
+    optimizer: str | None = setting(None, "optimizer of the matrices inside the blocks; AdamW updates everything else "
         "(default: muon for a new model, adamw with --init or --shard)", group="training", parse=str,
         choices=["adamw", "muon"])
-    lr: float | None = setting(None, "the highest learning rate (default: 6e-4 * 768 / width from scratch, 1e-4 "
+    lr: float | None = setting(None, "peak learning rate (default: 6e-4 * 768 / n_embd from scratch, 1e-4 "
         "with --init, 5e-4 with --lora)", group="training", parse=float, metavar="LR", least=0)
-    adamw_lr: float | None = setting(None, "that of AdamW beside Muon (default: half of --lr)", group="training",
+    adamw_lr: float | None = setting(None, "peak learning rate of AdamW beside Muon (default: half of --lr)", group="training",
         parse=float, metavar="LR", least=0)
-    schedule: str = setting("cosine", "after the warm-up: a cosine down to zero, or wsd, constant until a final "
-        "decay (default: cosine)", group="training", parse=str, choices=["cosine", "wsd"])
-    warmup: int | None = setting(None, "steps until the highest learning rate is reached (default: a twentieth)",
+    schedule: str = setting("cosine", "learning rate after the warm-up: cosine decay to zero, or wsd, constant with a "
+        "decay at the end (default: cosine)", group="training", parse=str, choices=["cosine", "wsd"])
+    warmup: int | None = setting(None, "warm-up steps (default: 5% of steps)",
         group="training", metavar="N", least=0)
-    decay: int | None = setting(None, "with --schedule wsd: steps at the end in which the learning rate falls to "
-        "zero (default: a fifth)", group="training", metavar="N", least=0, fixed=False)
-    weight_decay: float = setting(0.1, "of matrices, not of biases and norms (default: 0.1)", group="training",
+    decay: int | None = setting(None, "with --schedule wsd: decay steps at the end (default: 20% of steps)", group="training", metavar="N", least=0, fixed=False)
+    weight_decay: float = setting(0.1, "weight decay, applied to weight matrices only (default: 0.1)", group="training",
         parse=float, metavar="X", least=0)
-    beta2: float = setting(0.99, "AdamW's memory of squared gradients; 0.95 for large batches (default: 0.99)",
+    beta2: float = setting(0.99, "AdamW beta2; 0.95 for large batches (default: 0.99)",
         group="training", parse=float, metavar="X", least=0, below=1)
-    seed: int = setting(0, "decides weights, order and dropout (default: 0)", group="training", metavar="N", least=0,
+    seed: int = setting(0, "random seed of weights, data order and dropout (default: 0)", group="training", metavar="N", least=0,
         below=2**63)
-    dtype: str = setting("auto", "what matrix products compute in; weights stay float32 (auto: bfloat16 where a "
-        "one-second measurement finds it faster)", group="training", parse=str,
-        choices=["auto", *DTYPES])
+    dtype: str = setting("auto", "autocast dtype; weights stay float32 (auto: bfloat16 where a one-second "
+        "benchmark finds it faster)", group="training", parse=str, choices=["auto", *DTYPES])
 
-    eval_every: int = setting(250, "steps between validations (default: 250)", group="while it runs", metavar="N",
+    eval_every: int = setting(250, "steps between validations (default: 250)", group="logging and checkpoints", metavar="N",
         least=1, fixed=False)
-    eval_tokens: int = setting(200_000, "validation tokens to read each time, spread evenly (default: 200000)",
-        group="while it runs", metavar="N", least=1)
-    checkpoint_every: int = setting(250, "steps between checkpoints, which --resume goes on from (default: 250)",
-        group="while it runs", metavar="N", least=1, fixed=False)
-    logger: str | None = setting(None, "also write TensorBoard's files", group="while it runs", parse=str,
+    eval_tokens: int = setting(200_000, "validation tokens per evaluation, spread evenly (default: 200000)",
+        group="logging and checkpoints", metavar="N", least=1)
+    checkpoint_every: int = setting(250, "steps between checkpoints, from which --resume continues (default: 250)",
+        group="logging and checkpoints", metavar="N", least=1, fixed=False)
+    logger: str | None = setting(None, "also write TensorBoard event files", group="logging and checkpoints", parse=str,
         choices=["tensorboard"], fixed=False)
 
-    device: str = setting("auto", "where to compute; auto takes a GPU if there is one", group="machine", parse=str,
+    device: str = setting("auto", "device; auto takes a GPU if there is one", group="hardware", parse=str,
         choices=["auto", "cpu", "cuda", "mps"], fixed=False)
-    threads: int | None = setting(None, "CPU threads (default: one a core)", group="machine", metavar="N", least=1,
+    threads: int | None = setting(None, "CPU threads (default: one per core)", group="hardware", metavar="N", least=1,
         below=1025, fixed=False)
-    compile: bool = _switch("compile the model first: slow start, faster steps", group="machine")
-    gradient_checkpointing: bool = _switch("compute each layer twice, to hold less in memory", group="machine")
-    shard: bool = _switch("under torchrun: split weights and optimiser over the processes (FSDP2)", group="machine")
+    compile: bool = _switch("torch.compile the model: slow first step, faster after", group="hardware")
+    gradient_checkpointing: bool = _switch("recompute activations to save memory", group="hardware")
+    shard: bool = _switch("under torchrun: shard weights and optimizer over the processes (FSDP2)", group="hardware")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -152,7 +150,7 @@ class Settings:
             _check_value(f, getattr(self, f.name))
         share = self.val_share
         if share is not None and not 0 < share < 1:
-            raise ValueError(f"--val {self.val} must be a file, or a share above 0 and below 1")
+            raise ValueError(f"--val {self.val} must be a file, or a fraction above 0 and below 1")
         if self.init is not None:
             taken = [flag_of(name) for name in SHAPE_FLAGS if getattr(self, name) is not None]
             if taken:
@@ -180,7 +178,7 @@ class Settings:
 
     @property
     def val_share(self) -> float | None:
-        """The share to hold out, if it is not a file's name."""
+        """The fraction to hold out, if it is not a file's name."""
         return _share(self.val)
 
     @property
@@ -204,7 +202,7 @@ class Settings:
         return replace(config, resid_pdrop=self.dropout, embd_pdrop=self.dropout, attn_pdrop=self.dropout)
 
     def settled(self, n_embd: int) -> Settings:
-        """With every default that follows from others put in."""
+        """With every default that follows from other settings filled in."""
         # nanoGPT's at GPT-2's width; elsewhere as Yang et al. 2022 (arXiv:2203.03466) found it to go with width.
         scratch = min(5e-3, round(6e-4 * 768 / n_embd, 6))
         lr = scratch if self.init is None else 1e-4 if self.lora is None else 5e-4
@@ -223,7 +221,7 @@ class Settings:
         )
 
     def save(self, out: Path, facts: Mapping[str, Any]) -> None:
-        """Writes run.json: the settings, and what else is to be known of the run."""
+        """Writes run.json: the settings and further facts of the run."""
         replace_text(out / RUN, json.dumps({"settings": asdict(self), **facts}, indent=2) + "\n")
 
     def resumed(self, given: Mapping[str, Any]) -> Settings:
@@ -267,7 +265,7 @@ def _absolute(name: str) -> str:
 
 
 def _share(val: str) -> float | None:
-    """The share to hold out, if `val` is not a file's name."""
+    """The fraction to hold out, if `val` is not a file's name."""
     try:
         return float(val)
     except ValueError:

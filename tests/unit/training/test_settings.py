@@ -54,7 +54,7 @@ def test_every_number_is_in_one_of_these_tests():
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.5", "1.5", "nan", "inf"])
 def test_a_share_out_of_its_range(share):
-    with pytest.raises(ValueError, match=f"--val {share} must be a file, or a share above 0 and below 1"):
+    with pytest.raises(ValueError, match=f"--val {share} must be a file, or a fraction above 0 and below 1"):
         Settings(val=share)
 
 
