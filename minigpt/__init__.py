@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minigpt.config import GPT2Config
     from minigpt.errors import InvalidRequest
+    from minigpt.interp.attention_map import attention_map
     from minigpt.model import GPT2
     from minigpt.pretrained import load
     from minigpt.sampler.next_tokens import top
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from minigpt.tokenizer import Tokenizer
 
 __version__ = "0.2.0"
-__all__ = ["GPT2", "GPT2Config", "InvalidRequest", "Tokenizer", "complete", "load", "top"]
+__all__ = ["GPT2", "GPT2Config", "InvalidRequest", "Tokenizer", "attention_map", "complete", "load", "top"]
 
 _HOMES = {
     "GPT2": "model",
     "GPT2Config": "config",
     "InvalidRequest": "errors",
     "Tokenizer": "tokenizer",
+    "attention_map": "interp.attention_map",
     "complete": "sampler.text",
     "load": "pretrained",
     "top": "sampler.next_tokens",

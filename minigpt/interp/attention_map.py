@@ -1,0 +1,54 @@
+"""The commonest wish in one line: from a text to the picture of what a head attends to."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from minigpt.interp.labels import token_labels
+from minigpt.interp.plots import attention, attention_grid
+from minigpt.interp.record import record_text
+from minigpt.model import GPT2
+from minigpt.tokenizer import Tokenizer
+
+
+def attention_map(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    text: str,
+    layer: int | None = None,
+    head: int | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """From a text to the picture of what a head attends to; without `head` or `layer`, of all of them.
+
+    Args:
+        model: which reads the text.
+        tokenizer: its tokenizer.
+        text: at least one token, at most what the model reads.
+        layer: of the head.
+        head: which of the layer.
+        ax: an axis to draw into.
+
+    Raises:
+        IndexError: there is no such layer or head.
+        ValueError: the text is empty or too long, or a head is given without a layer.
+
+    >>> import minigpt
+    >>> model, tokenizer = minigpt.load()
+    >>> figure = attention_map(model, tokenizer, "Once upon a time there was a king.", layer=3, head=1)
+    >>> figure.axes[0].get_title()
+    'attention of head 3.1'
+    """
+    if layer is None and head is not None:
+        raise ValueError(f"head={head} needs a layer: every layer has one of that number")
+    tokens = tokenizer.encode(text)
+    chosen = None if layer is None else [layer]
+    seen = record_text(
+        model, tokens, "blocks.*.attn.pattern", layers=chosen, heads=None if head is None else [head]
+    )
+    labels = token_labels(tokenizer, tokens)
+    if layer is None or head is None:
+        return attention_grid(seen, layers=chosen, ax=ax)
+    pattern = seen[f"blocks.{layer}.attn.pattern"][0, 0]
+    return attention(pattern, labels, title=f"attention of head {layer}.{head}", ax=ax)
