@@ -1,0 +1,133 @@
+"""The flags of `minigpt generate`, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, TOO_LONG
+from minigpt.cli import fields as strategy_flags
+from minigpt.cli.model_flags import add_model_flags
+from minigpt.cli.parser import Parser
+from minigpt.sampler.events import OVERFLOWS
+from minigpt.sampler.registry import find, names
+
+EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED)
+ABOUT = """Generate text with GPT-2.
+
+The text goes to stdout, everything else to stderr. Several texts are separated by a line "---".
+The default model is bundled and writes fairy tales; --model gpt2 downloads OpenAI's.
+"""
+EPILOG = """strategies:
+{strategies}
+
+examples:
+  minigpt generate "Once upon a time" --top-p 0.9 --echo           sampling; the prompt is shown before the text
+  minigpt generate "Once upon a time" --top-p 0.9 --seed 7         the same text every time
+  minigpt generate "Once upon a time"                              greedy: always the most likely token
+  minigpt generate "Once upon a time" --num-beams 5 --show-beams   beam search, shown live
+  minigpt generate "Once upon a time" --num-beams 5 --lattice beams.svg      ... and as a picture
+  minigpt generate "Once upon a time" --explain --top 5            the probability of each token, and its rivals
+  minigpt generate -p "The king" -p "The queen" --json             two prompts, as JSON
+  minigpt generate -f story.txt --stop "The End"                   continue a file up to these words
+  cat story.txt | minigpt generate                                 ... or stdin
+  minigpt generate -i --top-p 0.9                                  interactive: write a text in turns
+"""
+
+
+def parser() -> Parser:
+    """The parser of the command's flags."""
+    strategies = "\n".join(f"  {name:21}{_first_line(find(name))}" for name in names())
+    parser = Parser(
+        "generate", EXITS, EPILOG.format(strategies=strategies),
+        usage="minigpt generate [PROMPT] [options]", description=ABOUT,
+    )  # fmt: skip
+    parser.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue; - reads stdin")
+    add_model_flags(parser)
+    headings = ("input", "length", "strategy", "sampling", "beams", "control")
+    groups = {name: parser.add_argument_group(name) for name in headings}
+    _add_input_flags(groups["input"])
+    _add_length_flags(groups["length"])
+    groups["strategy"].add_argument(
+        "--strategy", choices=names(), metavar="NAME",
+        help="one of those listed below; by default the flags decide: sampling flags imply sample, --num-beams "
+        "implies beam, both together beam-sample, --penalty-alpha contrastive, and so on; none implies greedy",
+    )  # fmt: skip
+    strategy_flags.add_flags(groups)
+    groups["control"].add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    _add_beam_flags(groups["beams"])
+    _add_output_flags(parser.add_argument_group("output"))
+    return parser
+
+
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").partition("\n")[0]
+
+
+def _add_input_flags(group: Any) -> None:
+    group.add_argument(
+        "-p", "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat it for a batch"
+    )
+    group.add_argument(
+        "-f", "--file", metavar="FILE",
+        help="a prompt from a UTF-8 file, without the newline at its end; - reads stdin",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-special", action="store_true",
+        help="encode <|endoftext|> in a prompt as the special token, not as text",
+    )  # fmt: skip
+    group.add_argument(
+        "-i", "--interactive", action="store_true", help="interactive mode (!help lists its commands)"
+    )
+
+
+def _add_length_flags(group: Any) -> None:
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N",
+        help="maximum number of new tokens (default: 50, or what fits the context length if that is less)",
+    )  # fmt: skip
+    group.add_argument(
+        "--overflow", choices=OVERFLOWS,
+        help="when prompt and new tokens exceed the context length: error (the default), truncate the start of the "
+        "prompt, stop at the limit, or slide the window (the default with -i)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stride", type=int, metavar="N",
+        help="with --overflow slide: tokens by which the window shifts; 1 keeps the most context and recomputes "
+        "the KV cache for every token (default: half the context length)",
+    )  # fmt: skip
+
+
+def _add_beam_flags(group: Any) -> None:
+    group.add_argument("--show-beams", action="store_true", help="show the beams live on stderr")
+    group.add_argument(
+        "--lattice", metavar="FILE",
+        help="save the beam-search trace (tokens, parents, scores) as JSON, or as a picture if FILE ends in .svg",
+    )  # fmt: skip
+    group.add_argument(
+        "--replay", metavar="FILE",
+        help="generate nothing: show a saved trace step by step, or draw it with --lattice FILE.svg",
+    )  # fmt: skip
+
+
+def _add_output_flags(group: Any) -> None:
+    group.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction,
+        help="show a single text as it is generated (default: on a terminal)",
+    )  # fmt: skip
+    group.add_argument("--json", action="store_true", help="one JSON object a line for each text")
+    group.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: also the top N tokens at each step"
+    )
+    group.add_argument(
+        "--explain", action="store_true",
+        help="probability, rank and entropy of each token before and after filtering: a table on stderr, or in the JSON",
+    )  # fmt: skip
+    group.add_argument(
+        "--top", type=int, metavar="N", help="with --explain: also the N most likely tokens at each step"
+    )
+    group.add_argument("--echo", action="store_true", help="print the prompt before its text")
+    group.add_argument("--quiet", action="store_true", help="errors only on stderr")
+    group.add_argument("--output", metavar="FILE", help="write to FILE (atomically) instead of stdout")
