@@ -1,52 +1,56 @@
-"""Writes text from the command line: `python -m minigpt.generate "Once upon a time"`."""
+"""Generates text from the command line: `minigpt generate "Once upon a time"`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 
 from minigpt import cli
 from minigpt.cli import DONE, INTERRUPTED
-from minigpt.cli import fields as options
-from minigpt.cli.inputs import read_text
-from minigpt.cli.model_flags import ModelFlags
-from minigpt.generate import settings as flags
-from minigpt.generate.beam_screen import replay
+from minigpt.cli.inputs import STDIN, read_text, stdin_is_piped
+from minigpt.generate.flags import parser
+from minigpt.generate.hints import hints
 from minigpt.generate.repl import Repl
-from minigpt.generate.session import begin
+from minigpt.generate.replay import replay
+from minigpt.generate.settings import GenerateSettings
+from minigpt.generate.writing import write_texts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("generate", write, argv)
+    """Runs the command; the exit code."""
+    return cli.run("generate", generate, argv)
 
 
-def write(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, load the model, write the texts."""
-    args = flags.parser().parse(argv)
-    if args.replay is not None:
-        return replay(args.replay)
+def generate(argv: Sequence[str]) -> int:
+    """The whole command: read the flags and prompts, load the model, continue the prompts."""
+    args = parser().parse(argv)
     if args.quiet:
         warnings.simplefilter("ignore")
-    kind = flags.check(args)  # what is wrong is said before anything slow begins
-    texts = prompt_texts(args)
-    wanted = ModelFlags.of(args)
-    model, tokenizer = wanted.load()
-    strategy = options.build_strategy(kind, args, options.Loaded(wanted, tokenizer))
-    if args.interactive:
-        return Repl(args, model, tokenizer, strategy).run(*texts)
-    session = begin(args, model, tokenizer, strategy, texts)
-    interrupted = session.decode()
-    session.show()
-    return INTERRUPTED if interrupted else DONE
+    if args.replay is not None:
+        replay(args.replay, args.lattice)
+        return DONE
+    settings = GenerateSettings.of(args)  # what is wrong is said before anything slow begins
+    texts = prompt_texts(settings)
+    if not settings.quiet:
+        for hint in hints(settings, texts):
+            cli.note("generate", hint)
+    model, tokenizer = settings.model.load()
+    strategy = settings.strategy.build(settings.model, tokenizer)
+    if settings.interactive:
+        Repl(args, settings, model, tokenizer, strategy).run("".join(texts))
+        return DONE
+    session = write_texts(settings, model, tokenizer, strategy, texts)
+    return INTERRUPTED if session.interrupted else DONE
 
 
-def prompt_texts(args: argparse.Namespace) -> list[str]:
-    """All prompts, in the order of the help: PROMPT, --prompt, --file; one empty one if there is none."""
-    texts = [read_text("-") if text == "-" else text for text in flags.prompts_given(args)]
-    if args.file is not None:
-        texts.append(read_text(args.file, "--file"))
+def prompt_texts(settings: GenerateSettings) -> list[str]:
+    """All prompts, in the order of the help: PROMPT, --prompt, --file; without any a pipe, or an empty one."""
+    texts = [read_text(STDIN) if text == STDIN else text for text in settings.prompts]
+    if settings.file is not None:
+        texts.append(read_text(settings.file, "--file"))
+    if not texts and not settings.interactive and stdin_is_piped():
+        texts.append(read_text(STDIN))
     return texts or [""]
 
 

@@ -1,21 +1,16 @@
-"""The beams of a search, drawn in the terminal while they grow, or again from a saved lattice."""
+"""The beams of a search, shown in the terminal while they grow."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
-import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TextIO
 
-from minigpt.cli import BAD_FLAGS, DONE, Failure
+from minigpt.cli.one_line import fitting_end, visible
 from minigpt.sampler.events import BeamsExtended, Event
-from minigpt.sampler.lattice import BeamStep, BeamText, Lattice
+from minigpt.sampler.lattice import BeamStep, BeamText
 
 UP, CLEAR_LINE, CLEAR_BELOW = "\x1b[{}F", "\x1b[2K", "\x1b[J"
-SECONDS_A_STEP = 0.2  # of a replay: time to read the new tokens
 DIM, PLAIN = "\x1b[2m", "\x1b[22m"
 
 TextOf = Callable[[Sequence[int]], str]  # `Tokenizer.decode`, or `Lattice.text` where there is no tokenizer
@@ -83,27 +78,6 @@ class BeamScreen:
         return [line for i, lines in enumerate(frames) for line in (f"prompt {i}:", *lines)]
 
 
-def replay(file: str) -> int:
-    """Draws the beams of a saved lattice again, step by step on a terminal; the exit code.
-
-    Raises:
-        Failure: the file cannot be read, or holds no lattice.
-    """
-    try:
-        lattice = Lattice.load(Path(file))
-    except (OSError, ValueError) as error:
-        raise Failure(BAD_FLAGS, f"--replay {file}: {getattr(error, 'strerror', None) or error}") from error
-    screen = BeamScreen(sys.stderr, lattice.text)
-    try:
-        for event in lattice.events():
-            screen.take(event)
-            if screen.out.isatty():
-                time.sleep(SECONDS_A_STEP)
-    finally:
-        screen.close()
-    return DONE
-
-
 def frame(beams: BeamStep, text_of: TextOf, columns: int, dim: Callable[[str], str] = dimmed) -> list[str]:
     """The lines that show the beams: those that go on, then as many finished ones, at the end all, best first.
 
@@ -130,42 +104,3 @@ def _line(beam: BeamText, settled: int, text_of: TextOf, columns: int, dim: Call
     tail = fitting_end(text, columns - len(head))
     fresh = max(0, len(tail) - (len(text) - len(old)))  # where in the tail the new begins
     return head[: max(0, columns)] + dim(tail[:fresh]) + tail[fresh:]
-
-
-def visible(text: str) -> str:
-    r"""The text on one line, without what would move the cursor or turn the writing round.
-
-    >>> visible("a\nb\tc\x1b[2J")
-    'a⏎b c·[2J'
-    """
-    shown = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", " ")
-    return "".join("·" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in shown)
-
-
-def fitting_end(text: str, columns: int) -> str:
-    """The longest end of a text that is no wider than that, after an ellipsis if it is not all.
-
-    >>> fitting_end("abcdef", 4), fitting_end("山田太郎", 6), fitting_end("abc", 3), fitting_end("abc", 0)
-    ('…def', '…太郎', 'abc', '')
-    """
-    if width(text) <= columns:
-        return text
-    start, room = len(text), columns - 1  # one for the ellipsis
-    while start > 0 and width(text[start - 1]) <= room:
-        start -= 1
-        room -= width(text[start])
-    while start < len(text) and width(text[start]) == 0:  # an accent without its letter
-        start += 1
-    return "…" + text[start:] if columns > 0 else ""
-
-
-def width(text: str) -> int:
-    r"""The columns that a text takes: two for a wide character, none for an accent on the one before.
-
-    >>> width("naive"), width("nai\u0308ve"), width("山")
-    (5, 5, 2)
-    """
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )

@@ -1,55 +1,71 @@
-"""Where a run can be seen while it happens: its text on stdout, its beams in a file."""
+"""Observers: where a run can be seen while it happens, its text on stdout, its beams in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from minigpt.cli.outputs import attempt
 from minigpt.cli.terminal import write_out
-from minigpt.sampler.events import Event, TokenGenerated
+from minigpt.generate.lattice_svg import draw
+from minigpt.sampler.events import Event, Request, TokenGenerated
 from minigpt.sampler.lattice import Lattice
-
-if TYPE_CHECKING:
-    from minigpt.generate.session import Session
-    from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer.streaming import TextStream
 
 
 class EventObserver(Protocol):
-    """A place where a run can be seen."""
+    """What is told every event of a run, and when it is over."""
 
     def take(self, event: Event) -> None: ...
     def close(self) -> None: ...
 
 
-class LatticeFile:
-    """Keeps what all beams did, and saves it in the end, after Ctrl-C too."""
+class Screen:
+    """Shows one text while it is generated: never half a character, and nothing of a stop string."""
 
-    def __init__(self, file: str, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:
-        self._file, self._tokenizer, self._lattice = file, tokenizer, Lattice(prompts)
+    def __init__(self, text: TextStream, end_tokens: frozenset[int]) -> None:
+        """Args: `text` decodes; `end_tokens` are special ones, which are not shown."""
+        self._text, self._end_tokens = text, end_tokens
 
     def take(self, event: Event) -> None:
+        """Shows a token's text as soon as it is certain."""
+        if isinstance(event, TokenGenerated) and event.token not in self._end_tokens:
+            write_out(self._text.feed(event.token))
+
+    def close(self) -> None:
+        """Shows what was held back, and ends the line."""
+        write_out(self._text.finish() + "\n")
+
+
+class LatticeFile:
+    """Collects what all beams did, and saves it at the end, after Ctrl-C too."""
+
+    def __init__(self, file: str, requests: Sequence[Request], tokenizer: Tokenizer) -> None:
+        self._file, self._tokenizer = file, tokenizer
+        self._lattice = Lattice([request.prompt for request in requests])
+
+    def take(self, event: Event) -> None:
+        """Remembers what the beams did."""
         self._lattice.take(event)
 
     def close(self) -> None:
-        attempt("--lattice", self._file, lambda path: self._lattice.save(path, self._tokenizer.token_string))
+        """Writes the file."""
+        save_lattice(self._lattice, self._file, self._tokenizer.token_string)
 
 
-class Screen:
-    """Shows one text while it is written: never half a character, and nothing of a stop string."""
+def save_lattice(lattice: Lattice, file: str, token_string: Callable[[int], str]) -> None:
+    """Saves a trace of beams: as a picture if the file's name ends in .svg, as JSON otherwise.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._text = session.tokenizer.stream(*session.args.stop)
-        if session.args.echo:
-            write_out(session.texts[0])
+    Raises:
+        Failure: the file cannot be written.
+    """
 
-    def take(self, event: Event) -> None:
-        if isinstance(event, TokenGenerated):
-            ends = self._session.requests[0].end_tokens
-            special = self._session.tokenizer.special_tokens.values()
-            if not (event.token in ends and event.token in special):
-                write_out(self._text.feed(event.token))
+    def write(path: Path) -> None:
+        if path.suffix.lower() == ".svg":
+            draw(lattice, path, token_string)
+        else:
+            lattice.save(path, token_string)
 
-    def close(self) -> None:
-        write_out(self._text.finish() + "\n")
+    attempt("--lattice", file, write)

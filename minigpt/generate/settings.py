@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from minigpt.cli import BAD_FLAGS, Failure
@@ -14,11 +14,11 @@ from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import check_file
 from minigpt.cli.terminal import is_terminal
 from minigpt.sampler.registry import name_of
+from minigpt.sampler.requests import USUAL_LENGTH
 from minigpt.sampler.strategies.beam import Beam
 from minigpt.sampler.strategy import Strategy
 from minigpt.tokenizer import Tokenizer
 
-USUAL_LENGTH = 50  # new tokens, where nothing else is asked for
 Overflow = Literal["error", "truncate", "stop", "slide"]
 
 
@@ -93,9 +93,9 @@ class GenerateSettings:
             "overflow": args.overflow or ("slide" if args.interactive else "error"),
             "stop": tuple(args.stop),
         }
-        decided["stream"] = args.stream is True or (args.stream is None and _streams_by_itself(args, decided))
-        flags = {field.name: getattr(args, field.name, None) for field in fields(cls)}
+        flags: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(cls)}
         settings = cls(**(flags | decided))
+        settings = replace(settings, stream=_streams(settings, args.stream))
         check_numbers(settings, args.min_new_tokens or 0, args.bad_words or ())
         check_input(settings)
         check_beams(settings)
@@ -114,13 +114,13 @@ class GenerateSettings:
         return self.logprobs or self.top or 0
 
 
-def _streams_by_itself(args: argparse.Namespace, decided: dict[str, Any]) -> bool:
-    """Whether one text is shown as it grows though no flag asks for it."""
-    several = (
-        len(decided["prompts"]) + (args.file is not None) > 1 or (args.num_return_sequences or 1) > 1
-    )
-    other = several or args.json or args.output or args.show_beams
-    return bool(args.interactive or (not other and is_terminal(sys.stdout)))
+def _streams(settings: GenerateSettings, given: bool | None) -> bool:
+    """Whether one text is shown as it grows: what the flag says, or where a person reads it."""
+    if given is not None:
+        return given
+    s = settings
+    shown_at_end = s.several or s.json or s.output is not None or s.show_beams
+    return s.interactive or (is_terminal(sys.stdout) and not shown_at_end)
 
 
 def check_numbers(settings: GenerateSettings, min_new_tokens: int, bad_words: tuple[str, ...]) -> None:
@@ -150,7 +150,9 @@ def check_input(settings: GenerateSettings) -> None:
     inputs = [*settings.prompts, settings.file]
     check_stdin_once(inputs)
     if STDIN in inputs and settings.interactive:
-        raise Failure(BAD_FLAGS, "--interactive reads what you type from stdin, so - cannot read a prompt from it")
+        raise Failure(
+            BAD_FLAGS, "--interactive reads what you type from stdin, so - cannot read a prompt from it"
+        )
 
 
 def check_beams(settings: GenerateSettings) -> None:

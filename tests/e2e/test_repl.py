@@ -336,7 +336,7 @@ def test_ctrl_c_at_the_mark_says_how_to_leave(type_: Type, monkeypatch: pytest.M
             raise line
         return line
 
-    monkeypatch.setattr(repl, "_read", read)
+    monkeypatch.setattr(repl, "read", read)
     result = type_()
     assert result.text == " a c\nat s"
     assert notes(result) == ["Ctrl-D or !quit ends"]

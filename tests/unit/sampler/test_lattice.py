@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from fakes import FakeModel, Text, scrambled, tiny_gpt2
 
-from minigpt.generate.beam_screen import BeamScreen, fitting_end, frame, visible, width
+from minigpt.cli.one_line import fitting_end, visible, width
+from minigpt.generate.beam_screen import BeamScreen, frame
 from minigpt.sampler import Beam, BeamSample, Completion, Strategy
 from minigpt.sampler.api import run
 from minigpt.sampler.events import BeamExtension, BeamsExtended, Event, Finished

@@ -1,0 +1,154 @@
+"""From settings to texts: prompts are prepared, continued, and shown or saved."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from minigpt import cli
+from minigpt.cli.outputs import save
+from minigpt.cli.terminal import write_err, write_out
+from minigpt.generate.beam_screen import BeamScreen
+from minigpt.generate.explain_table import explain_table
+from minigpt.generate.records import record
+from minigpt.generate.screen import EventObserver, LatticeFile, Screen
+from minigpt.generate.session import Session
+from minigpt.generate.settings import GenerateSettings
+from minigpt.sampler.api import windowed
+from minigpt.sampler.engine.sliding_window import Sliding
+from minigpt.sampler.events import Request
+from minigpt.sampler.requests import prepare
+from minigpt.sampler.strategy import Strategy
+from minigpt.sampler.text import prompt_ids, text_of
+from minigpt.sampler.token_trace import Explainer
+from minigpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT2
+
+BETWEEN_TEXTS = "\n---\n"
+
+
+def write_texts(
+    settings: GenerateSettings, model: GPT2, tokenizer: Tokenizer, strategy: Strategy, texts: Sequence[str]
+) -> Session:
+    """Continues texts, and shows or saves what comes of it.
+
+    Args:
+        settings: what is asked for.
+        model: what continues them.
+        tokenizer: the model's.
+        strategy: that of the settings, ready to decode.
+        texts: the prompts; an empty one stands for the end-of-text token.
+
+    Returns:
+        The session, once it is over.
+
+    Raises:
+        PromptTooLong: a prompt and its new tokens do not fit the context length.
+        InvalidRequest: a prompt cannot be encoded, or the options rule out every token.
+        Failure: a file cannot be written.
+    """
+    session = begin(settings, model, tokenizer, strategy, texts)
+    if not settings.quiet:
+        note_dropped_tokens(session)
+    if settings.stream and settings.echo:
+        write_out(texts[0])
+    session.decode(observers(settings, tokenizer, session.requests))
+    show(settings, tokenizer, session, texts)
+    return session
+
+
+def begin(
+    settings: GenerateSettings, model: GPT2, tokenizer: Tokenizer, strategy: Strategy, texts: Sequence[str]
+) -> Session:
+    """A session that is ready to decode, its prompts encoded and checked; errors as for `write_texts`."""
+    reader = windowed(model, settings.overflow, settings.stride)
+    requests = prepare(
+        reader,
+        [prompt_ids(text, tokenizer, settings.allow_special) for text in texts],
+        max_new_tokens=settings.max_new_tokens,
+        stop=tokenizer.stop_strings(*settings.stop).completed if settings.stop else None,
+        overflow=settings.overflow,
+        top_logprobs=settings.top_logprobs,
+    )
+    return Session(reader, strategy, requests, Explainer(requests) if settings.explain else None)
+
+
+def observers(
+    settings: GenerateSettings, tokenizer: Tokenizer, requests: Sequence[Request]
+) -> list[EventObserver]:
+    """Where the run is to be seen while it happens."""
+    watching: list[EventObserver] = []
+    if settings.stream:
+        hidden = requests[0].end_tokens & set(tokenizer.special_tokens.values())
+        watching.append(Screen(tokenizer.stream(*settings.stop), frozenset(hidden)))
+    if settings.show_beams and sys.stderr is not None:
+        watching.append(BeamScreen(sys.stderr, tokenizer.decode))
+    if settings.lattice:
+        watching.append(LatticeFile(settings.lattice, requests, tokenizer))
+    return watching
+
+
+def note_dropped_tokens(session: Session) -> None:
+    """Says which prompt tokens the model will not see: nothing exceeds the context length silently."""
+    model = session.model
+    for request in session.requests:
+        unread = model.start(len(request.prompt)) if isinstance(model, Sliding) else request.dropped
+        if unread:
+            n = len(request.prompt) + request.dropped
+            cli.note("generate", f"left out the {unread} oldest of {n} prompt tokens")
+
+
+def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> None:
+    """Prints or saves the texts, then explains them if asked, then says what it took."""
+    if settings.json or not settings.stream:
+        written = _as_json(settings, tokenizer, session, texts) if settings.json else _as_text(
+            settings, tokenizer, session, texts
+        )  # fmt: skip
+        if settings.output:
+            save("--output", settings.output, written)
+        else:
+            write_out(written)
+    if settings.explain and not settings.json:
+        _explain(session, tokenizer)
+    if not settings.quiet:
+        summary = session.clock.summary(session.requests, session.lengths(), session.seed)
+        cli.note("generate", ", ".join([summary, *_slides(session.model)]))
+
+
+def _as_json(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> str:
+    records = (
+        record(session, result, settings, tokenizer, texts[result.prompt_index])
+        for result in session.results()
+    )
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
+
+
+def _as_text(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> str:
+    stop = tokenizer.stop_strings(*settings.stop)
+    shown = [
+        (texts[result.prompt_index] if settings.echo else "") + text_of(result.completion, tokenizer, stop)
+        for result in session.results()
+    ]
+    return BETWEEN_TEXTS.join(shown) + "\n" if shown else ""
+
+
+def _explain(session: Session, tokenizer: Tokenizer) -> None:
+    results = session.results()
+    for result in results:
+        if len(results) > 1:
+            write_err(f"prompt {result.prompt_index}, text {result.index}:\n")
+        explanations = session.explanations(result)
+        write_err(explain_table(result.completion, explanations, tokenizer.token_string))
+
+
+def _slides(model: object) -> list[str]:
+    """What the sliding of the window has cost, if it slid."""
+    if not isinstance(model, Sliding) or not model.cost.slides:
+        return []
+    slides, again = model.cost.slides, model.cost.tokens_again
+    times = "once" if slides == 1 else f"{slides:,} times"
+    return [f"window slid {times} by {model.stride:,}: {again:,} tokens read again"]
