@@ -200,13 +200,12 @@ class Repl:
         say(f"saved {len(self.text)} characters to {file}")
 
     def _as_json(self) -> str:
-        listed = self._flags.listed(self.args)
         session = {
             "model": self.settings.model.name,
             "text": self.text,
             "turns": [asdict(turn) for turn in self.turns],
             "strategy": name_of(type(self.strategy)),
-            "settings": {name: value for name, value in listed.items() if value is not None},
+            "settings": {name: value for name, value in self._listed().items() if value is not None},
         }
         return json.dumps(session, ensure_ascii=False, indent=2) + "\n"
 
@@ -221,9 +220,12 @@ class Repl:
         name = words[0].lstrip("-").replace("_", "-")
         say(f"{name}: {self._flags.value(args, name)}; strategy: {settings.strategy.name}")
 
+    def _listed(self) -> dict[str, Any]:
+        """Every setting by its flag's name; None where it is not set."""
+        return self._flags.listed(self.args) | {"overflow": self.settings.overflow}
+
     def _list_settings(self) -> None:
-        listed = self._flags.listed(self.args) | {"strategy": name_of(type(self.strategy))}
-        listed["overflow"] = self.settings.overflow
+        listed = self._listed() | {"strategy": name_of(type(self.strategy))}
         width = max(map(len, listed))
         for name, value in listed.items():
             if value is not None:

@@ -96,7 +96,7 @@ def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -
     least = strategy.min_new_tokens
     most = min((r.max_new_tokens for r in requests if r.limit_reason == "length"), default=least)
     if least > most:
-        raise ValueError(f"min_new_tokens={least} exceeds max_new_tokens={most}")
+        raise InvalidRequest(f"min_new_tokens={least} exceeds max_new_tokens={most}")
     return without_training(model, strategy.decode(model, requests)) if requests else iter(())
 
 
@@ -112,12 +112,12 @@ def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> 
     """The model that reads the texts: with overflow "slide" one that has no end to its window.
 
     Raises:
-        ValueError: the stride is out of range, or given where nothing slides.
+        InvalidRequest: the stride is out of range, or given where nothing slides.
     """
     if overflow == "slide":
         return Sliding(model, stride)
     if stride is not None:
-        raise ValueError(
+        raise InvalidRequest(
             f"stride={stride} (--stride) has no meaning with overflow={overflow}: it is for slide"
         )
     return model

@@ -560,7 +560,7 @@ def test_streams_on_a_terminal_unless_told_otherwise(
 
 @pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_the_text_so_far(endless: Path) -> None:
-    process = start("--model", endless, "a", "--stream", "--max-new-tokens", 199_999)
+    process = start("--model", endless, "a", "--stream", "--max-new-tokens", 199_999, bufsize=0)
     assert process.stdout is not None
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)

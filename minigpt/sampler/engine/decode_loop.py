@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from minigpt.errors import InvalidRequest
 from minigpt.sampler.engine.random_stream import RandomStream, sample
 from minigpt.sampler.events import (
     Cache,
@@ -265,7 +266,7 @@ def require_possible(best: list[float], requests: Sequence[Request]) -> None:
     """Raises ValueError where even the best score of a row is none: -inf, +inf or NaN."""
     for score, request in zip(best, requests, strict=True):
         if not math.isfinite(score):
-            raise ValueError(
+            raise InvalidRequest(
                 f"no token is left to choose after {len(request.prompt)} prompt tokens: the options rule out every"
                 " one (or the logits are not finite numbers, as float16 can cause); loosen them, or use float32"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minigpt.errors import InvalidRequest
 from minigpt.sampler.events import LanguageModel
 
 # Shapes below:  B rows · T new tokens · D width of the model · W the model's window
@@ -123,7 +124,7 @@ class Sliding(nn.Module):
         self.window = model.config.n_positions
         self.stride = max(1, self.window // 2) if stride is None else stride
         if not 1 <= self.stride <= self.window:
-            raise ValueError(
+            raise InvalidRequest(
                 f"stride must be from 1 to the model's context length of {self.window}, got {stride}"
             )
         self.config = Unbounded(model.config.vocab_size, model.config.end_tokens)

@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from minigpt.errors import InvalidRequest
+
 Processor = Callable[[Tensor, Tensor], Tensor]  # (logits (B, V), tokens (B, S)) -> logits (B, V)
 RULED_OUT = float("-inf")
 
 
 def require(holds: bool, name: str, value: Any, limit: str) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {limit}, got {value}")
+        raise InvalidRequest(f"{name} must be {limit}, got {value}")
 
 
 def unchanged(logits: Tensor, tokens: Tensor) -> Tensor:
