@@ -55,7 +55,9 @@ def compared(args: argparse.Namespace) -> dict[str, Any]:
             "max-new-tokens": args.max_new_tokens, "threads": args.threads, "batch-size": 25, "json": Path(folder, "record.json"),
         }  # fmt: skip
         given = [str(part) for flag, value in flags.items() for part in (f"--{flag}", value)]
-        given += [part for recipe in RECIPES for part in ("--method", f"{recipe.replace('--', '')}: {recipe}")]
+        given += [
+            part for recipe in RECIPES for part in ("--method", f"{recipe.replace('--', '')}: {recipe}")
+        ]
         if code := compare.main(given):
             sys.exit(code)
         record: dict[str, Any] = json.loads(Path(folder, "record.json").read_text(encoding="utf-8"))
