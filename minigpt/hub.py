@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import (
@@ -34,6 +35,7 @@ from huggingface_hub.errors import (
 
 from minigpt.json_files import expect, field, read_object
 
+BUNDLED = "bundled"  # the name of the model that is shipped with minigpt; ./bundled is a directory
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
@@ -59,7 +61,7 @@ def model_files(
     """A directory with config.json and model.safetensors (or shards and their index), fetched if need be.
 
     generation_config.json is there too if the model has one. Nothing else is downloaded, and nothing
-    twice. `name` is a directory, a name on the hub, or None for the bundled model;
+    twice. `name` is a directory, a name on the hub, or "bundled" (or None);
     `revision` is a branch, tag or commit on the hub; `offline` uses only what was downloaded before.
 
     Raises:
@@ -102,7 +104,7 @@ def tokenizer_files(
 def _open(
     name: str | os.PathLike[str] | None, revision: str | None, offline: bool, marks: tuple[str, ...]
 ) -> _Directory | _Repository:
-    name = os.fspath(bundled() if name is None else name)
+    name = os.fspath(bundled() if name in (None, BUNDLED) else name)
     path = Path(os.path.expanduser(name))
     # A stray local folder called "gpt2" must not hide the hub's model, so a folder alone is not enough.
     if any((path / mark).is_file() for mark in marks):
@@ -113,6 +115,10 @@ def _open(
         state = f"is a directory without {CONFIG}"
     else:
         state = "is a file, not a directory" if path.exists() else "does not exist"
+        if "/" not in name and get_close_matches(
+            name.lower(), [BUNDLED], cutoff=0.75
+        ):  # nobody on the hub is asked for it
+            raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
     try:
         hf_hub_url(name, CONFIG)  # asks nobody, but refuses what no model on the hub can be called
     except HFValidationError:

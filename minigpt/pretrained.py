@@ -23,19 +23,19 @@ def load(
     """The bundled model and its tokenizer, or those of a directory or a hub repository.
 
     Args:
-        name_or_dir: nothing for the bundled model; a directory that holds config.json; or a name on the
+        name_or_dir: "bundled", or nothing, for the bundled model; a directory that holds config.json; or a name on the
             Hugging Face hub, such as "gpt2" or "org/name".
         device: where the weights go.
         dtype: their type; float32 on a CPU and as stored elsewhere unless given.
         revision: a branch, tag or commit on the hub.
-        offline: use only what was fetched before.
+        offline: use cached files only.
 
     Raises:
         OSError: there is no such model, or it cannot be fetched.
         ValueError: it is no GPT-2, or its files do not fit each other.
     """
     directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
-    if name_or_dir is None or Path(name_or_dir).expanduser() == directory:
+    if name_or_dir in (None, hub.BUNDLED) or Path(name_or_dir).expanduser() == directory:
         tokenizer = Tokenizer.load(directory)
     else:  # the hub's folders are named after the commit: model and tokenizer must be of the same
         tokenizer = Tokenizer.from_pretrained(name_or_dir, revision=directory.name, offline=offline)

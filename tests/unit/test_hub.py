@@ -54,6 +54,29 @@ def test_the_bundled_model(place: str, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert bundled() == model_files() == model_files(None) == tokenizer_files(None) == expected
 
 
+def test_bundled_is_its_name_wherever_a_model_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.model_files("bundled") == hub.tokenizer_files("bundled") == hub.bundled()
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled" / "config.json").touch()
+    (tmp_path / "bundled" / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    assert hub.model_files("bundled") == hub.bundled()
+    assert hub.model_files("./bundled") == Path("bundled")
+
+
+@pytest.mark.parametrize("name", ["bundeld", "bundle", "Bundled", "bunlded"])
+def test_nobody_on_the_hub_is_asked_for_what_was_meant_to_be_bundled(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_Repository", None)
+    with pytest.raises(
+        FileNotFoundError, match=f"'{name}' does not exist; the bundled model is called 'bundled'"
+    ):
+        hub.model_files(name)
+
+
 def test_a_missing_bundled_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "__file__", str(tmp_path / "minigpt" / "hub.py"))
     with pytest.raises(FileNotFoundError, match=r"bundled model is missing: no config.json in .*_bundled or"):
