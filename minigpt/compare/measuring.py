@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from minigpt.data.prompts import Prompt
+from minigpt.errors import InvalidRequest
 from minigpt.evaluation import diversity as measures
 from minigpt.evaluation.diversity import Figures
 from minigpt.evaluation.perplexity import exp, predict, windows
@@ -82,7 +83,12 @@ class Measure:
     ) -> list[tuple[Sequence[int], list[int]]]:
         """Prompts and texts in the judge's tokens."""
         read = self.tokenizer.decode
-        return [(tokenizer.encode(read(list(a))), tokenizer.encode(read(b))) for a, b in self._pairs(bodies)]
+        try:
+            return [
+                (tokenizer.encode(read(list(a))), tokenizer.encode(read(b))) for a, b in self._pairs(bodies)
+            ]
+        except ValueError as error:  # the judge's vocabulary lacks a character
+            raise InvalidRequest(f"--judge cannot read the texts: {error}") from error
 
     def _features(self, bodies: Sequence[list[int]]) -> Tensor:
         """What leaves the model's last block at the end of each prompt and its text: (texts, D)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli import fields as options
 from minigpt.cli.parser import Parser
+from minigpt.cli.terminal import utf8
 from minigpt.sampler.registry import name_of, names
 from minigpt.sampler.strategy import Strategy
 
@@ -43,7 +44,7 @@ class Method:
     flags: str
     kind: type[Strategy]
     args: argparse.Namespace
-    seed: int  # to draw with, unless the flags have another
+    seed: int  # to sample with, unless the flags have another
 
     @property
     def strategy_name(self) -> str:
@@ -54,9 +55,9 @@ class Method:
         strategy = options.build_strategy(self.kind, self.args, loaded)
         if getattr(strategy, "num_return_sequences", 1) != 1:
             raise Failure(BAD_FLAGS, "one text a prompt is compared: leave out --num-return-sequences")
-        # Given among the flags, a seed would make some strategies draw that otherwise take the best.
-        draws_with_any = getattr(strategy, "seed", None) is not None and self.args.seed is None
-        return replace(strategy, seed=self.seed) if draws_with_any else strategy  # type: ignore[call-arg]
+        # Given among the flags, a seed would make some strategies sample that otherwise take the best.
+        samples_with_any = getattr(strategy, "seed", None) is not None and self.args.seed is None
+        return replace(strategy, seed=self.seed) if samples_with_any else strategy  # type: ignore[call-arg]
 
 
 def chosen(given: list[str], seed: int) -> list[Method]:
@@ -67,9 +68,12 @@ def chosen(given: list[str], seed: int) -> list[Method]:
 
 def _named(text: str) -> tuple[str, str]:
     """The name and the flags in "NAME: FLAGS"; flags alone are their own name, a known name has its flags."""
-    if text.lstrip().startswith("-"):
-        return text.strip(), text.strip()
+    text = utf8(text).decode().strip()
+    if text.startswith("-"):
+        return text, text
     name, colon, flags = (part.strip() for part in text.partition(":"))
+    if not name:
+        raise Failure(BAD_FLAGS, f"--method {text!r} has no name; write NAME: FLAGS")
     if not colon and name not in METHODS:
         known = ", ".join(METHODS)
         raise Failure(
@@ -79,7 +83,7 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def method(name: str, flags: str, seed: int) -> Method:
-    """The method of these flags; it draws with `seed`, unless they have another."""
+    """The method of these flags; it samples with `seed`, unless they have another."""
     try:
         args = _parser().parse(shlex.split(flags))
         found = Method(name, flags, options.chosen_strategy(args), args, seed)

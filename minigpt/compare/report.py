@@ -1,4 +1,4 @@
-"""What `minigpt.compare` shows: tables for people and for pages, JSON for programs, a picture."""
+"""What `minigpt compare` shows: tables for people and for pages, JSON for programs, a plot."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # figure: its headin
     "cache_bytes": ("cache MB", _megabytes),
 }
 LEGEND = """\
-perplexity: of the texts under the model itself, given the prompt; judge's: under the judge.
-distinct-1, -2, -3: the share of n-grams of tokens, of all texts, that are new. self-BLEU: how alike texts are.
-Zipf: his coefficient. rep-4: 4-grams that their text had before. loops: texts that end in a phrase said 3 times.
-tokens: of a text. passes/tok: rows read for each new token. cache MB: the most reserved at one time."""
+perplexity: under the generating model, given the prompt; judge's: under the evaluator model (--judge).
+distinct-1, -2, -3: unique / total n-grams of all texts. self-BLEU: higher is less diverse. Zipf: coefficient.
+rep-4: repeated 4-grams within a text. loops: texts that end in a phrase repeated 3 times. tokens: mean length.
+passes/tok: forward passes per generated token. cache MB: peak KV-cache size."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method, or the human, with its figures and its texts."""
+    """One method, or the human, with its metrics and its texts."""
 
     name: str
-    flags: str | None  # of minigpt.generate; None: a human needs none
+    flags: str | None  # of `minigpt generate`; None for a human
     strategy: str | None
     figures: Figures
     texts: list[str]
@@ -73,18 +73,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found, and how: `facts` are settings, machine, versions and date."""
+    """All results: `facts` are settings, machine, versions and date."""
 
     facts: Mapping[str, Any]
     prompts: list[str]
     rows: list[Row]
 
-    def figures_table(self) -> str:
-        """The figures for a terminal."""
+    def metrics_table(self) -> str:
+        """The metrics for a terminal."""
         return f"{table(self._cells())}\n{self._below()}"
 
     def markdown(self) -> str:
-        """The figures for a page, each method with its flags."""
+        """The metrics for a page, each method with its flags."""
         (heading, *lines), rule = self._cells(), "|---|---|" + "---:|" * (len(self._columns()))
         rows = [
             _markdown_row(
@@ -111,7 +111,7 @@ class Report:
         return "\n".join([_markdown_row(["", "flags", "text"]), "|---|---|---|", *lines, ""])
 
     def json(self) -> str:
-        """Everything as one object; what could not be measured is null."""
+        """Everything as one object; a metric without a value is null."""
         known = [
             asdict(row) | {"figures": {k: number(v) for k, v in row.figures.items()}} for row in self.rows
         ]
@@ -121,8 +121,8 @@ class Report:
         return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
 
     def plot(self, path: Path) -> None:
-        """Quality against diversity, as a PNG; a method of which one is not known is left out."""
-        from minigpt.compare.plot import quality_and_diversity
+        """A quality-diversity plot, as a PNG; a method of which one is not known is left out."""
+        from minigpt.compare.plot import quality_and_diversity  # here, for matplotlib is an extra
 
         places = [(row, (row.figures["distinct_2"], row.figures["perplexity"])) for row in self.rows]
         known = [(row, place) for row, place in places if all(map(math.isfinite, place))]
@@ -141,7 +141,7 @@ class Report:
             yield [row.name, *(_cell(name, row.figures.get(name, math.nan)) for name in columns)]
 
     def _below(self) -> str:
-        """What the figures are, what they were made of, where, and when."""
+        """What the metrics mean, and how they were measured: prompts, settings, machine, versions, date."""
         given, machine, versions = self.facts["settings"], self.facts["machine"], self.facts["versions"]
         lines = [
             LEGEND,
@@ -153,15 +153,15 @@ class Report:
             f" {self.facts['date']}.",
         ]
         if any("mauve" in row.figures for row in self.rows):
-            lines.insert(1, f"MAUVE: {len(self.prompts)} texts a side, as the model itself sees their ends (the paper:"
-                            " gpt2-large); below some hundreds it says little.")  # fmt: skip
+            lines.insert(1, f"MAUVE: {len(self.prompts)} texts a side, features from the generating model's last hidden"
+                            " state (the paper: gpt2-large); unreliable below a few hundred texts.")  # fmt: skip
         elif find_spec("mauve") is None:
-            lines.insert(1, "MAUVE: left out, for its package is missing: pip install 'minigpt[compare]'.")
+            lines.insert(1, "MAUVE: left out, its package is missing: pip install 'minigpt[compare]'.")
         return "\n".join(lines) + "\n"
 
 
 def surroundings(model: GPT2) -> dict[str, Any]:
-    """What the cost of a method depends on, and when it was measured."""
+    """What the cost of a method depends on: machine, versions, date."""
     import torch
 
     on_gpu = model.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Running one decoding method on all prompts, and counting what it costs."""
+"""Running one decoding method on all prompts, and counting its cost."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written after every prompt, and what it cost."""
+class Output:
+    """What a method generated after every prompt, and its cost."""
 
     texts: list[list[int]]  # new tokens, in the order of the prompts; an end token included
     cost: Figures
@@ -39,16 +39,16 @@ def write(
     max_new_tokens: int,
     batch_size: int,
     report: Callable[[int], object] = lambda n_texts: None,
-) -> Written:
-    """Continues every prompt, some at a time; `report` is told of every finished one.
+) -> Output:
+    """Continues every prompt, some at a time; `report` is called for every finished one.
 
     Cost: `tokens_per_s`, reading the prompts included; `passes_per_token`, how often a row of tokens went
     through the model for each new token, so that a beam of five counts five times and a batch changes
-    nothing; `cache_bytes`, the most that was reserved at one time to remember keys and values.
+    nothing; `cache_bytes`, the peak size of the KV cache.
 
     Raises:
-        PromptTooLong: a prompt and its new tokens exceed the model's window.
-        ValueError: the strategy's options rule out every token.
+        PromptTooLong: a prompt and its new tokens exceed the model's context length.
+        InvalidRequest: the strategy's options rule out every token.
     """
     passes = peak_bytes = 0
     texts: dict[int, list[int]] = {}
@@ -68,11 +68,11 @@ def write(
         "passes_per_token": passes / n_tokens,
         "cache_bytes": float(peak_bytes),
     }
-    return Written([texts[i] for i in range(len(prompts))], cost)
+    return Output([texts[i] for i in range(len(prompts))], cost)
 
 
 class Counted:
-    """A model that counts what is asked of it: rows read, and the most memory its caches reserve at one time.
+    """A model that counts the rows it reads, and the peak memory of its caches.
 
     It is what `sampler.strategy.LanguageModel` describes, so every strategy takes it for the model itself.
     """

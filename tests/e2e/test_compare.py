@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import sys
 from importlib import import_module
@@ -16,9 +17,11 @@ from command import END, ROOT, Result, call, reciter, run, save, tiny
 
 import minigpt
 from minigpt import Tokenizer
-from minigpt.cli import progress
+from minigpt.cli import outputs, progress
 from minigpt.compare import __main__ as compare
 from minigpt.compare import methods, report
+from minigpt.compare import run as comparison
+from minigpt.compare import settings as compare_settings
 from minigpt.compare.methods import METHODS
 from minigpt.evaluation import diversity as measures
 from minigpt.evaluation import perplexity as scoring
@@ -154,8 +157,8 @@ def test_many_prompts_make_a_table_of_figures(guesses: Path, prompts: Path) -> N
 def test_the_figures_are_those_of_the_library(
     guesses: Path, told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, real = [], compare.write
-    monkeypatch.setattr(compare, "write", lambda *asked: written.append(real(*asked)) or written[-1])
+    written, real = [], comparison.write
+    monkeypatch.setattr(comparison, "write", lambda *asked: written.append(real(*asked)) or written[-1])
     record = found(tmp_path, "--prompts", told, *SHORT, "--model", guesses, "--judge", guesses)
     model, tokenizer = minigpt.load(guesses)
     human = [tokenizer.encode(text) for text in record["human"]["texts"]]
@@ -255,7 +258,7 @@ def test_the_page_and_the_picture(guesses: Path, told: Path, tmp_path: Path) -> 
     assert blank == ""
     assert "\n".join(legend).strip() in result.text  # the same notes
     assert f", judge {guesses}." in result.text
-    assert "MAUVE: 4 texts a side" in result.text
+    assert "MAUVE: 4 texts a side, features" in result.text
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
@@ -265,7 +268,7 @@ def test_without_its_package_mauve_is_left_out_and_the_table_says_so(
     for module in ("minigpt.compare.measuring", "minigpt.compare.report"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     out = tell("--prompts", told, *SHORT, "--model", guesses).text
-    assert "MAUVE: left out, for its package is missing: pip install 'minigpt[compare]'." in out
+    assert "MAUVE: left out, its package is missing: pip install 'minigpt[compare]'." in out
     assert "MAUVE" not in out.split("\n")[0]
 
 
@@ -318,7 +321,7 @@ def test_the_bundled_model_in_a_process_of_its_own() -> None:
 def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Ctrl-C comes when so many methods are done and the next has begun."""
     done: list[object] = []
-    real = compare.write
+    real = comparison.write
 
     def write(*asked: Any) -> Any:
         if len(done) == after:
@@ -326,7 +329,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         done.append(asked)
         return real(*asked)
 
-    monkeypatch.setattr(compare, "write", write)
+    monkeypatch.setattr(comparison, "write", write)
 
 
 def test_ctrl_c_keeps_the_methods_that_are_done(
@@ -387,6 +390,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         (("x", "--seed", -1), ["--seed must be at least 0, got -1"]),
         (("x", "--threads", 0), ["--threads must be from 1"]),
         (("x", "--method", "gredy"), ["--method 'gredy' is not known; write NAME: FLAGS, or one of these: greedy, prompt lookup, beam 5"]),
+        (("x", "--method", ":"), ["--method ':' has no name; write NAME: FLAGS"]),
         (("x", "--method", "a: --top-q 1"), ["--method 'a': unrecognized arguments: --top-q 1"]),
         (("x", "--method=--top-q 1"), ["--method '--top-q 1': unrecognized arguments: --top-q 1"]),
         (("x", "--method", "a: --top-k many"), ["--method 'a': argument --top-k: expected a whole number, got 'many'"]),
@@ -399,7 +403,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         (("x", "--json", "/no/such/out.json"), ["--json /no/such/out.json: there is no such folder to write into"]),
         (("x", "--markdown", "/"), ["--markdown '/' is a folder or a device; name a file"]),
         (("--prompts", "x", "--plot", "out.jpg"), ["--plot out.jpg: it will be a PNG, so name it .png"]),
-        (("x", "--plot", "out.png"), ["--plot shows figures of many texts: give --prompts or --held-out, not PROMPT"]),
+        (("x", "--plot", "out.png"), ["--plot shows metrics of many texts: give --prompts or --held-out, not PROMPT"]),
         (("--prompts", "/no/such.txt"), ["/no/such.txt cannot be read: No such file or directory; name a text file"]),
         (("--held-out", "/no/such.txt"), ["/no/such.txt does not exist: name a text file"]),
     ],
@@ -415,7 +419,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(flags: tuple[object, ...], w
         ("p.txt", b"\n \n", ["p.txt is empty"]),
         ("p.txt", b"a\n\xff\n", ["p.txt is not UTF-8 (byte 2): convert it"]),
         ("p.jsonl", b"", ["p.jsonl is empty"]),
-        ("p.jsonl", b'{"prompt": "a"}\nOnce\n', ["p.jsonl, line 2: not JSON (", 'write {"prompt": "...", "text": "..."}']),
+        ("p.jsonl", b'{"prompt": "a"}\nOnce\n', ["p.jsonl, line 2 is not JSON: "]),
         ("p.jsonl", b'{"text": "a"}', ['p.jsonl, line 1: no "prompt"; write']),
         ("p.jsonl", b'["prompt"]', ['p.jsonl, line 1: no "prompt"']),
         ("p.jsonl", b'{"prompt": 3}', ['line 1: "prompt" is no text, or empty']),
@@ -478,25 +482,45 @@ def test_options_that_rule_out_every_token(guesses: Path) -> None:
     mistake(result, 2, "mute: no token is left to choose")
 
 
+def test_a_method_that_fails_does_not_take_the_others_along(guesses: Path, tmp_path: Path) -> None:
+    dead = "dead: " + " ".join(f"--logit-bias {token}=-inf" for token in range(END + 1))
+    asked = ("Once", "--model", guesses, "--max-new-tokens", 6, "--json", tmp_path / "out.json")
+    result = tell(*asked, "--method", "greedy", "--method", dead)
+    assert result.code == 1
+    assert result.out.startswith("greedy")
+    assert result.err.startswith("minigpt.compare: dead failed and is left out: no token is left to choose")
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in record["methods"]] == ["greedy"]
+    assert list(record["failures"]) == ["dead"]
+
+
+def test_a_name_that_is_no_text_does_no_harm(guesses: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"od\xffd: --top-k 3")
+    (row,) = found(tmp_path, "Once", "--max-new-tokens", 2, "--method", odd, "--model", guesses)["methods"]
+    assert row["name"] == "od?d"
+
+
 def test_a_file_that_cannot_be_written_leaves_the_table(
     guesses: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(path: Path, text: str) -> None:
+    def full(file: str, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compare, "replace_text", full)
+    monkeypatch.setattr(outputs, "write_file", full)
     result = tell("Once", *SHORT, "--model", guesses, "--json", tmp_path / "out.json")
     assert result.code == 1
     assert result.out.startswith("greedy")
-    assert result.err == f"minigpt.compare: --json {tmp_path / 'out.json'}: No space left on device\n"
+    assert json.loads(result.out[result.out.index("{") :])["settings"]["model"] == str(guesses)
+    name = tmp_path / "out.json"
+    assert result.err == f"minigpt.compare: --json {name}: No space left on device; its text went to stdout\n"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_plot_without_matplotlib(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "find_spec", lambda name: None)
+    monkeypatch.setattr(compare_settings, "find_spec", lambda name: None)
     mistake(
         tell("--prompts", prompts, "--plot", "out.png"), 2,
-        "--plot takes the package matplotlib: pip install 'minigpt[plot]'",
+        "--plot needs the package matplotlib: pip install 'minigpt[plot]'",
     )  # fmt: skip
 
 
