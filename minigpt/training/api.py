@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from minigpt.training.distributed import Processes, joined
 from minigpt.training.prepare import Callback, Log, prepare
 from minigpt.training.report import read_metrics
 from minigpt.training.request import RunRequest, refuse_unknown
+from minigpt.training.run import TrainingRun
+from minigpt.training.run_folder import locked
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -136,6 +139,12 @@ def _prepare_and_run(
         run = prepare(request, device, processes, log, callback)
     except ValueError as error:  # a text, tokenizer or model cannot be used; from here on, one is a bug
         raise InvalidRequest(error) from error
+    with locked(request.out) if processes.is_main else nullcontext():
+        return _run(run, request, log)
+
+
+def _run(run: TrainingRun, request: RunRequest, log: Log) -> bool:
+    """The run to its end, in a folder where no other process is running."""
     if request.resumes:
         run.restore(log)
     if run.finished:

@@ -6,9 +6,11 @@ writes. `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,7 @@ from minigpt.training.distributed import Processes
 
 MANIFEST = "seal.json"  # written last: the facts of the run at this step, and the sha256 of them and every other file
 FACTS = "facts"
+NAME = re.compile(r"step-\d{8,}")
 KEPT = 2  # the newest and the one before it, in case the newest is damaged
 
 
@@ -40,6 +43,7 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; those before it are as they were.
         """
+        facts = {**facts, "step": step}
         target = self.folder / f"step-{step:08}"
         aside = self.folder / f"{UNFINISHED}{target.name}"
         if self.processes.is_main:
@@ -63,12 +67,17 @@ class Checkpoints:
         self.processes.wait()
 
     def _put(self, aside: Path, target: Path) -> None:
-        """Gives a finished checkpoint its name, and removes those that are no longer needed."""
-        ahead = [path for path in self._steps() if path >= target]  # damaged, or the run would be there
-        for path in ahead:
-            shutil.rmtree(path)
+        """Gives a finished checkpoint its name, and removes those that are no longer needed.
+
+        Only what `save` has written is removed: a user may keep anything beside it, under any name.
+        """
+        for path in self._written():
+            if path >= target:  # damaged, or the run would be there
+                shutil.rmtree(path)
+        if target.exists() or target.is_symlink():
+            raise FileExistsError(errno.EEXIST, f"{target} is in the way, and not of this run: move it")
         os.rename(aside, target)
-        for path in self._steps()[:-KEPT]:
+        for path in self._written()[:-KEPT]:
             shutil.rmtree(path)
 
     def newest(self, log: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
@@ -86,7 +95,25 @@ class Checkpoints:
             state_dict_loader.load(state, checkpoint_id=path)
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        """Every folder that has a checkpoint's name, the oldest first."""
+        return sorted(
+            path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()
+        )
+
+    def _written(self) -> list[Path]:
+        """Those that `save` has written and nobody has renamed, whole or damaged."""
+        return [path for path in self._steps() if not path.is_symlink() and _is_ours(path)]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a checkpoint says that it is of the step that its name says, or is damaged and holds nothing else."""
+    try:
+        facts = field(dict, read_object(folder / MANIFEST), FACTS, MANIFEST)
+        return field(int, facts, "step", MANIFEST) == int(folder.name.removeprefix("step-"))
+    except (OSError, ValueError):
+        return all(
+            path.suffix == ".distcp" or path.name in (".metadata", MANIFEST) for path in folder.iterdir()
+        )
 
 
 def _seal(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt.atomic import remove_unfinished
+from minigpt.errors import InvalidRequest
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.training import adapters, lora
@@ -15,7 +19,44 @@ from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.distributed import Processes
 from minigpt.training.settings import Settings
 
+if sys.platform != "win32":
+    import fcntl
+
 BEST, ADAPTER, CHECKPOINTS = "best", "adapter", "checkpoints"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from running in a folder, until the block ends or this process does, however it ends.
+
+    On Windows, which has no such locks, it keeps nobody out.
+
+    Raises:
+        InvalidRequest: another process is running there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):  # doctest: +ELLIPSIS
+    ...     with locked(Path(folder)):
+    ...         pass
+    Traceback (most recent call last):
+    minigpt.errors.InvalidRequest: ... is in use: another process trains into it; wait for its end, or name another --out
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InvalidRequest(
+            f"{folder} is in use: another process trains into it; wait for its end, or name another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
