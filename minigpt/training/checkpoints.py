@@ -106,10 +106,13 @@ class Checkpoints:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a checkpoint says that it is of the step that its name says, or is damaged and holds nothing else."""
+    """Whether `save` has written a folder: it says the step that its name says, or is damaged and holds no more."""
+    step = int(folder.name.removeprefix("step-"))
     try:
-        facts = field(dict, read_object(folder / MANIFEST), FACTS, MANIFEST)
-        return field(int, facts, "step", MANIFEST) == int(folder.name.removeprefix("step-"))
+        if field(dict, read_object(folder / MANIFEST), FACTS, MANIFEST).get("step") == step:
+            return True
+        _open_sealed(folder)
+        return False  # a whole one that was renamed
     except (OSError, ValueError):
         return all(
             path.suffix == ".distcp" or path.name in (".metadata", MANIFEST) for path in folder.iterdir()
