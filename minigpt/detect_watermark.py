@@ -15,7 +15,7 @@ from minigpt.cli.model_flags import BUNDLED, add_source_flags
 from minigpt.cli.parser import Parser
 from minigpt.cli.table import json_line, table
 from minigpt.cli.terminal import write_out
-from minigpt.sampler.strategy import WATERMARK_KEY, WATERMARK_RATIO
+from minigpt.sampler.processors.watermark import WATERMARK_KEY, WATERMARK_RATIO
 
 if TYPE_CHECKING:
     from minigpt.sampler.processors import Detection, WatermarkDetector

@@ -1,6 +1,6 @@
 """Slow libraries, imported when first used: files can name them at their top, and `--help` need not wait.
 
-    from minigpt.lazy import torch
+    from minigpt.lazy import Tensor, torch
 
 Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_tqdm` is
 the module of progress bars of the Hugging Face hub's client.
@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["hub_tqdm", "numpy", "torch"]
+__all__ = ["Tensor", "hub_tqdm", "numpy", "torch"]
 
 
 class _Lazy(ModuleType):
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import huggingface_hub.utils.tqdm as hub_tqdm
     import numpy
     import torch
+    from torch import Tensor
 else:
     hub_tqdm = _Lazy("huggingface_hub.utils.tqdm")
     numpy = _Lazy("numpy")
     torch = _Lazy("torch")
+    Tensor = "torch.Tensor"  # for annotations alone; `torch.Tensor` is the class

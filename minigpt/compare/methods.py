@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from minigpt.cli import BAD_FLAGS, Failure
-from minigpt.cli import fields as options
+from minigpt.cli import strategy_flags as options
 from minigpt.cli.parser import Parser
 from minigpt.cli.terminal import utf8
 from minigpt.sampler.registry import name_of, names

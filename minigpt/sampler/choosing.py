@@ -1,22 +1,56 @@
-"""Taking the likeliest token or drawing lots, as asked: for strategies that do either."""
+"""The options of strategies that sample, always or if asked to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigpt.sampler.options import option
-from minigpt.sampler.strategies.sample import SAMPLING, Sampling
+from minigpt.errors import InvalidRequest
+from minigpt.options import named, option, options_of
+from minigpt.sampler.engine.random_stream import RandomStream
+from minigpt.sampler.events import Request
+from minigpt.sampler.processors.cutoffs import CutoffOptions
+from minigpt.sampler.processors.mirostat import MirostatOptions
+from minigpt.sampler.processors.xtc import XTCOptions
+from minigpt.sampler.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Strategy, MirostatOptions, XTCOptions, CutoffOptions):
+    """The options of every strategy that samples; a temperature of 0 switches sampling off."""
+
+    @property
+    def samples(self) -> bool:
+        return self.temperature != 0
+
+    def random_stream(self, request: Request, index: int) -> RandomStream | None:
+        if not self.samples:
+            return None
+        assert self.seed is not None
+        return RandomStream(self.seed, request.random_name, index)
+
+
+SAMPLING = frozenset(options_of(Sampling)) - frozenset(options_of(Strategy))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choosing(Sampling):
-    """The likeliest token each time, unless an option of sampling is given: then the draw of `Sample`."""
+    """The options of strategies that take the most likely token, or sample if `do_sample` is set."""
 
-    temperature: float | None = option(  # type: ignore[assignment]
-        None, "below 1 plays safe, above 1 takes risks (0.7 to 1.2)", group="sampling", metavar="T"
+    do_sample: bool = option(
+        False,
+        "sample each token, instead of taking the most likely one; flags of sampling set it",
+        group=None,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, told in options_of(type(self)).items():
+            idle = name in SAMPLING and name != "seed" and not self.do_sample
+            if idle and getattr(self, name) != told.default:
+                raise InvalidRequest(
+                    f"{named(type(self), name)} has no effect without do_sample=True: set it, or leave {name} out"
+                )
+
     @property
-    def draws(self) -> bool:
-        # A class keeps each option's default under the option's name.
-        return any(getattr(self, name) != getattr(type(self), name) for name in SAMPLING)
+    def samples(self) -> bool:
+        return self.do_sample and super().samples

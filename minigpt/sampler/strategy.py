@@ -1,129 +1,136 @@
-"""What every decoding strategy is, and the options that all of them share.
-
-No torch here: the command line reads every strategy's options to answer `--help` at once.
-"""
+"""What every decoding strategy is, and the options that all of them share."""
 
 from __future__ import annotations
 
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import Field, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Self
 
-from minigpt.sampler import option_values
+from minigpt.errors import UnknownArgument
+from minigpt.lazy import Tensor
+from minigpt.options import Option, check_options, options_of
+from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import option
+from minigpt.sampler.processors.custom import CustomOptions
+from minigpt.sampler.processors.dry import DRYOptions
+from minigpt.sampler.processors.order import chain
+from minigpt.sampler.processors.penalties import PenaltyOptions
+from minigpt.sampler.processors.processor import Processor, Step, TextContext
+from minigpt.sampler.processors.regex_mask import RegexOptions
+from minigpt.sampler.processors.watermark import WatermarkOptions
 
-if TYPE_CHECKING:
-    from torch import Tensor
+# (text so far, name of the step, logits before it (V,), after it (V,)): told, and cannot change anything
+Watch = Callable[[tuple[int, ...], str, "Tensor", "Tensor"], None]
 
-    from minigpt.sampler.engine.random_stream import RandomStream
-    from minigpt.sampler.regex.mask import Regex
+# What else options are called, in version 0.1 and in other libraries; a sentence where there is no option.
+OTHER_NAMES = {
+    "width": "num_beams",
+    "beam_width": "num_beams",
+    "beam_size": "num_beams",
+    "n": "num_return_sequences",
+    "best_of": "num_return_sequences",
+    "assistant_model": "draft",
+    "draft_model": "draft",
+    "prompt_lookup_num_tokens": "num_draft_tokens",
+    "bad_words_ids": "bad_words",
+    "sequence_bias": "logit_bias",
+    "force_words_ids": "must_include",
+    "logits_processor": "processors",
+    "random_seed": "seed",
+    "max_length": "it is an argument of generate: max_new_tokens",
+    "max_new_tokens": "it is an argument of generate",
+    "eos_token_id": "it is an argument of generate: end_tokens",
+    "end_tokens": "it is an argument of generate",
+    "stop": "it is an argument of generate",
+    "do_sample": "Sample samples, Greedy does not",
+}
 
-    Processor = Callable[[Tensor, Tensor], Tensor]  # (logits (B, V), tokens (B, S)) -> logits (B, V)
-    # (text so far, name of the step, logits before it (V,), after it (V,)): told, and cannot change anything
-    Watch = Callable[[tuple[int, ...], str, Tensor, Tensor], None]
 
-WATERMARK_RATIO = 0.25
-WATERMARK_KEY = 15485863  # the millionth prime; use a secret key of your own so that only you can detect it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strategy(ABC):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Strategy(CustomOptions, WatermarkOptions, RegexOptions, DRYOptions, PenaltyOptions, ABC):
     """A way of decoding. Its fields are its options, `decode` is the whole method.
 
-    A new strategy is one new file in this folder, with one subclass of this; the file's name is its name
+    A new strategy is one new file in `strategies/`, with one subclass of this; the file's name is its name
     on the command line, the first line of its docstring is its help.
     """
 
-    # The command line picks the strategy with the fewest of these that has every flag the user gave.
-    implied_by: ClassVar[frozenset[str]] = frozenset()
-
-    repetition_penalty: float = option(
-        1.0,
-        "tokens already in the text lose this factor; above 1 repeats less (1.1 to 1.3)",
-        group="control",
-        metavar="F",
-    )
-    presence_penalty: float = option(
-        0.0, "tokens already written lose P, from -2 to 2; those of the prompt do not count",
-        group="control", metavar="P",
-    )  # fmt: skip
-    frequency_penalty: float = option(
-        0.0, "tokens already written lose P for each time, from -2 to 2; those of the prompt do not count",
-        group="control", metavar="P",
-    )  # fmt: skip
-    dry_multiplier: float = option(
-        0.0, "a token that goes on repeating the text loses M, the more the longer (0.8 is usual); 0 is off",
-        group="control", metavar="M",
-    )  # fmt: skip
-    dry_base: float = option(
-        1.75, "with --dry-multiplier: how the loss grows with each token repeated (1.75 unless given)",
-        group="control", needs="dry_multiplier", metavar="F",
-    )  # fmt: skip
-    dry_allowed_length: int = option(
-        2, "with --dry-multiplier: runs of less than N tokens may repeat (2 unless given)",
-        group="control", needs="dry_multiplier", parse=int, metavar="N",
-    )  # fmt: skip
-    dry_sequence_breakers: Sequence[int] = option(
-        (), "with --dry-multiplier: no repetition goes across a token with this in it (usual: a line's end,"
-        ' ":", \'"\' and "*"); repeatable',
-        group="control", needs="dry_multiplier", parse=option_values.not_empty, collect=option_values.holding, metavar="TEXT",
-    )  # fmt: skip
-    no_repeat_ngram_size: int = option(
-        0, "no run of N tokens occurs twice (3 is usual); 0 is off", group="control", parse=int, metavar="N"
-    )
-    bad_words: Sequence[Sequence[int]] = option(
-        (),
-        "never write this; repeatable",
-        group="control",
-        parse=str,
-        collect=option_values.spellings,
-        metavar="TEXT",
-    )
-    logit_bias: Mapping[int, float] = option(
-        {}, "add BIAS to the logit of token ID; repeatable", group="control",
-        parse=option_values.bias, collect=lambda pairs, _: dict(pairs), metavar="ID=BIAS",
-    )  # fmt: skip
-    min_new_tokens: int = option(
-        0, "no end token before N new tokens", group="length", parse=int, metavar="N"
-    )
-    exponential_decay_length_penalty: tuple[int, float] | None = option(
-        None, "after START new tokens end tokens gain, by FACTOR more with each token (20,1.1)",
-        group="length", parse=option_values.start_and_factor, metavar="START,FACTOR",
-    )  # fmt: skip
-    regex: Regex | None = option(
-        None, 'the new text matches this as a whole, or is cut off by its length (" ?(yes|no)": mind the space)',
-        group="control", parse=option_values.pattern, resolve=option_values.regex, metavar="RE",
-    )  # fmt: skip
-    watermark: bool = option(
-        False, "mark the text so that minigpt.detect_watermark knows it", group="control", parse=bool
-    )
-    watermark_bias: float = option(
-        2.0, "with --watermark: how strong the mark is, at a price in quality (2 unless given)",
-        group="control", needs="watermark", metavar="BIAS",
-    )  # fmt: skip
-    watermark_ratio: float = option(
-        WATERMARK_RATIO, "with --watermark: the share of tokens that are favoured (0.25 unless given)",
-        group="control", needs="watermark", metavar="SHARE",
-    )  # fmt: skip
-    watermark_key: int = option(
-        WATERMARK_KEY, "with --watermark: a number to keep secret; the mark is found with the same one alone",
-        group="control", needs="watermark", parse=int, metavar="N",
-    )  # fmt: skip
-    processors: tuple[Processor, ...] = ()  # your own, between the penalties and the temperature
     watch: Watch | None = None  # told what each step on the logits did, at every token
 
-    def __post_init__(self) -> None:
-        from minigpt.sampler.processors import chain  # only here, for torch is slow to import
+    def __init_subclass__(cls) -> None:
+        """Lets `help()` show the options, and the repr only what differs from the defaults."""
+        super().__init_subclass__()
+        own: dict[str, Option] = {
+            name: value.metadata["option"]
+            for name, value in vars(cls).items()
+            if isinstance(value, Field) and "option" in value.metadata
+        }
+        inherited = [options_of(base) for base in cls.__bases__ if hasattr(base, "__dataclass_fields__")]
+        merged = {name: option for options in (own, *inherited) for name, option in options.items()}
+        cls.__doc__ = f"{cls.__doc__ or ''}\n{_arguments({**merged, **own})}"
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Strategy.__repr__  # type: ignore[method-assign]  # before @dataclass makes one
 
-        # Each processor checks its own range.
-        chain(self, Request(prompt=(0,), max_new_tokens=1, end_tokens=frozenset([0])))
+    def __new__(cls, **options: Any) -> Self:
+        """Answers options that it does not have with those that may be meant."""
+        for name in options.keys() - {field.name for field in fields(cls)}:
+            raise UnknownArgument(f"{cls.__name__} has no option {name}: {_advice(cls, name)}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        parent = super()
+        if hasattr(parent, "__post_init__"):  # that of `Seeded`, where a subclass has it
+            parent.__post_init__()
+        check_options(self)
+        # Processors of its own check their parameters.
+        chain(self, Request((0,), max_new_tokens=1, end_tokens=frozenset([0])))
+
+    def __repr__(self) -> str:
+        changed = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != _default(field)
+        )
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]:
+        """Processors that this strategy brings along, each with the step of the order before which it acts.
+
+        They take part in everything that processors do. `(Temperature, mine)` acts after all penalties,
+        whether or not there is a temperature; see `minigpt.sampler.processors.order`.
+        """
+        return ()
 
     def random_stream(self, request: Request, index: int) -> RandomStream | None:
-        """The random numbers that text `index` of a prompt is sampled by; None takes the likeliest tokens."""
+        """The random numbers that text `index` of a prompt is sampled by; None takes the most likely tokens."""
         return None
 
     @abstractmethod
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        """Yields tokens as soon as they are settled, and each prompt's texts when they are finished."""
+        """Yields tokens as soon as they are final, and each prompt's texts when they are finished."""
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def _arguments(options: dict[str, Option]) -> str:
+    """The options as a section of a docstring, indented as the docstring of a class is."""
+    described = (
+        textwrap.fill(f"{name}: {option.described}", 108, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        for name, option in options.items()
+    )
+    return "\n".join(["    Args:", *described, "    "])
+
+
+def _advice(kind: type[Strategy], name: str) -> str:
+    known = [field.name for field in fields(kind)]
+    meant = OTHER_NAMES.get(name)
+    if meant in known:
+        return f"it is called {meant}"
+    if meant is not None and " " in meant:
+        return meant
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"help({kind.__name__}) lists what there is"

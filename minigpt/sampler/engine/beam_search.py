@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from minigpt.lazy import Tensor
+from minigpt.sampler.engine.decode_loop import apply, likeliest, require_possible
 from minigpt.sampler.events import (
     BeamExtension,
     BeamsExtended,
@@ -16,15 +18,13 @@ from minigpt.sampler.events import (
     Request,
     TokenGenerated,
 )
+from minigpt.sampler.processors import Processor, chain
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minigpt.sampler.strategies.beam import Beam
-    from minigpt.sampler.strategy import Processor
 
-    # (totals (R * V,), n, new tokens so far) -> the indices of n candidates, in order
-    Choose = Callable[[Tensor, int, int], Tensor]
+# (totals (R * V,), n, new tokens so far) -> the indices of n candidates, in order
+Choose = Callable[["Tensor", int, int], "Tensor"]
 
 # Shapes below:  R live beams of one prompt · V vocabulary
 
@@ -58,8 +58,6 @@ class Search:
     @cached_property
     def processors(self) -> list[Processor]:
         """One chain from the first step to the last, for some processors remember."""
-        from minigpt.sampler.processors import chain
-
         keep = max(2, len(self.request.end_tokens) + 1)  # so that some text can always go on
         return chain(self.beam, self.request, keep=keep)
 
@@ -72,8 +70,6 @@ class Search:
 
         Shapes: (R, V)
         """
-        from minigpt.sampler.engine.decode_loop import apply, require_possible
-
         logprobs = logits.log_softmax(-1)  # (R, V)
         scores = apply(
             self.processors, logprobs, [[*self.request.prompt, *beam.tokens] for beam in self.live]
@@ -110,8 +106,6 @@ class Search:
 
     def _grow(self, best: Tensor, totals: Tensor, logprobs: Tensor) -> list[Hypothesis]:
         """The chosen candidates as texts."""
-        from minigpt.sampler.engine.decode_loop import likeliest
-
         parents, tokens = best // logprobs.size(1), best % logprobs.size(1)
         tops = likeliest(logprobs, self.request.top_logprobs)
         told = logprobs[parents, tokens].tolist()  # the model's own, whatever the processors did

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from minigpt.lazy import Tensor
+from minigpt.options import option
 from minigpt.sampler.choosing import Choosing
+from minigpt.sampler.engine.decode_loop import Reads, decode_loop
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import option
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minigpt.sampler.engine.decode_loop import Reads
 
 IMPLAUSIBLE = (
     1e4  # nats, by which implausible tokens stand behind; no score comes near it, and exp(-IMPLAUSIBLE) is 0
@@ -25,14 +21,9 @@ class ContrastMixin(Choosing):
     """The option and the loop of every strategy that contrasts two predictions."""
 
     relative_top: float = option(
-        0.1, "of two contrasted predictions: keep tokens at least A times as likely as the best (0.1 is usual)",
-        group="strategy", metavar="A",
+        0.1, "plausibility constraint of contrasting strategies: keep tokens at least A times as likely as the most"
+        " likely one", group="strategy", least=0, most=1, metavar="A",
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.relative_top <= 1:
-            raise ValueError(f"relative_top (--relative-top) must be from 0 to 1, got {self.relative_top}")
-        super().__post_init__()
 
     def contrasted(
         self,
@@ -41,8 +32,6 @@ class ContrastMixin(Choosing):
         reads: Callable[[LanguageModel], Reads],
     ) -> Iterator[Event]:
         """Continues every prompt by a reader whose scores are made by `contrast`."""
-        from minigpt.sampler.engine.decode_loop import decode_loop
-
         # After the penalties, for only then is it known whether they leave a plausible token.
         cutting = replace(self, processors=(*self.processors, plausible_only))
         return decode_loop(model, requests, cutting, reads=reads)

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-
 from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.random_stream import RandomStream, sample
+from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import (
     Cache,
     Completion,
@@ -274,7 +273,7 @@ def require_possible(best: list[float], requests: Sequence[Request]) -> None:
 
 def without_training(model: LanguageModel, events: Iterator[Event]) -> Iterator[Event]:
     """Passes events on, computing each with dropout off and no graph, and leaving no mode behind."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modules = model.modules() if isinstance(model, torch.nn.Module | Sliding) else ()
     training = [module for module in modules if module.training]
     while True:
         with torch.inference_mode(), _evaluating(training):
@@ -285,7 +284,7 @@ def without_training(model: LanguageModel, events: Iterator[Event]) -> Iterator[
 
 
 @contextmanager
-def _evaluating(training: list[nn.Module]) -> Iterator[None]:
+def _evaluating(training: list[torch.nn.Module]) -> Iterator[None]:
     for module in training:
         module.training = False
     try:

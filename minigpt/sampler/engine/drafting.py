@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
-from torch import Tensor
-
+from minigpt.lazy import Tensor
 from minigpt.sampler.engine.decode_loop import (
     Prediction,
     Reader,

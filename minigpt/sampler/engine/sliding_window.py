@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor, torch
 from minigpt.sampler.events import LanguageModel
 
 # Shapes below:  B rows · T new tokens · D width of the model · W the model's window
@@ -90,7 +88,7 @@ class SlidingCache:
             self.firsts = None
 
 
-class Sliding(nn.Module):
+class Sliding:
     """A model that reads texts of any length: it looks at their last tokens only.
 
     GPT-2 has learned each position by itself, so what it remembers of a token holds at that position only:
@@ -119,7 +117,6 @@ class Sliding(nn.Module):
     """
 
     def __init__(self, model: LanguageModel, stride: int | None = None) -> None:
-        super().__init__()
         self.model = model
         self.window = model.config.n_positions
         self.stride = max(1, self.window // 2) if stride is None else stride
@@ -129,6 +126,10 @@ class Sliding(nn.Module):
             )
         self.config = Unbounded(model.config.vocab_size, model.config.end_tokens)
         self.cost = Cost()
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """The model's own, as `torch.nn.Module.modules` gives them; none for one that is no such module."""
+        return self.model.modules() if isinstance(self.model, torch.nn.Module) else iter(())
 
     @property
     def device(self) -> torch.device:

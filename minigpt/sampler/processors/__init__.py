@@ -1,8 +1,9 @@
-"""Reshaping the next-token distribution, one step at a time.
+"""Logits processors.
 
 A processor is a callable (logits (B, V), tokens (B, S)) -> logits (B, V), where `tokens` is the text so
 far, prompt included. It returns new logits and leaves its input alone; a token is ruled out by -inf.
-Bring your own: any such callable will do. Order is part of the meaning, so `chain` fixes it in one place.
+Any such callable is a processor. Each file holds the processors of one family with their options, and how the
+options make them (`for_text`); `order` fixes the order in which they act.
 
 Each gives the scores that transformers 5.23 gives, bit for bit, if that has it; a row that is -inf
 throughout stays so.
@@ -22,7 +23,7 @@ from minigpt.sampler.processors.cutoffs import (
 )
 from minigpt.sampler.processors.dry import DRY
 from minigpt.sampler.processors.mirostat import Mirostat
-from minigpt.sampler.processors.order import chain
+from minigpt.sampler.processors.order import ORDER, chain
 from minigpt.sampler.processors.penalties import (
     BadWords,
     ExponentialLengthDecay,
@@ -33,12 +34,14 @@ from minigpt.sampler.processors.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
-from minigpt.sampler.processors.processor import RULED_OUT, Processor, Watched, unchanged
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, Step, TextContext, Watched, unchanged
+from minigpt.sampler.processors.regex_mask import RegexMask
 from minigpt.sampler.processors.watermark import Detection, Watermark, WatermarkDetector
 from minigpt.sampler.processors.xtc import XTC
 
 __all__ = [
     "DRY",
+    "ORDER",
     "RULED_OUT",
     "XTC",
     "BadWords",
@@ -54,8 +57,11 @@ __all__ = [
     "NoRepeatNGram",
     "PresencePenalty",
     "Processor",
+    "RegexMask",
     "RepetitionPenalty",
+    "Step",
     "Temperature",
+    "TextContext",
     "TopK",
     "TopNSigma",
     "TopP",

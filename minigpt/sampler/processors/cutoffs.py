@@ -1,23 +1,57 @@
-"""Steps that look at the distribution alone: how daring it is, and which of its tail is cut off."""
+"""Processors that look at the distribution alone: temperature and truncation (top-k, top-p, min-p, ...)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option, require_in_range
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, TextContext
+from minigpt.sampler.seed import Seeded
 
-from minigpt.sampler.processors.processor import RULED_OUT, require
+
+@dataclass(frozen=True, kw_only=True)
+class CutoffOptions(Seeded):
+    """Temperature and truncation, for strategies that sample."""
+
+    # fmt: off
+    temperature: float = option(1.0, "below 1 sharpens, above 1 flattens the distribution, 0 takes the most likely token; 0.7 to 1.2 "
+        "is usual",
+        group="sampling", least=1e-6, most=1e4, off=0, metavar="T")
+    top_k: int = option(0, "sample from the K most likely tokens; 40 is usual",
+        group="sampling", least=1, off=0, metavar="K")
+    top_p: float = option(1.0, "sample from the smallest set of tokens with cumulative probability P (nucleus); "
+        "0.9 to 0.95 is usual", group="sampling", least=0, most=1, off=1.0, metavar="P")
+    min_p: float | None = option(None, "drop tokens less than P times as likely as the most likely one; 0.05 to 0.1 is usual",
+        group="sampling", kind=float, least=0, most=1, metavar="P")
+    typical_p: float = option(1.0, "sample from tokens with near-entropy information content, of cumulative probability P "
+        "(locally typical); 0.2 to 0.95 is usual", group="sampling", above=0, most=1, off=1.0, metavar="P")
+    epsilon_cutoff: float = option(0.0, "drop tokens of a probability below E; 3e-4 to 9e-4 is usual",
+        group="sampling", above=0, below=1, off=0, metavar="E")
+    eta_cutoff: float = option(0.0, "as --epsilon-cutoff, with a lower threshold where entropy is high; 3e-4 to 4e-3 is usual",
+        group="sampling", above=0, below=1, off=0, metavar="E")
+    top_n_sigma: float = option(0.0, "sample from tokens within N standard deviations of the highest logit; 1 is usual",
+        group="sampling", above=0, off=0, metavar="N")
+    # fmt: on
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Divides the logits: below 1 the likely become likelier, above 1 the odds even out."""
+    """Divides the logits: below 1 sharpens the distribution, above 1 flattens it."""
 
     value: float
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(self.value > 0, "temperature", self.value, "above 0; for no randomness use greedy")
+        require_in_range(CutoffOptions, temperature=self.value)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.temperature != 1:
+            yield cls(options.temperature)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return logits / self.value
@@ -25,10 +59,10 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TopNSigma:
-    """Drops tokens whose logit is more than `n` standard deviations below the best.
+    """Drops tokens whose logit is more than `n` standard deviations below the highest.
 
-    Most logits lie around their mean like noise; those worth writing stand out from it. The temperature
-    scales logits and deviation alike, so it makes the choice among the same tokens wilder or tamer.
+    Most logits are noise around their mean; those of plausible tokens stand out from it. The temperature
+    scales logits and deviation alike, so it changes the distribution over the same set of tokens.
 
     Source: Tang et al. 2024 (top-n-sigma), section 3; the deviation is that of all finite logits, not a
     sample's, as in llama.cpp.
@@ -40,8 +74,15 @@ class TopNSigma:
     n: float
     keep: int = 1  # never fewer than these
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(self.n > 0, "top_n_sigma", self.n, "above 0 (0 is off)")
+        require_in_range(CutoffOptions, top_n_sigma=self.n)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.top_n_sigma:
+            yield cls(options.top_n_sigma, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         finite = logits > RULED_OUT
@@ -54,7 +95,7 @@ class TopNSigma:
 
 @dataclass(frozen=True)
 class TopK:
-    """Only the `k` likeliest tokens stay, and those that tie with the k-th.
+    """Keeps the `k` most likely tokens, and those that tie with the k-th.
 
     Source: Fan et al. 2018, section 5.
 
@@ -65,13 +106,15 @@ class TopK:
     k: int
     keep: int = 1
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.k, int) and self.k >= 1,
-            "top_k",
-            self.k,
-            "a whole number of at least 1 (0 is off)",
-        )
+        require_in_range(CutoffOptions, top_k=self.k)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.top_k:
+            yield cls(options.top_k, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         k = min(max(self.k, self.keep), logits.size(-1))
@@ -80,7 +123,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class TopP:
-    """The smallest set of likeliest tokens whose probability reaches `p`; the one that crosses it stays.
+    """Keeps the smallest set of most likely tokens whose probability reaches `p`, the one that crosses it included.
 
     Source: Holtzman et al. 2020 (nucleus sampling), section 3.1.
 
@@ -91,11 +134,18 @@ class TopP:
     p: float
     keep: int = 1
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(0 <= self.p <= 1, "top_p", self.p, "from 0 to 1")
+        require_in_range(CutoffOptions, top_p=self.p)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.top_p != 1:
+            yield cls(options.top_p, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        ranked, order = logits.sort()  # from unlikely to likely: the small probabilities add up exactly
+        ranked, order = logits.sort()  # ascending: the small probabilities add up exactly
         dropped = ranked.softmax(-1).cumsum(-1) <= 1 - self.p
         dropped[:, -self.keep :] = False
         return logits.masked_fill(dropped.scatter(1, order, dropped), RULED_OUT)
@@ -103,7 +153,7 @@ class TopP:
 
 @dataclass(frozen=True)
 class MinP:
-    """Drops tokens less than `p` times as likely as the likeliest.
+    """Drops tokens less than `p` times as likely as the most likely one.
 
     Source: Nguyen et al. 2024 (min-p sampling), section 3.
     """
@@ -111,8 +161,15 @@ class MinP:
     p: float
     keep: int = 1
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(0 <= self.p <= 1, "min_p", self.p, "from 0 to 1")
+        require_in_range(CutoffOptions, min_p=self.p)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.min_p is not None:
+            yield cls(options.min_p, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         probabilities = logits.softmax(-1)
@@ -123,7 +180,7 @@ class MinP:
 
 @dataclass(frozen=True)
 class Typical:
-    """Keeps the tokens about as surprising as the distribution is on average, up to a mass of `p`.
+    """Keeps the tokens whose information content is nearest to the entropy, up to a cumulative probability of `p`.
 
     Source: Meister et al. 2023 (locally typical sampling), section 4.
     """
@@ -131,12 +188,19 @@ class Typical:
     p: float
     keep: int = 1
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(0 < self.p < 1, "typical_p", self.p, "above 0 and below 1")
+        require_in_range(CutoffOptions, typical_p=self.p)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.typical_p != 1:
+            yield cls(options.typical_p, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         logprobs = logits.log_softmax(-1)
-        entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)  # 0 * -inf counts nothing
+        entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)  # 0 * -inf is NaN; treat as 0
         distance, order = (-logprobs - entropy).abs().sort()
         mass = logits.gather(-1, order).softmax(-1).cumsum(-1)
         last = (mass < self.p).sum(-1, keepdim=True).clamp_max(logits.size(-1) - 1)
@@ -155,8 +219,15 @@ class EpsilonCutoff:
     epsilon: float
     keep: int = 1
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(0 < self.epsilon < 1, "epsilon_cutoff", self.epsilon, "above 0 and below 1 (0 is off)")
+        require_in_range(CutoffOptions, epsilon_cutoff=self.epsilon)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.epsilon_cutoff:
+            yield cls(options.epsilon_cutoff, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         dropped = logits.softmax(-1) < self.epsilon
@@ -165,7 +236,7 @@ class EpsilonCutoff:
 
 @dataclass(frozen=True)
 class EtaCutoff:
-    """Drops tokens less likely than `epsilon`, or than less where the model is of many minds.
+    """Drops tokens less likely than `epsilon`, or than a lower threshold where entropy is high.
 
     The limit is min(epsilon, sqrt(epsilon) * exp(-entropy)).
 
@@ -175,12 +246,19 @@ class EtaCutoff:
     epsilon: float
     keep: int = 1
 
+    options: ClassVar[type] = CutoffOptions
+
     def __post_init__(self) -> None:
-        require(0 < self.epsilon < 1, "eta_cutoff", self.epsilon, "above 0 and below 1 (0 is off)")
+        require_in_range(CutoffOptions, eta_cutoff=self.epsilon)
+
+    @classmethod
+    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.eta_cutoff:
+            yield cls(options.eta_cutoff, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         logprobs = logits - logits.logsumexp(-1, keepdim=True)
-        finite = logprobs.clamp_min(torch.finfo(logits.dtype).min)  # 0 * -inf counts nothing
+        finite = logprobs.clamp_min(torch.finfo(logits.dtype).min)  # 0 * -inf is NaN; treat as 0
         entropy = -(finite * logprobs.softmax(-1)).sum(-1, keepdim=True)
         epsilon = torch.tensor(self.epsilon, device=logits.device)
         dropped = logits.softmax(-1) < torch.minimum(epsilon, epsilon.sqrt() * (-entropy).exp())
@@ -188,5 +266,5 @@ class EtaCutoff:
 
 
 def _beyond(keep: int, logits: Tensor) -> Tensor:
-    """Which tokens are less likely than the `keep` likeliest: (B, V)  ->  (B, V)."""
+    """Which tokens are less likely than the `keep` most likely ones: (B, V)  ->  (B, V)."""
     return logits < logits.topk(min(keep, logits.size(-1))).values[:, -1:]

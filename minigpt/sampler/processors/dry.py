@@ -1,25 +1,44 @@
-"""Against going round in circles: DRY."""
+"""The DRY repetition penalty."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option, require_in_range
+from minigpt.sampler.option_values import TOKEN_IDS, containing
+from minigpt.sampler.processors.processor import Processor, TextContext
 
-from minigpt.sampler.processors.processor import require
+LONGEST = 50  # tokens; a longer match counts as one of these, or the penalty would leave the range of float32
 
-LONGEST = 50  # tokens; a longer match counts as one of these, or the penalty would leave the range of floats
+
+@dataclass(frozen=True, kw_only=True)
+class DRYOptions:
+    """The DRY repetition penalty, for every strategy."""
+
+    # fmt: off
+    dry_multiplier: float = option(0.0, "subtract M * BASE ** (n - LENGTH) from the logit of a token that would extend a "
+        "repetition of n tokens (DRY); 0.8 is usual", group="control", above=0, most=1e4, off=0, metavar="M")
+    dry_base: float = option(1.75, "growth of the penalty with each repeated token",
+        group="control", least=1, most=5, needs="dry_multiplier", metavar="BASE")
+    dry_allowed_length: int = option(2, "repetitions shorter than this are not penalized",
+        group="control", least=1, needs="dry_multiplier", metavar="LENGTH")
+    dry_sequence_breakers: Sequence[int] = option((), "no repetition extends across a token that "
+        'contains this; a newline, ":", \'"\' and "*" are usual; repeatable', group="control", kind=TOKEN_IDS,
+        collect=containing, needs="dry_multiplier", metavar="TEXT")
+    # fmt: on
 
 
 @dataclass(frozen=True)
 class DRY:
-    """A token loses the more, the longer the run of tokens that it would repeat: "don't repeat yourself".
+    """Penalizes a token the more, the longer the repetition that it would extend ("don't repeat yourself").
 
-    Where the text ends in n tokens that it holds already, the token that followed them there loses
-    multiplier * base ** (n - allowed_length), if n reaches the allowed length. No match goes across one of
-    the `breakers`, nor does a breaker lose anything: what comes after a line's end or a colon begins anew.
+    Where the last n tokens of the text occurred before, multiplier * base ** (n - allowed_length) is
+    subtracted from the logit of the token that followed them there, if n is at least the allowed length. No
+    match extends across one of the `breakers`, and breakers are not penalized: after a newline or a colon,
+    counting starts again.
 
     Source: p-e-w, "DRY", text-generation-webui pull request 5677.
 
@@ -32,11 +51,21 @@ class DRY:
     allowed_length: int = 2
     breakers: frozenset[int] = frozenset()
 
+    options: ClassVar[type] = DRYOptions
+
     def __post_init__(self) -> None:
-        require(0 < self.multiplier < math.inf, "dry_multiplier", self.multiplier, "above 0 (0 is off)")
-        require(1 <= self.base < math.inf, "dry_base", self.base, "at least 1")
-        whole = isinstance(self.allowed_length, int) and self.allowed_length >= 1
-        require(whole, "dry_allowed_length", self.allowed_length, "a whole number of at least 1")
+        require_in_range(
+            DRYOptions,
+            dry_multiplier=self.multiplier,
+            dry_base=self.base,
+            dry_allowed_length=self.allowed_length,
+        )
+
+    @classmethod
+    def for_text(cls, options: DRYOptions, text: TextContext) -> Iterator[Processor]:
+        if options.dry_multiplier:
+            breakers = frozenset(options.dry_sequence_breakers)
+            yield cls(options.dry_multiplier, options.dry_base, options.dry_allowed_length, breakers)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         breaks = torch.isin(tokens, tokens.new_tensor(sorted(self.breakers)))

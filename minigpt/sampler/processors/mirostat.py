@@ -1,28 +1,43 @@
-"""Holding a text at one level of surprise: Mirostat."""
+"""Mirostat 2.0: a target surprise."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from torch import Tensor
-
-from minigpt.sampler.processors.processor import RULED_OUT, require
+from minigpt.lazy import Tensor
+from minigpt.options import option, require_in_range
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, TextContext
+from minigpt.sampler.seed import Seeded
 
 REMEMBERED = 64  # texts for each row: a beam or a draft goes back a few tokens, never so many
 
 
+@dataclass(frozen=True, kw_only=True)
+class MirostatOptions(Seeded):
+    """Mirostat 2.0, for strategies that sample."""
+
+    # fmt: off
+    mirostat_tau: float | None = option(None, "target surprise tau in bits per token, kept by an adaptive cutoff (Mirostat "
+        "2.0); 3 to 5 is usual", group="sampling", kind=float, above=0, most=1000, metavar="BITS")
+    mirostat_eta: float = option(0.1, "learning rate eta of the cutoff",
+        group="sampling", above=0, most=1000, needs="mirostat_tau", metavar="RATE")
+    # fmt: on
+
+
 @dataclass(frozen=True)
 class Mirostat:
-    """Cuts off what is too surprising, and moves the limit until the text is as surprising as asked.
+    """Drops tokens above a surprise of mu bits, and adapts mu until the text's mean surprise is tau bits.
 
-    Tokens of more than mu bits of surprise are dropped. Each token chosen moves mu by eta times its distance
-    from tau bits, its surprise being that among the tokens left: after dull ones mu grows, after wild ones it
-    shrinks. A text begins with mu = 2 tau.
+    Each token chosen moves mu by eta times its distance from tau bits, its surprise being that among the
+    tokens left: after predictable tokens mu grows, after surprising ones it shrinks. A text begins with
+    mu = 2 tau.
 
-    What is remembered belongs to the text, not to the order of calls: under its tokens lie its mu and what
-    was offered there, from which the mu of the text one token longer follows. So beams may fork and drafts
-    be taken back.
+    The state belongs to the text, not to the order of calls: for each text, by its tokens, mu and the
+    distribution after the cutoff are kept, from which the mu of the text one token longer follows. So beams
+    may fork and drafts may be rejected.
 
     Source: Basu et al. 2021, algorithm 2 (Mirostat 2.0).
     """
@@ -34,9 +49,15 @@ class Mirostat:
         default_factory=dict, init=False, repr=False, compare=False
     )  # text: (mu, {token: its surprise in bits})
 
+    options: ClassVar[type] = MirostatOptions
+
     def __post_init__(self) -> None:
-        require(0 < self.tau < math.inf, "mirostat_tau", self.tau, "above 0")
-        require(0 < self.eta < math.inf, "mirostat_eta", self.eta, "above 0")
+        require_in_range(MirostatOptions, mirostat_tau=self.tau, mirostat_eta=self.eta)
+
+    @classmethod
+    def for_text(cls, options: MirostatOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.mirostat_tau is not None:
+            yield cls(options.mirostat_tau, options.mirostat_eta, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         texts = [tuple(text) for text in tokens.tolist()]
@@ -53,14 +74,14 @@ class Mirostat:
     def _limit(self, text: tuple[int, ...]) -> float:
         """The mu of this text, from that of the text one token shorter."""
         mu, offered = self._offers.get(text[:-1], (2 * self.tau, {}))
-        # What was not on offer is a draft that will be taken back, or the beginning: no news.
+        # A token that was cut off is a draft that will be rejected, or the prompt ends here: mu stays.
         surprise = offered.get(text[-1], self.tau)
         return mu - self.eta * (surprise - self.tau)
 
     def _remember(self, text: tuple[int, ...], mu: float, logits: Tensor) -> None:
         offered = (logits > RULED_OUT).nonzero()[:, 0]
         surprise = _surprise(logits[offered])
-        self._offers.pop(text, None)  # it is the youngest again
+        self._offers.pop(text, None)  # move to the end (LRU)
         self._offers[text] = mu, dict(zip(offered.tolist(), surprise.tolist(), strict=True))
 
 

@@ -1,20 +1,49 @@
-"""Steps that look at the text so far: what was said loses, what must not be said is ruled out."""
+"""Processors that depend on the text so far: repetition penalties, banned and biased tokens, minimum length."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option, require_in_range
+from minigpt.sampler.option_values import (
+    BIASES,
+    START_AND_FACTOR,
+    TOKEN_SEQUENCES,
+    spellings,
+)
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, TextContext
 
-from minigpt.sampler.processors.processor import RULED_OUT, require
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyOptions:
+    """Repetition penalties, banned and biased tokens, minimum length: for every strategy."""
+
+    # fmt: off
+    repetition_penalty: float = option(1.0, "logits of tokens already in the text are divided by this if positive, else "
+        "multiplied; 1.1 to 1.3 is usual", group="control", least=1e-4, most=1e4, off=1.0, metavar="F")
+    presence_penalty: float = option(0.0, "subtract P from the logits of generated tokens, prompt excluded",
+        group="control", least=-2, most=2, off=0.0, metavar="P")
+    frequency_penalty: float = option(0.0, "subtract P from the logits of generated tokens for each occurrence, prompt "
+        "excluded", group="control", least=-2, most=2, off=0.0, metavar="P")
+    no_repeat_ngram_size: int = option(0, "no repeated n-grams of N tokens; 3 is usual", group="control", least=1, off=0)
+    bad_words: Sequence[Sequence[int]] = option((), "banned text; repeatable", group="control", kind=TOKEN_SEQUENCES,
+        collect=spellings, metavar="TEXT")
+    logit_bias: Mapping[int, float] = option({}, "add BIAS to the logit of token ID, -inf bans it; repeatable",
+        group="control", kind=BIASES, collect=lambda pairs, _: dict(pairs))
+    min_new_tokens: int = option(0, "no end-of-text token before N new tokens", group="length", least=0)
+    exponential_decay_length_penalty: tuple[int, float] | None = option(None, "exponentially boost the end-of-text token, by "
+        "FACTOR per token after START new tokens (20,1.1)", group="length", kind=START_AND_FACTOR)
+    # fmt: on
 
 
 @dataclass(frozen=True)
 class LogitBias:
-    """Adds a number to the logits of chosen tokens; -inf rules a token out.
+    """Adds a number to the logits of chosen tokens; -inf bans a token.
 
     >>> LogitBias({2: 5.0})(torch.zeros(1, 4), torch.tensor([[0]]))
     tensor([[0., 0., 5., 0.]])
@@ -22,13 +51,18 @@ class LogitBias:
 
     biases: Mapping[int, float]
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        wrong = [bias for bias in self.biases.values() if not bias < float("inf")]
-        require(not wrong, "logit_bias", wrong, "a number, or -inf")
+        require_in_range(PenaltyOptions, logit_bias=self.biases)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.logit_bias:
+            yield cls(options.logit_bias)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        outside = [token for token in self.biases if not 0 <= token < logits.size(-1)]
-        require(not outside, "logit_bias ids", outside, f"from 0 to {logits.size(-1) - 1}")
+        _require_known("logit_bias", self.biases, logits)
         bias = logits.new_zeros(logits.size(-1))
         bias[list(self.biases)] = logits.new_tensor(list(self.biases.values()))
         return logits + bias
@@ -36,7 +70,7 @@ class LogitBias:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Tokens already in the text lose, whichever sign their logit has.
+    """Divides the logits of tokens already in the text if they are positive, and multiplies them if not.
 
     Source: Keskar et al. 2019 (CTRL), section 4.1.
 
@@ -46,8 +80,15 @@ class RepetitionPenalty:
 
     penalty: float
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        require(self.penalty > 0, "repetition_penalty", self.penalty, "above 0 (1 is off)")
+        require_in_range(PenaltyOptions, repetition_penalty=self.penalty)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.repetition_penalty != 1:
+            yield cls(options.repetition_penalty)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         seen = logits.gather(-1, tokens)
@@ -57,7 +98,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class PresencePenalty:
-    """Tokens that were written once or more lose the same; those of the prompt do not count.
+    """Subtracts a constant from the logits of generated tokens; those of the prompt do not count.
 
     Source: OpenAI's API reference, presence_penalty; vLLM counts the same way.
 
@@ -68,8 +109,15 @@ class PresencePenalty:
     penalty: float
     prompt_length: int
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        require(-2 <= self.penalty <= 2, "presence_penalty", self.penalty, "from -2 to 2 (0 is off)")
+        require_in_range(PenaltyOptions, presence_penalty=self.penalty)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.presence_penalty:
+            yield cls(options.presence_penalty, text.prompt_length)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return logits - self.penalty * (_counts(logits, tokens[:, self.prompt_length :]) > 0)
@@ -77,7 +125,7 @@ class PresencePenalty:
 
 @dataclass(frozen=True)
 class FrequencyPenalty:
-    """Each time that a token was written takes the same from it; those of the prompt do not count.
+    """Subtracts a constant for each occurrence from the logits of generated tokens; the prompt does not count.
 
     Source: OpenAI's API reference, frequency_penalty; vLLM counts the same way.
 
@@ -88,8 +136,15 @@ class FrequencyPenalty:
     penalty: float
     prompt_length: int
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        require(-2 <= self.penalty <= 2, "frequency_penalty", self.penalty, "from -2 to 2 (0 is off)")
+        require_in_range(PenaltyOptions, frequency_penalty=self.penalty)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.frequency_penalty:
+            yield cls(options.frequency_penalty, text.prompt_length)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return logits - self.penalty * _counts(logits, tokens[:, self.prompt_length :])
@@ -102,32 +157,39 @@ def _counts(logits: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NoRepeatNGram:
-    """Rules out every token that would complete a run of `size` tokens that the text already holds.
+    """Rules out every token that would repeat an n-gram of `size` tokens.
 
-    >>> NoRepeatNGram(2)(torch.zeros(1, 4), torch.tensor([[1, 2, 3, 1]]))       # "1 2" was said
+    >>> NoRepeatNGram(2)(torch.zeros(1, 4), torch.tensor([[1, 2, 3, 1]]))       # "1 2" occurred
     tensor([[0., 0., -inf, 0.]])
     """
 
     size: int
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        require(self.size >= 1, "no_repeat_ngram_size", self.size, "at least 1 (0 is off)")
+        require_in_range(PenaltyOptions, no_repeat_ngram_size=self.size)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.no_repeat_ngram_size:
+            yield cls(options.no_repeat_ngram_size)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         if tokens.size(1) < self.size:
             return logits
         runs = tokens.unfold(1, self.size, 1)  # (B, runs, size)
         start = tokens[:, tokens.size(1) - self.size + 1 :]  # (B, size - 1)
-        said = (runs[..., :-1] == start[:, None]).all(-1)  # (B, runs)
+        repeated = (runs[..., :-1] == start[:, None]).all(-1)  # (B, runs)
         out = logits.clone()
         for row in range(len(out)):
-            out[row, runs[row, said[row], -1]] = RULED_OUT
+            out[row, runs[row, repeated[row], -1]] = RULED_OUT
         return out
 
 
 @dataclass(frozen=True)
 class BadWords:
-    """Rules out the last token of each sequence where the text holds the tokens before it.
+    """Rules out the last token of each sequence where the text ends in the tokens before it.
 
     Of sequences of one token, those that are end tokens are left out, as in transformers: to keep a text
     from ending, use `MinNewTokens`.
@@ -135,13 +197,21 @@ class BadWords:
 
     sequences: Sequence[Sequence[int]]
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        require(all(map(len, self.sequences)), "bad_words", self.sequences, "sequences of at least one token")
+        require_in_range(PenaltyOptions, bad_words=self.sequences)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        ends = [[token] for token in text.end_tokens]
+        if banned := [word for word in options.bad_words if list(word) not in ends]:
+            yield cls(banned)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        _require_known("bad_words", [word[-1] for word in self.sequences], logits)
         out = logits.clone()
         for *start, last in self.sequences:
-            require(0 <= last < logits.size(-1), "bad_words ids", last, f"from 0 to {logits.size(-1) - 1}")
             if len(start) <= tokens.size(1):
                 tail = tokens[:, tokens.size(1) - len(start) :]
                 out[(tail == tail.new_tensor(start)).all(-1), last] = RULED_OUT
@@ -156,8 +226,15 @@ class MinNewTokens:
     prompt_length: int
     end_tokens: frozenset[int]
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        require(self.n >= 0, "min_new_tokens", self.n, "at least 0")
+        require_in_range(PenaltyOptions, min_new_tokens=self.n)
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.min_new_tokens and text.end_tokens:
+            yield cls(options.min_new_tokens, text.prompt_length, text.end_tokens)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         if tokens.size(1) - self.prompt_length >= self.n:
@@ -170,7 +247,7 @@ class MinNewTokens:
 
 @dataclass(frozen=True)
 class ExponentialLengthDecay:
-    """Lifts the end tokens, `factor` times as much with each new token after the first `start` ones.
+    """Boosts the end tokens exponentially, by `factor` for each new token after the first `start` ones.
 
     An end token of logit x gets x + |x| (factor ** n - 1), n tokens after the start.
     """
@@ -180,11 +257,16 @@ class ExponentialLengthDecay:
     prompt_length: int
     end_tokens: frozenset[int]
 
+    options: ClassVar[type] = PenaltyOptions
+
     def __post_init__(self) -> None:
-        name = "exponential_decay_length_penalty"
-        whole = isinstance(self.start, int) and self.start >= 0
-        require(whole, f"{name}'s start", self.start, "a whole number of at least 0")
-        require(1 < self.factor < math.inf, f"{name}'s factor", self.factor, "above 1")
+        require_in_range(PenaltyOptions, exponential_decay_length_penalty=(self.start, self.factor))
+
+    @classmethod
+    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+        if options.exponential_decay_length_penalty and text.end_tokens:
+            start, factor = options.exponential_decay_length_penalty
+            yield cls(start, factor, text.prompt_length, text.end_tokens)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         late = tokens.size(1) - self.prompt_length - self.start
@@ -196,3 +278,8 @@ class ExponentialLengthDecay:
         out = logits.clone()
         out[:, ends] += (logits[:, ends].abs() * lift).masked_fill(logits[:, ends] == RULED_OUT, 0)
         return out
+
+
+def _require_known(name: str, ids: Iterable[int], logits: Tensor) -> None:
+    if unknown := [token for token in ids if not 0 <= token < logits.size(-1)]:
+        raise InvalidRequest(f"{name} ids must be from 0 to {logits.size(-1) - 1}, got {unknown[:5]}")

@@ -1,45 +1,57 @@
-"""Marking a text as written by a model, unseen by readers, and finding the mark again."""
+"""A watermark: a statistical mark that readers do not notice, and its detection."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
-import torch
-from torch import Tensor
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option, require_in_range
+from minigpt.sampler.processors.processor import Processor, TextContext
 
-from minigpt.sampler.processors.processor import require
-from minigpt.sampler.strategy import WATERMARK_KEY, WATERMARK_RATIO
+WATERMARK_RATIO = 0.25
+WATERMARK_KEY = 15485863  # the millionth prime; use a secret key of your own so that only you can detect it
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatermarkOptions:
+    """A watermark, for every strategy."""
+
+    # fmt: off
+    watermark: bool = option(False, "add a watermark detectable by minigpt.detect_watermark", group="control")
+    watermark_bias: float = option(2.0, "logit bias delta of the green list; larger is easier to detect "
+        "and worse text", group="control", above=0, most=1e4, needs="watermark", metavar="BIAS")
+    watermark_ratio: float = option(WATERMARK_RATIO, "green-list fraction gamma of the vocabulary",
+        group="control", above=0, below=1, needs="watermark", metavar="SHARE")
+    watermark_key: int = option(WATERMARK_KEY, "secret key, needed for detection",
+        group="control", least=1, needs="watermark", metavar="N")
+    # fmt: on
 
 
 def green_tokens(last: int, vocab_size: int, ratio: float, key: int) -> Tensor:
-    """The tokens that a watermark favours after token `last`: a random share of the vocabulary.
+    """The green list after token `last`: the random fraction of the vocabulary that a watermark favours.
 
-    Drawn on the CPU whatever the device, so that a text written on a GPU is recognised anywhere, and as
-    transformers draws them there.
+    Sampled on the CPU whatever the device, so that text from a GPU is detected anywhere, and as
+    transformers does there.
 
     Source: Kirchenbauer et al. 2023, algorithm 2, with the hash key * last.
 
     >>> green_tokens(5, vocab_size=12, ratio=0.25, key=7).shape
     torch.Size([3])
     """
-    chance = torch.Generator("cpu").manual_seed(key * last % (2**64 - 1))
-    return torch.randperm(vocab_size, generator=chance, device="cpu")[: int(vocab_size * ratio)]
-
-
-def _check(ratio: float, key: int) -> None:
-    require(0 < ratio < 1, "watermark_ratio", ratio, "above 0 and below 1")
-    require(isinstance(key, int) and key >= 1, "watermark_key", key, "a whole number of at least 1")
+    generator = torch.Generator("cpu").manual_seed(key * last % (2**64 - 1))
+    return torch.randperm(vocab_size, generator=generator, device="cpu")[: int(vocab_size * ratio)]
 
 
 @dataclass(frozen=True)
 class Watermark:
-    """Adds `bias` to the green tokens, a random share of the vocabulary that the last token and a key fix.
+    """Adds `bias` to the green list, a random fraction of the vocabulary that a hash of key and last token selects.
 
-    The text then has more green tokens than chance would give it, which `WatermarkDetector` counts.
+    The text then has more green tokens than expected by chance, which `WatermarkDetector` counts.
 
     Source: Kirchenbauer et al. 2023, algorithm 2 (a soft red list).
     """
@@ -48,9 +60,20 @@ class Watermark:
     ratio: float = WATERMARK_RATIO
     key: int = WATERMARK_KEY
 
+    options: ClassVar[type] = WatermarkOptions
+
     def __post_init__(self) -> None:
-        require(0 < self.bias < math.inf, "watermark_bias", self.bias, "above 0")
-        _check(self.ratio, self.key)
+        require_in_range(
+            WatermarkOptions,
+            watermark_bias=self.bias,
+            watermark_ratio=self.ratio,
+            watermark_key=self.key,
+        )
+
+    @classmethod
+    def for_text(cls, options: WatermarkOptions, text: TextContext) -> Iterator[Processor]:
+        if options.watermark:
+            yield cls(options.watermark_bias, options.watermark_ratio, options.watermark_key)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         out = logits.clone()
@@ -62,7 +85,7 @@ class Watermark:
 
 @dataclass(frozen=True)
 class Detection:
-    """How many of a text's tokens are green, and how unlikely that is without a watermark."""
+    """How many of a text's tokens are on the green list, and how unlikely that is without a watermark."""
 
     n_scored: int
     n_green: int
@@ -74,7 +97,7 @@ class Detection:
 
     @property
     def z(self) -> float:
-        """By how many standard deviations the green tokens exceed what chance gives; NaN for no tokens.
+        """The z-score of the number of green tokens: standard deviations above chance; NaN for no tokens.
 
         Source: Kirchenbauer et al. 2023, equation 3.
 
@@ -86,18 +109,18 @@ class Detection:
 
     @property
     def p_value(self) -> float:
-        """How often a text without a watermark has such a z or a higher one."""
+        """One-sided p-value: how often a text without a watermark has such a z-score or a higher one."""
         return 0.5 * math.erfc(self.z / math.sqrt(2))
 
 
 @dataclass(frozen=True)
 class WatermarkDetector:
-    """Counts a text's green tokens, and says how unlikely so many are without a watermark.
+    """Counts a text's green tokens, and tests whether they are more than expected by chance.
 
     Ratio and key must be those of the `Watermark`, the vocabulary size that of the model.
 
-    Each pair of a token and the one before it counts once, unless `count_repeats`: a phrase said again has
-    its colours again, which is no further evidence.
+    Repeated bigrams count once, unless `count_repeats`: a phrase that repeats has the same green tokens
+    again, which is no further evidence.
 
     Source: Kirchenbauer et al. 2023, section 4.
     """
@@ -108,16 +131,16 @@ class WatermarkDetector:
     count_repeats: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.ratio, self.key)
+        require_in_range(WatermarkOptions, watermark_ratio=self.ratio, watermark_key=self.key)
 
     def __call__(self, tokens: Sequence[int]) -> Detection:
-        """Judges a text by all its tokens but the first."""
+        """Scores all tokens of a text but the first."""
         pairs = list(pairwise(tokens))
         followers = defaultdict(list)
         for last, token in pairs if self.count_repeats else dict.fromkeys(pairs):
             followers[last].append(token)
         n_green = 0
-        for last, found in followers.items():
+        for last, following in followers.items():
             green = green_tokens(last, self.vocab_size, self.ratio, self.key)
-            n_green += int(torch.isin(torch.tensor(found), green).sum())
+            n_green += int(torch.isin(torch.tensor(following), green).sum())
         return Detection(sum(map(len, followers.values())), n_green, self.ratio)

@@ -1,23 +1,37 @@
-"""Leaving out what everybody would say: XTC."""
+"""XTC: exclude top choices."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option, require_in_range
 from minigpt.sampler.engine.random_stream import RandomStream
-from minigpt.sampler.processors.processor import RULED_OUT, require
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, TextContext
+from minigpt.sampler.seed import Seeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class XTCOptions(Seeded):
+    """Excluding top choices, for strategies that sample."""
+
+    # fmt: off
+    xtc_probability: float = option(0.0, "with probability P per step, exclude all top choices but the least likely of them "
+        "(XTC); 0.5 is usual", group="sampling", above=0, most=1, off=0, metavar="P")
+    xtc_threshold: float = option(0.1, "tokens of at least probability P are top choices",
+        group="sampling", above=0, most=1, needs="xtc_probability", metavar="P")
+    # fmt: on
 
 
 @dataclass(frozen=True)
 class XTC:
-    """Now and then, drops the likeliest tokens and leaves the least likely of those that would do.
+    """With some probability per step, excludes the most likely tokens and keeps the least likely of the top choices.
 
-    At each token a coin falls; with `probability` all tokens of at least `threshold` go except the last of
-    them. The coin of a text's n-th new token is the n-th number of its stream, so it falls the same way in
-    any batch, and again when a text is taken back and written anew. An end token can go, too.
+    At each step, with `probability`, all tokens of at least probability `threshold` are ruled out except the
+    least likely of them. For a text's n-th new token that is decided by the n-th number of its random stream,
+    so it is the same in any batch, and again when a draft is rejected. End tokens are no exception.
 
     Source: p-e-w, "Exclude Top Choices", text-generation-webui pull request 6335.
 
@@ -27,18 +41,24 @@ class XTC:
 
     probability: float
     threshold: float = 0.1
-    coins: RandomStream = field(default_factory=lambda: RandomStream(0, "", purpose="xtc"))
+    stream: RandomStream = field(default_factory=lambda: RandomStream(0, "", purpose="xtc"))
     prompt_length: int = 0
     keep: int = 1
 
+    options: ClassVar[type] = XTCOptions
+
     def __post_init__(self) -> None:
-        require(
-            0 < self.probability <= 1, "xtc_probability", self.probability, "above 0 and at most 1 (0 is off)"
-        )
-        require(0 < self.threshold <= 1, "xtc_threshold", self.threshold, "above 0 and at most 1")
+        require_in_range(XTCOptions, xtc_probability=self.probability, xtc_threshold=self.threshold)
+
+    @classmethod
+    def for_text(cls, options: XTCOptions, text: TextContext) -> Iterator[Processor]:
+        if options.samples and options.xtc_probability:
+            assert options.seed is not None
+            stream = RandomStream(options.seed, text.request.random_name, text.index, purpose="xtc")
+            yield cls(options.xtc_probability, options.xtc_threshold, stream, text.prompt_length, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        if self.coins.uniform(tokens.size(1) - self.prompt_length) >= self.probability:
+        if self.stream.uniform(tokens.size(1) - self.prompt_length) >= self.probability:
             return logits
         ranked, order = logits.sort(descending=True, stable=True)
         likely = ranked.softmax(-1) >= self.threshold  # (B, V), the likely ones first

@@ -10,9 +10,7 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from minigpt.lazy import numpy as np
 from minigpt.sampler.regex.pattern import Alternation, Characters, Concatenation, Node, Repetition, parse
 
 Place = TypeVar("Place", bound=Hashable)
@@ -65,7 +63,7 @@ class Automaton:
         """Whether what has been read matches."""
         return MATCH in self._sets[state]
 
-    def row(self, state: int) -> NDArray[np.int64]:
+    def row(self, state: int) -> np.typing.NDArray[np.int64]:
         """The state after each of the 256 bytes."""
         return self._row(state)
 
@@ -75,7 +73,7 @@ class Automaton:
             state = int(self._row(state)[byte])
         return state
 
-    def _follow(self, state: int) -> NDArray[np.int64]:
+    def _follow(self, state: int) -> np.typing.NDArray[np.int64]:
         edges = [self._network.edge(place) for place in self._sets[state] if place != MATCH]
         borders = sorted({0, 256, *(edge.low for edge in edges), *(edge.high + 1 for edge in edges)})
         row = np.empty(256, dtype=np.int64)

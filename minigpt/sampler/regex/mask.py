@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
+from minigpt.lazy import Tensor, torch
+from minigpt.lazy import numpy as np
 from minigpt.sampler.regex.automaton import DEAD, MAX_STATES, START, Automaton, reachable, require_room
 from minigpt.sampler.regex.token_trie import Numbers, TokenTrie
 
@@ -123,26 +119,3 @@ class Regex:
 def _make_room(memory: dict[int, Tensor] | dict[tuple[int, ...], int]) -> None:
     if len(memory) >= REMEMBERED:  # rare, and quickly found again
         memory.clear()
-
-
-@dataclass(frozen=True)
-class RegexMask:
-    """Rules out the tokens after which the text could not match a regular expression any more.
-
-    What must match is what follows the prompt. An end token may be written exactly where the text matches.
-    Where it matches and nothing can follow, only `stop=regex.complete` ends it without an end token. A text
-    for which max_new_tokens comes first is cut off: it is the beginning of a match.
-    """
-
-    regex: Regex
-    prompt_length: int
-    end_tokens: frozenset[int]
-
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        texts = tokens[:, self.prompt_length :].tolist()
-        allowed = torch.stack([self.regex.mask(text) for text in texts])  # (B, ids that spell something)
-        # A model may have more rows than its tokenizer has tokens.
-        allowed = pad(allowed, (0, logits.size(-1) - allowed.size(-1)))
-        ends = [token for token in self.end_tokens if token < logits.size(-1)]
-        allowed[:, ends] = torch.tensor([[self.regex.matches(text)] for text in texts])
-        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from minigpt.lazy import numpy as np
 from minigpt.sampler.regex.automaton import DEAD, Automaton
 
-Numbers = NDArray[np.int64]
+Numbers: TypeAlias = "np.typing.NDArray[np.int64]"
 
 
 class Level(NamedTuple):

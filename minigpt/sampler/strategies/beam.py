@@ -1,11 +1,15 @@
-"""Beam search: several texts are carried along, and the best as a whole wins."""
+"""Beam search: several hypotheses are kept, and the best as a whole wins."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from minigpt.errors import InvalidRequest
+from minigpt.options import option
+from minigpt.sampler.engine.beam_search import Choose, Search
+from minigpt.sampler.engine.decode_loop import first_likeliest, ids, read_prompts
 from minigpt.sampler.events import (
     BeamExtension,
     BeamsExtended,
@@ -16,32 +20,20 @@ from minigpt.sampler.events import (
     Request,
     TokenGenerated,
 )
-from minigpt.sampler.options import option
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
-
-if TYPE_CHECKING:
-    from minigpt.sampler.engine.beam_search import Choose, Search
-
 
 Other = TypeVar("Other", bound=Strategy)
 
 
-def _early_stopping(text: str) -> bool | Literal["never"]:
-    return {"true": True, "false": False, "never": "never"}[text.lower()]  # type: ignore[return-value]
-
-
 def num_beams_option(default: int) -> Any:
-    """The option that every relative of beam search has, with a default of its own."""
-    return option(
-        default, "texts carried along, at N times the work (4 to 10)",
-        group="beams", parse=int, metavar="N",
-    )  # fmt: skip
+    """The option that every kind of beam search has, with a default of its own."""
+    return option(default, "number of beams, at N times the work; 4 to 10 is usual", group="beams", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beam(Strategy):
-    """Carries the `num_beams` likeliest texts along: likelier as a whole than greedy, blander, slower.
+    """Keeps the `num_beams` most likely hypotheses: likelier texts than greedy, less diverse, slower.
 
     A text's score is the sum of its tokens' log-probabilities / length ** length_penalty, the end token
     counted. The processors act on the log-probabilities, and what they leave is not renormalised.
@@ -53,32 +45,25 @@ class Beam(Strategy):
     Source: Graves 2012; the details are those of transformers 5.23.
     """
 
-    implied_by = frozenset({"num_beams"})
-
     num_beams: int = num_beams_option(5)
-    num_return_sequences: int = option(
-        1, "how many texts for each prompt", group="beams", parse=int, metavar="N"
-    )
+    num_return_sequences: int = option(1, "number of texts for each prompt", group="beams", least=1)
     length_penalty: float = option(
-        1.0, "above 0 favours long texts, below 0 short ones", group="beams", metavar="A"
-    )
+        1.0, "exponent of the length that divides a hypothesis' score: above 0 favours long texts, below 0 short ones",
+        group="beams", least=-10, most=10, metavar="A",
+    )  # fmt: skip  # beyond, length ** length_penalty leaves the floats
     early_stopping: bool | Literal["never"] = option(
-        False, "when to stop looking: true is soonest, never is exact",
-        group="beams", parse=_early_stopping, metavar="{true,false,never}",
+        False, "stopping criterion, as in transformers: true ends with N finished hypotheses, false when a heuristic finds"
+        " no better one ahead, never when there can be none",
+        group="beams", choices=(True, False, "never"), metavar="{true,false,never}",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_beams < 1:
-            raise ValueError(f"num_beams (--num-beams) must be at least 1, got {self.num_beams}")
-        if not 1 <= self.num_return_sequences <= self.num_beams:
-            raise ValueError(
-                f"num_return_sequences must be from 1 to the {self.num_beams} beams, got {self.num_return_sequences}"
+        if self.num_return_sequences > self.num_beams:
+            raise InvalidRequest(
+                f"num_return_sequences (--num-return-sequences) must be at most num_beams (--num-beams), {self.num_beams},"
+                f" got {self.num_return_sequences}"
             )
-        if not -10 <= self.length_penalty <= 10:  # beyond, length ** length_penalty leaves the floats
-            raise ValueError(f"length_penalty must be from -10 to 10, got {self.length_penalty}")
-        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
-            raise ValueError(f'early_stopping must be True, False or "never", got {self.early_stopping!r}')
 
     def score(self, total: float, length: int) -> float:
         """What a text of this total and length is worth."""
@@ -87,18 +72,14 @@ class Beam(Strategy):
 
     def new_search(self, prompt_index: int, request: Request) -> Search:
         """The search for the texts of one prompt."""
-        from minigpt.sampler.engine.beam_search import Search
-
         return Search(self, prompt_index, request)
 
     def chooser(self, request: Request) -> Choose:
         """How one prompt's search chooses among all continuations of its beams."""
-        from minigpt.sampler.engine.decode_loop import first_likeliest
-
         return lambda totals, n, position: first_likeliest(totals, n)
 
     def alone(self) -> Strategy:
-        """What a single beam does: with nothing to weigh against each other, greedy decoding."""
+        """The strategy that a single beam is: greedy decoding."""
         return same_options(self, Greedy)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
@@ -121,8 +102,6 @@ class Beam(Strategy):
             yield event
 
     def _search(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.engine.decode_loop import ids, read_prompts
-
         searches = [self.new_search(i, request) for i, request in enumerate(requests)]
         logits, cache = read_prompts(model, requests)  # one row a prompt: every beam starts from it
         yield PrefillDone()

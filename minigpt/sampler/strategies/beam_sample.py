@@ -1,28 +1,25 @@
-"""Beam sampling: beams that draw lots."""
+"""Beam sampling: beam search that samples its candidates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from minigpt.sampler.choosing import Sampling
+from minigpt.sampler.engine.beam_search import Choose
+from minigpt.sampler.engine.random_stream import RandomStream, sample_distinct
 from minigpt.sampler.events import Request
 from minigpt.sampler.strategies.beam import Beam, same_options
-from minigpt.sampler.strategies.sample import SAMPLING, Sample, Sampling
+from minigpt.sampler.strategies.sample import Sample
 from minigpt.sampler.strategy import Strategy
-
-if TYPE_CHECKING:
-    from minigpt.sampler.engine.beam_search import Choose
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSample(Beam, Sampling):
-    """Beams that draw their continuations by lot: livelier than beam search, likelier than sampling."""
-
-    implied_by = Beam.implied_by | SAMPLING
+    """Beam search that samples its candidates: between beam search and sampling."""
 
     def chooser(self, request: Request) -> Choose:
-        from minigpt.sampler.engine.random_stream import RandomStream, sample_distinct
-
+        if not self.samples:
+            return super().chooser(request)
         assert self.seed is not None
         stream = RandomStream(self.seed, request.random_name, purpose="beams")
         return lambda totals, n, position: sample_distinct(totals, n, stream.key(position))

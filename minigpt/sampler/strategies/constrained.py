@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minigpt.sampler import option_values
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor
+from minigpt.options import Kind, option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
+from minigpt.sampler.engine.decode_loop import require_possible
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import Loaded, option
+from minigpt.sampler.option_values import Loaded, are_ids, spelling
 from minigpt.sampler.strategies.beam import Beam
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Tokens = tuple[int, ...]
 Phrase = tuple[Tokens, ...]  # its spellings; one of them is enough
@@ -26,14 +26,25 @@ def _phrases(texts: list[str], loaded: Loaded) -> tuple[Phrase, ...]:
     # GPT-2 writes a word with its space before it, except where a text or a line begins.
     def spelled(text: str) -> Phrase:
         both = dict.fromkeys((text, " " + text.lstrip(" ")))
-        return tuple(tokens for way in both if (tokens := option_values.spelling(way, loaded.tokenizer)))
+        return tuple(tokens for way in both if (tokens := spelling(way, loaded.tokenizer)))
 
     return tuple(spelled(text) if text else () for text in texts)
 
 
+def _are_phrases(value: Any) -> bool:
+    listed = isinstance(value, list | tuple)
+    return listed and all(are_ids(p) or (isinstance(p, list | tuple) and all(map(are_ids, p))) for p in value)
+
+
+PHRASES = Kind(
+    "phrases, each of token ids or a list of alternative spellings (tokenizer.encode makes them of a text)",
+    _are_phrases,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Constrained(Beam):
-    """Beam search whose texts contain all the given phrases: the best place for each is looked for.
+    """Lexically constrained beam search: the texts contain all given phrases, placed by the search.
 
     A text counts as finished only when it holds every phrase, in any order, overlaps allowed; an end token
     or stop text that comes before is not taken. The beams are shared evenly among banks, one for each number
@@ -48,22 +59,16 @@ class Constrained(Beam):
     allocation), section 3.
     """
 
-    implied_by = Beam.implied_by | {"must_include"}
-
     must_include: Sequence[Sequence[Any]] = option(
         (), "the text must contain this; repeatable",
-        group="control", parse=str, collect=_phrases, metavar="TEXT",
+        group="control", kind=PHRASES, collect=_phrases, metavar="TEXT",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for number, phrase in enumerate(self.must_include, start=1):
-            if isinstance(phrase, str):
-                raise ValueError(
-                    f"must_include takes token ids, got the text {phrase!r:.60}: encode it first"
-                )
             if not phrase or not all(spellings(phrase)):
-                raise ValueError(
+                raise InvalidRequest(
                     f"must_include (--must-include): phrase {number} has no tokens: it is empty, or the vocabulary"
                     " cannot spell it"
                 )
@@ -110,17 +115,17 @@ class Goal:
         return cls(tuple(phrase for phrase in phrases if phrase not in free))
 
     def check(self, request: Request, vocab_size: int) -> None:
-        """Raises ValueError where no text can contain the phrases."""
+        """Raises InvalidRequest where no text can contain the phrases."""
         tokens = [token for phrase in self.phrases for spelling in phrase for token in spelling]
         if unknown := [token for token in tokens if not 0 <= token < vocab_size]:
-            raise ValueError(f"must_include ids must be from 0 to {vocab_size - 1}, got {unknown[:5]}")
+            raise InvalidRequest(f"must_include ids must be from 0 to {vocab_size - 1}, got {unknown[:5]}")
         if ends := [token for token in tokens if token in request.end_tokens]:
-            raise ValueError(
+            raise InvalidRequest(
                 f"must_include (--must-include) holds the end token {ends[0]}, at which a text ends"
             )
         _, together = self.missing(())
         if together > request.max_new_tokens:
-            raise ValueError(
+            raise InvalidRequest(
                 f"must_include (--must-include): the phrases are {together} tokens together, more than the"
                 f" {request.max_new_tokens} new ones that there is room for (--max-new-tokens)"
             )
@@ -183,8 +188,6 @@ class ConstrainedSearch(Search):
 
     def going_on(self, unfinished: list[Hypothesis]) -> list[Hypothesis]:
         """From each bank in turn its best, the fullest bank first; texts that may run out of room come last."""
-        from minigpt.sampler.engine.decode_loop import require_possible
-
         left = self.request.max_new_tokens - len(self.live[0].tokens) - 1
         places: Counter[int] = Counter()
         ranked = []

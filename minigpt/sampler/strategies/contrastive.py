@@ -1,20 +1,22 @@
-"""Contrastive search: likely tokens, but none that says once more what the text has said."""
+"""Contrastive search: likely tokens whose hidden states differ from those of the context."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option
+from minigpt.sampler.engine.decode_loop import (
+    Prediction,
+    Text,
+    decode_loop,
+    first_likeliest,
+    left_padded_batch,
+    require_possible,
+)
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import option
-from minigpt.sampler.strategies.sample import SAMPLING
 from minigpt.sampler.strategy import Strategy
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minigpt.sampler.engine.decode_loop import Prediction, Text
 
 RULED_OUT = float("-inf")
 # Shapes below:  B rows (texts) · F those with room in the window · K candidates · S tokens read · D n_embd
@@ -22,7 +24,7 @@ RULED_OUT = float("-inf")
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Strategy):
-    """Of the likeliest tokens, the one least like what was said: the same every time, yet hardly repeats itself.
+    """Of the most likely tokens, takes the least similar to the context: deterministic, little repetition.
 
     Each of the `top_k` likeliest candidates v is read, and the one with the best
 
@@ -38,28 +40,15 @@ class Contrastive(Strategy):
     Source: Su et al. 2022, "A Contrastive Framework for Neural Text Generation", section 3.2.
     """
 
-    # With those of sampling, for --top-k is one of them: alone it still means sampling.
-    implied_by = SAMPLING | {"penalty_alpha"}
-
     penalty_alpha: float = option(
-        0.6, "what likeness to the text so far costs, from 0 (nothing) to 1 (it alone counts; 0.6 is usual)",
-        group="strategy", metavar="A",
+        0.6, "degeneration penalty alpha: weight of the maximum cosine similarity to the context",
+        group="strategy", least=0, most=1, metavar="A",
     )  # fmt: skip
     top_k: int = option(
-        4, "weigh the K likeliest tokens against each other (4 to 10)",
-        group="sampling", parse=int, metavar="K",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.penalty_alpha <= 1:
-            raise ValueError(f"penalty_alpha (--penalty-alpha) must be from 0 to 1, got {self.penalty_alpha}")
-        if self.top_k < 1:
-            raise ValueError(f"contrastive search needs a top_k (--top-k) of at least 1, got {self.top_k}")
-        super().__post_init__()
+        4, "number of candidates to choose from; 4 to 10 is usual", group="sampling", least=1, metavar="K"
+    )
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.engine.decode_loop import decode_loop
-
         reader = Candidates(model, self)
         return decode_loop(model, requests, self, reader.pick, reads=lambda model: reader)
 
@@ -75,8 +64,6 @@ class Candidates:
         self.k = min(strategy.top_k, model.config.vocab_size)
 
     def prompts(self, requests: Sequence[Request]) -> Prediction:
-        from minigpt.sampler.engine.decode_loop import left_padded_batch
-
         # Even the last new token is read, for only then can it be weighed.
         tokens, self.cache = left_padded_batch(self.model, requests, spare=1)
         x = self.model.hidden_states(tokens, self.cache)  # (B, S, D)
@@ -91,10 +78,6 @@ class Candidates:
 
         Shapes: (B, V) processed, B texts  ->  (B,)
         """
-        import torch
-
-        from minigpt.sampler.engine.decode_loop import first_likeliest, require_possible
-
         require_possible(scores.amax(-1).tolist(), [text.request for text in texts])
         likely = torch.stack([first_likeliest(row, self.k) for row in scores])  # (B, K)
         chosen = likely[:, 0].clone()
@@ -131,8 +114,6 @@ class Candidates:
 
     def next(self, tokens: Tensor) -> Prediction:
         """What follows the tokens that were picked, and so have been read."""
-        import torch
-
         rows = list(self.rows.values())
         x = self.read[rows]  # (B, D)
         self.past = torch.cat([self.past, directions(x)[:, None]], 1)
@@ -140,8 +121,6 @@ class Candidates:
 
     def _predict(self, x: Tensor, rows: Sequence[int]) -> Prediction:
         """What follows the texts that now are in these rows of the cache, each of which becomes K."""
-        from minigpt.sampler.engine.decode_loop import Prediction
-
         self.cache.select([row for row in rows for _ in range(self.k)])
         logits = self.model.unembed(x).float()
         return Prediction(logits, logits)
@@ -149,6 +128,4 @@ class Candidates:
 
 def directions(x: Tensor) -> Tensor:
     """Vectors of length 1, whose products are cosines: (..., D)  ->  (..., D), float32."""
-    from torch.nn.functional import normalize
-
-    return normalize(x.float(), dim=-1)
+    return torch.nn.functional.normalize(x.float(), dim=-1)

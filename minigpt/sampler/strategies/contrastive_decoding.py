@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor
+from minigpt.options import REQUIRED, option
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
+from minigpt.sampler.engine.decode_loop import Prediction, Reader, without_training
 from minigpt.sampler.events import Event, LanguageModel, PromptTooLong, Request
-from minigpt.sampler.options import REQUIRED, option
-from minigpt.sampler.strategies.sample import SAMPLING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minigpt.sampler.engine.decode_loop import Prediction
+from minigpt.sampler.option_values import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveDecoding(ContrastMixin):
-    """Prefers what the model knows and a weaker one, the amateur, does not: livelier than greedy, as coherent.
+    """Subtracts the log-probabilities of a weaker model, the amateur: less repetitive than greedy, as coherent.
 
     The scores are log p_model - log p_amateur of the tokens at least `relative_top` (the paper's alpha)
     times as likely as the model's best; others are written only where the options rule out all of these.
@@ -27,35 +24,22 @@ class ContrastiveDecoding(ContrastMixin):
     OPT). The processors act on the scores.
 
     The paper then looks for the best text with beams; here, as in O'Brien and Lewis 2023 ("Contrastive
-    Decoding Improves Reasoning in Large Language Models"), the best token is taken, or lots are drawn if
-    an option of sampling is given. The amateur reads the whole text, as the model does, so prompt and new
+    Decoding Improves Reasoning in Large Language Models"), the best token is taken, or with `do_sample`
+    one is sampled. The amateur reads the whole text, as the model does, so prompt and new
     tokens must fit its window, too.
 
     Source: Li et al. 2022, "Contrastive Decoding: Open-ended Text Generation as Optimization", section 3.
     """
 
-    implied_by = SAMPLING | {"amateur"}
-
     amateur: LanguageModel = option(
-        REQUIRED, "a weaker model with the same vocabulary, whose likings are subtracted",
-        group="strategy", parse=str, resolve=lambda name, loaded: loaded.other_model(name),
-        metavar="NAME_OR_DIR",
+        REQUIRED, "amateur model of the same vocabulary, whose log-probabilities are subtracted",
+        group="strategy", kind=MODEL, resolve=lambda name, loaded: loaded.other_model(name),
     )  # fmt: skip
     amateur_temperature: float = option(
-        1.0, "below 1 the amateur is surer of itself, and what it likes costs more (0.5 to 1)",
-        group="strategy", metavar="T",
+        1.0, "temperature of the amateur's logits; 0.5 to 1 is usual", group="strategy", least=1e-6, most=1e4, metavar="T"
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        if not self.amateur_temperature > 0:
-            raise ValueError(
-                f"amateur_temperature (--amateur-temperature) must be above 0, got {self.amateur_temperature}"
-            )
-        super().__post_init__()
-
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.engine.decode_loop import without_training
-
         self._check(model, requests)
         events = self.contrasted(model, requests, lambda model: TwoReaders(model, self))
         return without_training(self.amateur, events)  # `run` sees to the model alone
@@ -63,7 +47,7 @@ class ContrastiveDecoding(ContrastMixin):
     def _check(self, model: LanguageModel, requests: Sequence[Request]) -> None:
         ours, theirs = model.config.vocab_size, self.amateur.config.vocab_size
         if ours != theirs:
-            raise ValueError(
+            raise InvalidRequest(
                 f"the amateur (--amateur) has {theirs} tokens and the model {ours}: they must share a vocabulary"
             )
         window = self.amateur.config.n_positions
@@ -79,8 +63,6 @@ class TwoReaders:
     """Reads the texts side by side with both models, and subtracts the amateur's prediction."""
 
     def __init__(self, model: LanguageModel, strategy: ContrastiveDecoding) -> None:
-        from minigpt.sampler.engine.decode_loop import Reader
-
         self.expert, self.amateur, self.strategy = Reader(model), Reader(strategy.amateur), strategy
 
     def prompts(self, requests: Sequence[Request]) -> Prediction:
@@ -95,8 +77,6 @@ class TwoReaders:
         self.amateur.select(rows)
 
     def _contrast(self, expert: Prediction, amateur: Prediction) -> Prediction:
-        from minigpt.sampler.engine.decode_loop import Prediction
-
         better = expert.logits.log_softmax(-1)
         cooled = amateur.logits.to(better.device) / self.strategy.amateur_temperature
         scores = contrast(better, cooled.log_softmax(-1), self.strategy.relative_top)

@@ -1,24 +1,23 @@
-"""Diverse beam search: groups of beams that keep out of each other's way."""
+"""Diverse beam search: groups of beams with a Hamming diversity penalty."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option
 from minigpt.sampler.engine.beam_search import Search
 from minigpt.sampler.events import Request
-from minigpt.sampler.options import option
+from minigpt.sampler.processors import Watched
 from minigpt.sampler.strategies.beam import Beam, num_beams_option, same_options
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Shapes below:  R live beams of one prompt, in all groups · B those of one group · V vocabulary · S tokens of a text
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiverseBeam(Beam):
-    """Beams in groups that avoid each other's words: several texts that differ in more than their endings.
+    """Beam search in groups that are penalized for equal tokens: texts that differ in more than their endings.
 
     The `num_beams` beams are shared among `num_beam_groups`, each a beam search of its own. At every step the
     groups go one after the other, and a token's log-probability loses `diversity_penalty` for each beam of
@@ -28,30 +27,20 @@ class DiverseBeam(Beam):
     Source: Vijayakumar et al. 2018 (diverse beam search), section 4, with the Hamming diversity of section 5.1.
     """
 
-    implied_by = Beam.implied_by | {"num_beam_groups", "diversity_penalty"}
-
     num_beams: int = num_beams_option(4)
-    num_beam_groups: int = option(
-        2,
-        "share the beams among N groups that avoid each other's words",
-        group="beams",
-        parse=int,
-        metavar="N",
-    )
+    num_beam_groups: int = option(2, "number of groups of diverse beam search", group="beams", least=1)
     diversity_penalty: float = option(
-        0.5, "what a word loses for each beam of other groups that chose it (0.2 to 0.8)",
-        group="beams", metavar="F",
+        0.5, "diversity penalty per token, for each beam of earlier groups that chose it; 0.2 to 0.8 is usual",
+        group="beams", least=0, most=1e6, metavar="F",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_beam_groups < 1 or self.num_beams % self.num_beam_groups:
-            raise ValueError(
-                f"num_beam_groups must divide num_beams (--num-beams): {self.num_beam_groups} groups cannot share"
-                f" {self.num_beams} beams evenly"
+        if self.num_beams % self.num_beam_groups:
+            raise InvalidRequest(
+                f"num_beam_groups (--num-beam-groups) must divide num_beams (--num-beams): {self.num_beam_groups} groups"
+                f" cannot share {self.num_beams} beams evenly"
             )
-        if not 0 <= self.diversity_penalty < float("inf"):
-            raise ValueError(f"diversity_penalty must be at least 0, got {self.diversity_penalty}")
 
     def new_search(self, prompt_index: int, request: Request) -> Search:
         each = self.num_beams // self.num_beam_groups
@@ -94,8 +83,6 @@ class GroupSearch(Search):
 
     def _keep_away(self, group: Search) -> None:
         """Puts the penalty before all the processors of a group."""
-        from minigpt.sampler.processors import Watched
-
         if group.beam.watch is None:
             group.processors.insert(0, self.diversity)
         else:  # after the step that shows what there was to begin with
@@ -106,8 +93,6 @@ class GroupSearch(Search):
 
         Shapes: (B, V), (B, S)  ->  (B, V)
         """
-        import torch
-
         chosen = torch.tensor(self.chosen, dtype=torch.long, device=logits.device)
         times = chosen.bincount(minlength=logits.size(-1))  # (V,)
         return logits - self.penalty * times

@@ -1,21 +1,19 @@
-"""DoLa: what the last layer knows that an earlier one does not yet."""
+"""DoLa: decoding by contrasting the last layer with an earlier one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor
+from minigpt.options import Kind, option
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
+from minigpt.sampler.engine.decode_loop import Prediction, left_padded_batch
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import option
-from minigpt.sampler.strategies.sample import SAMPLING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minigpt.sampler.engine.decode_loop import Prediction
+from minigpt.sampler.option_values import are_ids
 
 # Shapes below:  B rows (texts) · T new tokens · L candidate layers · D n_embd · V vocabulary
 
@@ -24,15 +22,22 @@ def _layers(text: str) -> str | tuple[int, ...]:
     return text if text in ("high", "low") else tuple(int(number) for number in text.split(","))
 
 
+def _are_layers(value: Any) -> bool:
+    return value in ("high", "low") if isinstance(value, str) else are_ids(value) and len(value) > 0
+
+
+LAYERS = Kind('"high", "low" or layer numbers', _are_layers, _layers, "{high,low,N,N...}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoLa(ContrastMixin):
-    """Prefers what the last layer knows and an early one does not yet: for facts more than for style.
+    """Contrasts the last layer's logits with those of an earlier one: aims at factuality more than at style.
 
     Of the candidate layers that one is taken, at every step anew, whose prediction, as if the model ended
     there, has the largest Jensen-Shannon divergence from the last layer's. The scores are log p_last -
     log p_layer of the tokens at least `relative_top` times as likely as the best; others are written only
     where the options rule out all of these. The processors act on the scores, and the best token is
-    taken, or lots are drawn if an option of sampling is given.
+    taken, or with `do_sample` one is sampled.
 
     `dola_layers`: "high" or "low", every second layer of the upper or lower half (beyond 40 layers, of the
     last or first 20), or numbers: 0 is the embeddings, l what comes out of layer l. "low" begins at 2, for
@@ -46,26 +51,16 @@ class DoLa(ContrastMixin):
     Source: Chuang et al. 2023, "DoLa: Decoding by Contrasting Layers Improves Factuality", section 2.
     """
 
-    implied_by = SAMPLING | {"dola_layers"}
-
     dola_layers: Literal["high", "low"] | Sequence[int] = option(
-        "high", "contrast the last layer with the upper or lower half of the others, or with those given",
-        group="strategy", parse=_layers, metavar="{high,low,N,N...}",
+        "high", "candidate layers to contrast the last one with: the upper or lower half of the others, or those given",
+        group="strategy", kind=LAYERS,
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        named = isinstance(self.dola_layers, str)
-        if not (self.dola_layers in ("high", "low") if named else self.dola_layers):
-            raise ValueError(
-                f'dola_layers (--dola-layers) must be "high", "low" or layer numbers, got {self.dola_layers!r}'
-            )
-        super().__post_init__()
 
     def candidates(self, n_layer: int) -> list[int]:
         """The layers from which one is chosen, for a model that has so many.
 
         Raises:
-            ValueError: a number that was asked for is no layer before the last.
+            InvalidRequest: a number that was asked for is no layer before the last.
 
         >>> DoLa().candidates(12), DoLa(dola_layers="low").candidates(12)
         ([6, 8, 10], [2, 4])
@@ -77,7 +72,7 @@ class DoLa(ContrastMixin):
             return list(range(first, n_layer // 2 if n_layer <= 40 else 20, 2)) or [first]
         outside = [layer for layer in self.dola_layers if not 0 <= layer < n_layer]
         if outside:
-            raise ValueError(
+            raise InvalidRequest(
                 f"dola_layers (--dola-layers) of a model with {n_layer} layers are from 0 to {n_layer - 1},"
                 f" for the last is what they are contrasted with; got {outside}"
             )
@@ -94,8 +89,6 @@ class LayerReader:
         self.model, self.strategy = model, strategy
 
     def prompts(self, requests: Sequence[Request]) -> Prediction:
-        from minigpt.sampler.engine.decode_loop import left_padded_batch
-
         tokens, self.cache = left_padded_batch(self.model, requests)
         return self._predict(tokens)
 
@@ -107,8 +100,6 @@ class LayerReader:
 
     def _predict(self, tokens: Tensor) -> Prediction:
         """Shape: (B, T)"""
-        from minigpt.sampler.engine.decode_loop import Prediction
-
         streams = self.model.lens_states(tokens, self.cache)[:, :, -1]  # (n_layer + 1, B, D)
         candidates = self.strategy.candidates(len(streams) - 1)
         logits = self.model.unembed(streams[[*candidates, -1]]).float()  # (L + 1, B, V)
@@ -130,5 +121,5 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     tensor(0.6931)
     """
     middle = p.logaddexp(q) - math.log(2)
-    sides = [(side.exp() * (side - middle)).nansum(-1) for side in (p, q)]  # 0 * -inf counts nothing
+    sides = [(side.exp() * (side - middle)).nansum(-1) for side in (p, q)]  # 0 * -inf is NaN; treat as 0
     return (sides[0] + sides[1]) / 2

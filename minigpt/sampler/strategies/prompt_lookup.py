@@ -1,53 +1,36 @@
-"""Prompt lookup: a text that repeats itself is its own draft."""
+"""Prompt lookup: drafts are n-grams that repeat in the context."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from minigpt.options import option
 from minigpt.sampler.choosing import Choosing
+from minigpt.sampler.engine.decode_loop import Text
+from minigpt.sampler.engine.drafting import drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import option
-from minigpt.sampler.strategies.sample import SAMPLING
-
-if TYPE_CHECKING:
-    from minigpt.sampler.engine.decode_loop import Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLookup(Choosing):
-    """Greedy or sampled text, unchanged but faster: guesses that it goes on as it did before, and checks.
+    """Lossless speculative decoding that drafts repeated n-grams and verifies them: same text, fewer passes.
 
-    The guess is what followed the last occurrence of the text's last n tokens, the longest n first, in the
-    prompt or the text so far; where that runs into the end, it starts over. The model checks all guesses of
-    a text in one pass. Pays off for texts that repeat themselves or their prompt.
+    The draft is what followed the last occurrence of the text's last n tokens, the longest n first, in the
+    prompt or the text so far; where that runs into the end, it starts over. The model verifies all draft
+    tokens of a text in one pass. Pays off for texts that repeat themselves or their prompt.
 
-    The text is that of `Greedy`, or if an option of sampling is given that of `Sample` with the same seed.
+    The text is that of `Greedy`, or with `do_sample` that of `Sample` with the same seed.
 
     Source: Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al. 2023 for checking in one pass.
     """
 
-    implied_by = frozenset({"max_ngram"}) | SAMPLING
-
     num_draft_tokens: int = option(
-        15, "the most tokens guessed ahead, to be checked in one pass",
-        group="strategy", parse=int, metavar="N",
-    )  # fmt: skip
-    max_ngram: int = option(
-        3, "look for the last N tokens in the text so far; then for fewer",
-        group="strategy", parse=int, metavar="N",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_draft_tokens", "max_ngram"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        15, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
+    )
+    max_ngram: int = option(3, "longest n-gram to match in the context", group="strategy", least=1)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.engine.drafting import drafted
-
         return drafted(model, requests, self, lambda texts: Lookup(self, texts))
 
 
@@ -59,8 +42,6 @@ class Lookup:
         self._pasts = {text.prompt_index: Past(strategy.max_ngram) for text in texts}
 
     def propose(self, texts: list[Text]) -> list[list[int]]:
-        from minigpt.sampler.engine.drafting import room
-
         drafts = []
         for text in texts:
             past = self._pasts[text.prompt_index]

@@ -1,61 +1,49 @@
-"""Speculative decoding: a small model guesses, the large one checks."""
+"""Speculative decoding: a small model drafts, the large one verifies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor
+from minigpt.options import REQUIRED, option
 from minigpt.sampler.choosing import Choosing
+from minigpt.sampler.engine.decode_loop import Text, choose, without_training
+from minigpt.sampler.engine.drafting import RewindingReader, drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import REQUIRED, option
-from minigpt.sampler.strategies.sample import SAMPLING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from minigpt.sampler.engine.decode_loop import Text
+from minigpt.sampler.option_values import MODEL
+from minigpt.sampler.processors import chain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speculative(Choosing):
-    """Greedy or sampled text, unchanged but faster: a small model guesses ahead, the model checks.
+    """Lossless speculative decoding with a draft model, whose tokens are verified: same text, fewer passes.
 
-    The draft model writes a few tokens, the model checks them all in one pass, and goes on where they part.
-    It pays off where the draft model is much faster and often right. It must share the model's vocabulary.
-    Where a text outgrows the draft model's window, it goes on without.
+    The draft model generates a few tokens, the model verifies them all in one pass, and continues after the
+    last accepted one. It pays off where the draft model is much faster and often right. It must share the
+    model's vocabulary. Where a text outgrows the draft model's context length, it goes on without.
 
-    The text is that of `Greedy`, or if an option of sampling is given that of `Sample` with the same seed.
-    The draft samples by the same random numbers as the model, so the more alike their predictions are, the
-    more of its guesses hold.
+    The text is that of `Greedy`, or with `do_sample` that of `Sample` with the same seed. The draft samples by
+    the same random numbers as the model, so the more alike their predictions are, the more of its tokens are
+    accepted.
 
     Source: Leviathan et al. 2023 (Fast Inference from Transformers via Speculative Decoding).
     """
 
-    implied_by = frozenset({"draft"}) | SAMPLING
-
     draft: LanguageModel = option(
-        REQUIRED, "a smaller model of the same vocabulary, which guesses ahead",
-        group="strategy", parse=str, resolve=lambda name, loaded: loaded.other_model(name), metavar="NAME_OR_DIR",
+        REQUIRED, "draft model: a smaller model of the same vocabulary",
+        group="strategy", kind=MODEL, resolve=lambda name, loaded: loaded.other_model(name),
     )  # fmt: skip
     num_draft_tokens: int = option(
-        4, "the most tokens guessed ahead, to be checked in one pass",
-        group="strategy", parse=int, metavar="N",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens must be at least 1, got {self.num_draft_tokens}")
+        4, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
+    )
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        from minigpt.sampler.engine.decode_loop import without_training
-        from minigpt.sampler.engine.drafting import drafted
-
         theirs, ours = self.draft.config.vocab_size, model.config.vocab_size
         if theirs != ours:
-            raise ValueError(
+            raise InvalidRequest(
                 f"the draft model (--draft) knows {theirs} tokens, the model {ours}: they must share one"
                 " vocabulary; take a draft model of the same tokenizer"
             )
@@ -66,9 +54,6 @@ class DraftModel:
     """Guesses by a model of its own."""
 
     def __init__(self, strategy: Speculative, texts: list[Text]) -> None:
-        from minigpt.sampler.engine.drafting import RewindingReader
-        from minigpt.sampler.processors import chain
-
         self._strategy = strategy
         self._reader = RewindingReader(strategy.draft)
         self._texts = [text for text in texts if self._room(text) > 0]
@@ -92,8 +77,6 @@ class DraftModel:
 
     def _room(self, text: Text) -> int:
         """How many tokens to guess: the last guess is not read, so it may lie outside the window."""
-        from minigpt.sampler.engine.drafting import room
-
         in_window = self._strategy.draft.config.n_positions - len(text.token_ids) + 1
         return min(room(text, self._strategy.num_draft_tokens), in_window)
 
@@ -118,8 +101,6 @@ class DraftModel:
 
     def _guess(self, text: Text, logits: Tensor, draft: list[int]) -> None:
         """Adds a token to the draft, unless it has come to an end."""
-        from minigpt.sampler.engine.decode_loop import choose
-
         scores = logits if text.finish_reason else text.processed(logits)
         if text.finish_reason or not scores.max().isfinite():
             text.finish_reason = text.finish_reason or "nothing to guess"

@@ -221,7 +221,7 @@ def test_a_phrase_that_another_option_forbids_is_an_error(bad: list[list[int]]) 
             r"phrases are 5 tokens together, more than the 4 new ones .*\(--max-new-tokens\)",
         ),
         ([[23]], r"^must_include ids must be from 0 to 22, got \[23\]"),
-        ([[-1, 5]], r"must be from 0 to 22, got \[-1\]"),
+        ([[29, 5]], r"must be from 0 to 22, got \[29\]"),
         ([[3, 13]], "holds the end token 13, at which a text ends"),
     ],
 )
@@ -240,7 +240,10 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(must_include: Any
             r"must_include \(--must-include\): phrase 2 has no tokens: it is empty, or the vocabulary cannot",
         ),
         ([[[5], []]], "phrase 1 has no tokens"),
-        (["king"], "must_include takes token ids, got the text 'king': encode it first"),
+        (
+            ["king"],
+            r"must_include \(--must-include\) must be phrases, each of token ids or .*, got \['king'\]",
+        ),
     ],
 )
 def test_what_is_no_phrase_is_refused(must_include: Any, message: str) -> None:

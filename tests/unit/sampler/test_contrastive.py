@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from minigpt.cache import NoCache
 from minigpt.cli import Failure
-from minigpt.cli import fields as options
+from minigpt.cli import strategy_flags as options
 from minigpt.sampler import Greedy, generate, stream
 from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, TokenGenerated
@@ -215,7 +216,7 @@ def test_texts_that_reach_the_edge_leave_the_others_alone(model: Any) -> None:
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
 def test_alpha_is_a_share(alpha: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"^penalty_alpha \(--penalty-alpha\) must be from 0 to 1, got {alpha}$"
+        ValueError, match=rf"^penalty_alpha \(--penalty-alpha\) must be a number from 0 to 1, got {alpha}$"
     ):
         Contrastive(penalty_alpha=alpha)
 
@@ -223,7 +224,7 @@ def test_alpha_is_a_share(alpha: float) -> None:
 @pytest.mark.parametrize("k", [0, -3])
 def test_one_candidate_at_least(k: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"^contrastive search needs a top_k \(--top-k\) of at least 1, got {k}$"
+        ValueError, match=rf"^top_k \(--top-k\) must be a whole number of at least 1, got {k}$"
     ):
         Contrastive(top_k=k)
 
@@ -238,8 +239,7 @@ def test_a_text_for_which_no_token_is_left_is_told(bias: float) -> None:
 def chosen(*flags: str) -> str:
     parser = argparse.ArgumentParser()
     parser.add_argument("--strategy")
-    groups = {option.metadata["group"] for option in options.strategy_flags().values()}
-    options.add_flags(dict.fromkeys(groups, parser))
+    options.add_flags(defaultdict(lambda: parser))
     args = parser.parse_args(flags)
     return repr(options.build_strategy(options.chosen_strategy(args), args, None)).partition("(")[0]
 
@@ -260,8 +260,11 @@ def test_flags_pick_the_strategy(flags: str, name: str) -> None:
     assert chosen(*flags.split()) == name
 
 
-def test_what_has_no_meaning_for_it_is_told() -> None:
+def test_what_it_does_not_support_is_reported() -> None:
     with pytest.raises(
-        Failure, match=r"^--temperature has no meaning for contrastive; it belongs to sample, "
+        Failure,
+        match=r"^--penalty-alpha and --temperature cannot be combined: no strategy has them all; leave one out",
     ):
         chosen("--penalty-alpha", "0.6", "--temperature", "0.7")
+    with pytest.raises(Failure, match=r"^--temperature is not supported by contrastive, but by sample, "):
+        chosen("--strategy", "contrastive", "--temperature", "0.7")

@@ -11,7 +11,7 @@ from fakes import FakeModel, after_last, counting, scrambled, tiny_gpt2
 from torch import Tensor
 
 from minigpt.cli import Failure
-from minigpt.cli import fields as options
+from minigpt.cli import strategy_flags as options
 from minigpt.sampler import Greedy, PromptTooLong, Sample, generate
 from minigpt.sampler.strategies.contrastive_decoding import ContrastiveDecoding
 
@@ -56,7 +56,7 @@ def test_an_amateur_without_a_clue_changes_nothing() -> None:
     assert texts(EXPERT, PROMPTS, ContrastiveDecoding(amateur=CLUELESS), max_new_tokens=9) == texts(
         EXPERT, PROMPTS, Greedy(), max_new_tokens=9
     )
-    strategy = ContrastiveDecoding(amateur=CLUELESS, relative_top=0.2, seed=5)
+    strategy = ContrastiveDecoding(amateur=CLUELESS, do_sample=True, relative_top=0.2, seed=5)
     drawn = texts(TABLES[0], PROMPTS, strategy, max_new_tokens=9)
     assert drawn == texts(TABLES[0], PROMPTS, Sample(min_p=0.2, seed=5), max_new_tokens=9)
 
@@ -106,12 +106,12 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(
 
 def test_without_options_of_sampling_nothing_is_drawn() -> None:
     assert ContrastiveDecoding(amateur=AMATEUR).seed is None
-    assert ContrastiveDecoding(amateur=AMATEUR, top_p=0.9).seed is not None
+    assert ContrastiveDecoding(amateur=AMATEUR, do_sample=True, top_p=0.9).seed is not None
     found = [
         texts(
             EXPERT,
             PROMPTS,
-            ContrastiveDecoding(amateur=AMATEUR, temperature=2.0, seed=seed),
+            ContrastiveDecoding(amateur=AMATEUR, do_sample=True, temperature=2.0, seed=seed),
             max_new_tokens=9,
         )
         for seed in (3, 3, 4)
@@ -135,7 +135,7 @@ def test_processors_act_on_the_contrast_and_watchers_see_both() -> None:
 
 
 def test_logprobs_are_those_of_the_unprocessed_model() -> None:
-    strategy = ContrastiveDecoding(amateur=AMATEUR, repetition_penalty=1.8, seed=1)
+    strategy = ContrastiveDecoding(amateur=AMATEUR, do_sample=True, repetition_penalty=1.8, seed=1)
     ((text,),) = generate(EXPERT, [[1, 2]], strategy, max_new_tokens=6, top_logprobs=23)
     logprobs = EXPERT(torch.tensor([[1, 2, *text.tokens]])).log_softmax(-1)[0, 1:-1]
     expected = logprobs.gather(1, torch.tensor(text.tokens)[:, None])[:, 0].tolist()
@@ -196,18 +196,23 @@ def test_the_amateurs_window_is_a_limit_too() -> None:
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
 def test_the_amateurs_temperature_is_above_zero(tau: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"^amateur_temperature \(--amateur-temperature\) must be above 0, got {tau}$"
+        ValueError,
+        match=rf"^amateur_temperature \(--amateur-temperature\) must be a number from 1e-06 to 10000, got {tau}$",
     ):
         ContrastiveDecoding(amateur=AMATEUR, amateur_temperature=tau)
 
 
 def test_relative_top_is_a_share() -> None:
-    with pytest.raises(ValueError, match=r"^relative_top \(--relative-top\) must be from 0 to 1, got 2$"):
+    with pytest.raises(
+        ValueError, match=r"^relative_top \(--relative-top\) must be a number from 0 to 1, got 2$"
+    ):
         ContrastiveDecoding(amateur=AMATEUR, relative_top=2)
 
 
 def test_an_amateur_is_needed() -> None:
     with pytest.raises(TypeError, match="amateur"):
         ContrastiveDecoding()  # type: ignore[call-arg]
-    with pytest.raises(Failure, match=r"^contrastive-decoding needs --amateur: a weaker model"):
+    with pytest.raises(
+        Failure, match=r"^contrastive-decoding needs --amateur: amateur model of the same vocabulary"
+    ):
         options.build_strategy(ContrastiveDecoding, Any, None)  # type: ignore[arg-type]

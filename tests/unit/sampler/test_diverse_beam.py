@@ -202,12 +202,15 @@ def test_watching_shows_the_penalty_first() -> None:
     [
         (
             {"num_beams": 5},
-            r"num_beam_groups must divide num_beams \(--num-beams\): 2 groups cannot share 5 beams",
+            r"num_beam_groups \(--num-beam-groups\) must divide num_beams \(--num-beams\): 2 groups cannot share 5 beams",
         ),
-        ({"num_beam_groups": 0}, r"num_beam_groups must divide num_beams .*: 0 groups"),
-        ({"num_beam_groups": -2}, r"num_beam_groups must divide num_beams .*: -2 groups"),
-        ({"diversity_penalty": -0.1}, "diversity_penalty must be at least 0, got -0.1"),
-        ({"diversity_penalty": float("nan")}, "diversity_penalty must be at least 0, got nan"),
+        ({"num_beam_groups": 0}, r"num_beam_groups .* must be a whole number of at least 1, got 0"),
+        ({"num_beam_groups": -2}, r"num_beam_groups .* must be a whole number of at least 1, got -2"),
+        ({"diversity_penalty": -0.1}, "diversity_penalty .* must be a number from 0 to 1e\\+06, got -0.1"),
+        (
+            {"diversity_penalty": float("nan")},
+            "diversity_penalty .* must be a number from 0 to 1e\\+06, got nan",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

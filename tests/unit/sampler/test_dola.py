@@ -94,7 +94,9 @@ def test_if_no_plausible_token_is_left_the_likeliest_of_the_others_is_taken() ->
     ban = DoLa(processors=(lambda logits, tokens: logits.index_fill(1, torch.tensor(3), float("-inf")),))
     assert texts(sure, [[4]], ban, max_new_tokens=2) == [[1, 1]]
     drawn = [
-        generate(sure, [[4]], DoLa(min_new_tokens=1, seed=seed), max_new_tokens=1, end_tokens=[3])[0][0]
+        generate(
+            sure, [[4]], DoLa(do_sample=True, min_new_tokens=1, seed=seed), max_new_tokens=1, end_tokens=[3]
+        )[0][0]
         for seed in range(20)
     ]
     assert {1, 2} <= {text.tokens[0] for text in drawn} <= {0, 1, 2, 4}
@@ -107,7 +109,7 @@ def test_where_the_early_layer_knows_nothing_the_last_one_decides() -> None:
     assert texts(TABLE, PROMPTS, DoLa(), max_new_tokens=9) == texts(
         TABLE, PROMPTS, Greedy(), max_new_tokens=9
     )
-    drawn = texts(TABLE, PROMPTS, DoLa(seed=5, relative_top=0.2), max_new_tokens=9)
+    drawn = texts(TABLE, PROMPTS, DoLa(do_sample=True, seed=5, relative_top=0.2), max_new_tokens=9)
     assert drawn == texts(TABLE, PROMPTS, Sample(seed=5, min_p=0.2), max_new_tokens=9)
 
 
@@ -173,7 +175,7 @@ def test_the_flag_reads_names_and_numbers() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_relative_top_is_a_share(share: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"^relative_top \(--relative-top\) must be from 0 to 1, got {share}$"
+        ValueError, match=rf"^relative_top \(--relative-top\) must be a number from 0 to 1, got {share}$"
     ):
         DoLa(relative_top=share)
 
@@ -187,7 +189,7 @@ def test_relative_top_is_a_share(share: float) -> None:
     [
         DoLa(dola_layers=[0]),
         DoLa(repetition_penalty=1.8, no_repeat_ngram_size=2, min_new_tokens=3),
-        DoLa(seed=1, temperature=1.3, top_k=9),
+        DoLa(do_sample=True, seed=1, temperature=1.3, top_k=9),
     ],
     ids=["greedy", "processed", "drawn"],
 )
@@ -198,10 +200,12 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model: Any, strategy: DoL
 
 def test_without_options_of_sampling_nothing_is_drawn() -> None:
     assert DoLa().seed is None
-    assert DoLa(top_p=0.9).seed is not None
-    once, again = (texts(DEEP, PROMPTS, DoLa(temperature=2.0, seed=3), max_new_tokens=9) for _ in "12")
+    assert DoLa(do_sample=True, top_p=0.9).seed is not None
+    once, again = (
+        texts(DEEP, PROMPTS, DoLa(do_sample=True, temperature=2.0, seed=3), max_new_tokens=9) for _ in "12"
+    )
     assert once == again
-    assert once != texts(DEEP, PROMPTS, DoLa(temperature=2.0, seed=4), max_new_tokens=9)
+    assert once != texts(DEEP, PROMPTS, DoLa(do_sample=True, temperature=2.0, seed=4), max_new_tokens=9)
 
 
 def test_processors_act_on_the_contrast_and_watchers_see_both() -> None:
@@ -221,7 +225,7 @@ def test_processors_act_on_the_contrast_and_watchers_see_both() -> None:
 
 
 def test_logprobs_are_those_of_the_unprocessed_model() -> None:
-    strategy = DoLa(repetition_penalty=1.8, seed=1)
+    strategy = DoLa(do_sample=True, repetition_penalty=1.8, seed=1)
     ((text,),) = generate(DEEP, [[1, 2]], strategy, max_new_tokens=6, top_logprobs=23)
     logprobs = DEEP(torch.tensor([[1, 2, *text.tokens]])).log_softmax(-1)[0, 1:-1]
     expected = logprobs.gather(1, torch.tensor(text.tokens)[:, None])[:, 0].tolist()

@@ -15,6 +15,7 @@ from fakes import FakeCache, FakeModel, Text, counting, scrambled, tiny_gpt2
 from scipy.stats import chisquare
 from torch import Tensor
 
+from minigpt.errors import InvalidRequest
 from minigpt.sampler import Completion, Greedy, Strategy, generate, stream
 from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, PrefillDone, TokenGenerated
@@ -117,7 +118,7 @@ def test_the_window_is_filled_to_its_edge(name: str, overflow: Any) -> None:
     expected = texts_of(generate(TARGET, prompts, **limits))
     assert texts_of(generate(TARGET, prompts, DRAFTERS[name], **limits)) == expected
     assert texts_of(generate(TARGET, prompts[:1], DRAFTERS[name], **limits)) == expected[:1]
-    drawing = with_options(name, seed=1)
+    drawing = with_options(name, do_sample=True, seed=1)
     drawn = texts_of(generate(TARGET, prompts, drawing, **limits))
     assert drawn == [texts_of(generate(TARGET, [prompt], drawing, **limits))[0] for prompt in prompts]
 
@@ -222,9 +223,11 @@ def test_drawn_texts_are_as_frequent_as_the_model_says(drafts: str, options: dic
     model, prompt, n = FakeModel(RULE), (0, 1, 2, 3, 0, 1), 500
     drawn: Counter[tuple[int, ...]] = Counter()
     for seed in range(n):
-        strategy: Strategy = PromptLookup(num_draft_tokens=2, seed=seed, **options)
+        strategy: Strategy = PromptLookup(num_draft_tokens=2, do_sample=True, seed=seed, **options)
         if drafts != "looked up":
-            strategy = Speculative(draft=FakeModel(RULES[drafts]), num_draft_tokens=2, seed=seed, **options)
+            strategy = Speculative(
+                draft=FakeModel(RULES[drafts]), num_draft_tokens=2, do_sample=True, seed=seed, **options
+            )
         ((text,),) = generate(model, [prompt], strategy, max_new_tokens=3)
         drawn[tuple(text.tokens[1:])] += 1
     assert n < len(model.reads) - n < 2 * n  # some guesses held, some did not
@@ -237,7 +240,9 @@ def test_drawn_texts_are_as_frequent_as_the_model_says(drafts: str, options: dic
 @EACH
 def test_seeds_and_batches(name: str) -> None:
     limits: dict[str, Any] = {"max_new_tokens": 12, "end_tokens": [2, 13]}
-    one, other = (with_options(name, temperature=1.2, top_p=0.9, seed=seed) for seed in (1, 2))
+    one, other = (
+        with_options(name, do_sample=True, temperature=1.2, top_p=0.9, seed=seed) for seed in (1, 2)
+    )
     batch = texts_of(generate(TARGET, PROMPTS, one, **limits))
     assert batch == texts_of(generate(TARGET, PROMPTS[::-1], one, **limits))[::-1]
     assert batch == [texts_of(generate(TARGET, [prompt], one, **limits))[0] for prompt in PROMPTS]
@@ -247,9 +252,19 @@ def test_seeds_and_batches(name: str) -> None:
 
 def test_a_seed_is_drawn_only_where_lots_are() -> None:
     assert PromptLookup().seed is None
-    assert PromptLookup(top_k=3).seed is not None
+    assert PromptLookup(do_sample=True).seed is not None
     assert Speculative(draft=DRAFT).seed is None
-    assert Speculative(draft=DRAFT, temperature=1.0).seed is not None
+    assert Speculative(draft=DRAFT, do_sample=True, top_k=3).seed is not None
+
+
+def test_a_seed_alone_never_changes_the_algorithm() -> None:
+    limits: dict[str, Any] = {"max_new_tokens": 12}
+    for name in DRAFTERS:
+        seeded = generate(TARGET, PROMPTS, with_options(name, seed=3), **limits)
+        assert texts_of(seeded) == texts_of(generate(TARGET, PROMPTS, **limits))
+    message = r"^top_k \(--top-k\) has no effect without do_sample=True: set it, or leave top_k out$"
+    with pytest.raises(InvalidRequest, match=message):
+        PromptLookup(top_k=3)
 
 
 # Ends of texts
@@ -366,12 +381,19 @@ def test_the_past_is_that_of_the_longest_run_at_its_last_occurrence() -> None:
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_out_of_range_are_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=f"num_draft_tokens must be at least 1, got {value}"):
+    with pytest.raises(
+        ValueError, match=f"num_draft_tokens .* must be a whole number of at least 1, got {value}"
+    ):
         PromptLookup(num_draft_tokens=value)
-    with pytest.raises(ValueError, match=f"max_ngram must be at least 1, got {value}"):
+    with pytest.raises(ValueError, match=f"max_ngram .* must be a whole number of at least 1, got {value}"):
         PromptLookup(max_ngram=value)
-    with pytest.raises(ValueError, match=f"num_draft_tokens must be at least 1, got {value}"):
+    with pytest.raises(
+        ValueError, match=f"num_draft_tokens .* must be a whole number of at least 1, got {value}"
+    ):
         Speculative(draft=DRAFT, num_draft_tokens=value)
+    message = r"^draft \(--draft\) must be a loaded model \(minigpt.load loads one\), got 'gpt2'$"
+    with pytest.raises(InvalidRequest, match=message):
+        Speculative(draft="gpt2")  # type: ignore[arg-type]
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused() -> None:

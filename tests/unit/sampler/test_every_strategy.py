@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -11,10 +11,10 @@ import pytest
 import torch
 from fakes import tiny_gpt2
 
+from minigpt.options import options_of
 from minigpt.sampler import Completion, Strategy, generate, stream
 from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, TokenGenerated
-from minigpt.sampler.options import REQUIRED
 from minigpt.sampler.registry import find, names
 from minigpt.sampler.requests import prepare
 
@@ -27,9 +27,11 @@ MODEL, OTHER = tiny_gpt2(), tiny_gpt2(seed=1)
 def strategy(name: str, **options: Any) -> Strategy:
     """The strategy as it comes, where it draws lots with a seed, where it needs a second model with one."""
     kind = find(name)
-    own = {f.name: OTHER for f in fields(kind) if f.metadata and f.default is f.default_factory is REQUIRED}
-    if any(f.name == "seed" for f in fields(kind)):
-        own["seed"] = 5  # type: ignore[assignment]
+    own: dict[str, Any] = {name: OTHER for name, option in options_of(kind).items() if option.required}
+    if "seed" in options_of(kind):
+        own["seed"] = 5
+    if "do_sample" in options_of(kind):
+        own["do_sample"] = True
     return kind(**{**own, **options})
 
 
@@ -44,10 +46,9 @@ def told(groups: list[list[Completion]]) -> list[list[tuple[list[int], str]]]:
 
 @EVERY
 def test_every_option_explains_itself(name: str) -> None:
-    for field in fields(find(name)):
-        if field.metadata:
-            assert field.metadata["help"]
-            assert field.metadata["group"]
+    for option in options_of(find(name)).values():
+        assert option.help
+        assert option.limits or option.kind.name
 
 
 @EVERY

@@ -89,10 +89,10 @@ def coins(xtc: XTC, n: int = 400) -> list[bool]:
 
 
 def test_the_coin_is_that_of_the_seed_the_text_and_the_new_token() -> None:
-    plain = coins(XTC(0.3, coins=RandomStream(7, [1])))
-    assert coins(XTC(0.3, coins=RandomStream(7, [1]), prompt_length=5)) == plain  # n counts new tokens
+    plain = coins(XTC(0.3, stream=RandomStream(7, [1])))
+    assert coins(XTC(0.3, stream=RandomStream(7, [1]), prompt_length=5)) == plain  # n counts new tokens
     streams = [RandomStream(8, [1]), RandomStream(7, [1], 1), RandomStream(7, [2])]
-    others = [*(coins(XTC(0.3, coins=stream)) for stream in streams), [*plain[1:], False]]
+    others = [*(coins(XTC(0.3, stream=stream)) for stream in streams), [*plain[1:], False]]
     for other in (plain, *others):
         assert 80 < sum(other) < 160  # of 400: 120 expected, deviation 9
     for other in others:
@@ -108,8 +108,8 @@ def test_each_text_of_a_prompt_has_coins_of_its_own() -> None:
     request = Request(prompt=(5, 6, 7, 8), max_new_tokens=9)
     (step,) = chain(strategy, request, index=6, keep=2)
     coins = RandomStream(3, [5, 6, 7, 8], 6, purpose="xtc")
-    assert step == XTC(0.5, 0.2, step.coins, prompt_length=4, keep=2)
-    assert [step.coins.uniform(n) for n in range(9)] == [coins.uniform(n) for n in range(9)]
+    assert step == XTC(0.5, 0.2, step.stream, prompt_length=4, keep=2)
+    assert [step.stream.uniform(n) for n in range(9)] == [coins.uniform(n) for n in range(9)]
     (drawn,) = chain(Sample(xtc_probability=0.5), request)
     assert isinstance(drawn, XTC)  # without a seed one is drawn, and kept
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 import pytest
 
 from minigpt import Tokenizer, cli
-from minigpt.cli import fields as options
+from minigpt.cli import strategy_flags as options
 from minigpt.sampler import Greedy, Sample, Strategy, option_values
-from minigpt.sampler.strategies.sample import SAMPLING
+from minigpt.sampler.choosing import SAMPLING
 from minigpt.tokenizer.bpe import BYTES
 
 # Tokens 256 to 258 are '."', '\n\n' and 'the'; all others are bytes.

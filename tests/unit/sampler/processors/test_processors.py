@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from fakes import tiny_gpt2
 from torch import Tensor
 
-from minigpt.sampler import Beam, BeamSample, Greedy, Sample
+from minigpt.errors import InvalidRequest
+from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate
 from minigpt.sampler.events import Request
 from minigpt.sampler.processors import (
     DRY,
@@ -33,6 +38,7 @@ from minigpt.sampler.processors import (
     Watermark,
     chain,
 )
+from minigpt.sampler.processors.processor import Checked
 
 NONE = float("-inf")
 REQUEST = Request(prompt=(5,), max_new_tokens=9, end_tokens=frozenset([0]))
@@ -198,7 +204,7 @@ def test_the_chain_has_one_order_and_leaves_out_what_is_off() -> None:
     repetition = [RepetitionPenalty, PresencePenalty, FrequencyPenalty, DRY, NoRepeatNGram]
     endings = [MinNewTokens, ExponentialLengthDecay]
     cut_offs = [TopNSigma, TopK, TopP, MinP, Typical, EpsilonCutoff, EtaCutoff, XTC, Mirostat]
-    control = [LogitBias, *repetition, BadWords, *endings, type(own)]
+    control = [LogitBias, *repetition, BadWords, *endings, Checked]
     assert [type(step) for step in steps] == [*control, Temperature, *cut_offs, Watermark]
     assert [step.keep for step in steps[-1 - len(cut_offs) : -1]] == [3] * len(cut_offs)
     for strategy in (Greedy(), Sample(), Beam(), BeamSample()):
@@ -212,84 +218,152 @@ def test_an_end_token_is_no_bad_word() -> None:
     assert chain(Greedy(bad_words=[[0]]), REQUEST) == []
 
 
+WHOLE = "a whole number of at least"
 RANGES = [
-    ({"repetition_penalty": 0.0}, r"^repetition_penalty must be above 0 \(1 is off\), got 0.0$"),
-    ({"repetition_penalty": -1.0}, r"^repetition_penalty must be above 0"),
-    ({"no_repeat_ngram_size": -1}, r"^no_repeat_ngram_size must be at least 1 \(0 is off\), got -1$"),
-    ({"min_new_tokens": -1}, r"^min_new_tokens must be at least 0, got -1$"),
-    ({"presence_penalty": 2.1}, r"^presence_penalty must be from -2 to 2 \(0 is off\), got 2.1$"),
-    ({"frequency_penalty": -2.1}, r"^frequency_penalty must be from -2 to 2 \(0 is off\), got -2.1$"),
-    ({"dry_multiplier": -1.0}, r"^dry_multiplier must be above 0 \(0 is off\), got -1.0$"),
-    ({"dry_multiplier": 1.0, "dry_base": 0.9}, r"^dry_base must be at least 1, got 0.9$"),
+    ("repetition_penalty", 0.0, "a number from 0.0001 to 10000"),
+    ("repetition_penalty", 1e39, "a number from 0.0001 to 10000"),
+    ("no_repeat_ngram_size", -1, f"{WHOLE} 1, or 0 for off"),
+    ("no_repeat_ngram_size", 2.5, f"{WHOLE} 1, or 0 for off"),
+    ("min_new_tokens", -1, f"{WHOLE} 0"),
+    ("presence_penalty", 2.1, "a number from -2 to 2"),
+    ("frequency_penalty", -2.1, "a number from -2 to 2"),
+    ("dry_multiplier", -1.0, "a number above 0 and at most 10000, or 0 for off"),
+    ("dry_base", 0.9, "a number from 1 to 5"),
+    ("dry_allowed_length", 0, f"{WHOLE} 1"),
+    ("dry_sequence_breakers", "\n", r"token ids (tokenizer.encode makes them of a text)"),
     (
-        {"dry_multiplier": 1.0, "dry_allowed_length": 0},
-        r"^dry_allowed_length must be a whole number of at least 1, got 0$",
+        "exponential_decay_length_penalty",
+        (-1, 1.1),
+        "a pair of a whole number of at least 0 and a finite factor above 1",
     ),
     (
-        {"exponential_decay_length_penalty": (-1, 1.1)},
-        r"^exponential_decay_length_penalty's start must be a whole number of at least 0, got -1$",
+        "exponential_decay_length_penalty",
+        (1, 1.0),
+        "a pair of a whole number of at least 0 and a finite factor above 1",
     ),
     (
-        {"exponential_decay_length_penalty": (1, 1.0)},
-        r"^exponential_decay_length_penalty's factor must be above 1, got 1.0$",
+        "exponential_decay_length_penalty",
+        5,
+        "a pair of a whole number of at least 0 and a finite factor above 1",
     ),
-    ({"watermark": True, "watermark_bias": 0.0}, r"^watermark_bias must be above 0, got 0.0$"),
-    ({"watermark": True, "watermark_bias": float("inf")}, r"^watermark_bias must be above 0, got inf$"),
-    ({"watermark": True, "watermark_ratio": 1.0}, r"^watermark_ratio must be above 0 and below 1, got 1.0$"),
     (
-        {"watermark": True, "watermark_key": 0},
-        r"^watermark_key must be a whole number of at least 1, got 0$",
+        "bad_words",
+        ["king"],
+        "sequences of at least one token id each (tokenizer.encode makes them of a text)",
     ),
+    ("bad_words", "king", "sequences of at least one token id each (tokenizer.encode makes them of a text)"),
+    ("bad_words", [[]], "sequences of at least one token id each (tokenizer.encode makes them of a text)"),
+    ("logit_bias", {1: math.inf}, "a dict of finite biases, or -inf, by token id"),
+    ("logit_bias", {1: 1e39}, "a dict of finite biases, or -inf, by token id"),
+    ("logit_bias", {-1: 1.0}, "a dict of finite biases, or -inf, by token id"),
+    ("logit_bias", [(1, 2.0)], "a dict of finite biases, or -inf, by token id"),
+    ("regex", "yes", "a Regex (as Regex(pattern, tokenizer.token_bytes()))"),
+    ("watermark", 1, "True or False"),
+    ("watermark_bias", 0.0, "a number above 0 and at most 10000"),
+    ("watermark_bias", math.inf, "a number above 0 and at most 10000"),
+    ("watermark_ratio", 1.0, "a number above 0 and below 1"),
+    ("watermark_key", 0, f"{WHOLE} 1"),
 ]
 SAMPLING_RANGES = [
-    ({"temperature": 0.0}, r"^temperature must be above 0; for no randomness use greedy, got 0.0$"),
-    ({"temperature": -1.0}, r"^temperature must be above 0"),
-    ({"temperature": float("nan")}, r"^temperature must be above 0"),
-    ({"top_k": -1}, r"^top_k must be a whole number of at least 1 \(0 is off\), got -1$"),
-    ({"top_p": 1.1}, r"^top_p must be from 0 to 1, got 1.1$"),
-    ({"top_p": -0.1}, r"^top_p must be from 0 to 1, got -0.1$"),
-    ({"top_p": float("nan")}, r"^top_p must be from 0 to 1"),
-    ({"min_p": 1.1}, r"^min_p must be from 0 to 1, got 1.1$"),
-    ({"min_p": -0.1}, r"^min_p must be from 0 to 1, got -0.1$"),
-    ({"typical_p": 0.0}, r"^typical_p must be above 0 and below 1, got 0.0$"),
-    ({"typical_p": 1.5}, r"^typical_p must be above 0 and below 1, got 1.5$"),
-    ({"seed": -1}, r"^seed must be at least 0, got -1$"),
-    ({"epsilon_cutoff": 1.0}, r"^epsilon_cutoff must be above 0 and below 1 \(0 is off\), got 1.0$"),
-    ({"eta_cutoff": -0.1}, r"^eta_cutoff must be above 0 and below 1 \(0 is off\), got -0.1$"),
-    ({"top_n_sigma": -1.0}, r"^top_n_sigma must be above 0 \(0 is off\), got -1.0$"),
-    ({"xtc_probability": 1.1}, r"^xtc_probability must be above 0 and at most 1 \(0 is off\), got 1.1$"),
+    ("temperature", -1.0, "a number from 1e-06 to 10000, or 0"),
+    ("temperature", 1e39, "a number from 1e-06 to 10000, or 0"),
+    ("temperature", math.inf, "a number from 1e-06 to 10000, or 0"),
+    ("temperature", math.nan, "a number from 1e-06 to 10000, or 0"),
+    ("temperature", "hot", "a number from 1e-06 to 10000, or 0"),
+    ("top_k", -1, f"{WHOLE} 1, or 0 for off"),
+    ("top_k", True, f"{WHOLE} 1, or 0 for off"),
+    ("top_p", 1.1, "a number from 0 to 1"),
+    ("top_p", -0.1, "a number from 0 to 1"),
+    ("top_p", math.nan, "a number from 0 to 1"),
+    ("min_p", 1.1, "a number from 0 to 1"),
+    ("min_p", -0.1, "a number from 0 to 1"),
+    ("typical_p", 0.0, "a number above 0 and at most 1"),
+    ("typical_p", 1.5, "a number above 0 and at most 1"),
     (
-        {"xtc_probability": 0.5, "xtc_threshold": 0.0},
-        r"^xtc_threshold must be above 0 and at most 1, got 0.0$",
+        "typical_p",
+        5e-324,
+        "a number above 0 and at most 1, and within what float32 represents, from 1.2e-38 to 3.4e+38 in size",
     ),
-    ({"mirostat_tau": 0.0}, r"^mirostat_tau must be above 0, got 0.0$"),
-    ({"mirostat_tau": 3.0, "mirostat_eta": 0.0}, r"^mirostat_eta must be above 0, got 0.0$"),
+    ("seed", -1, f"{WHOLE} 0"),
+    ("seed", 1.5, f"{WHOLE} 0"),
+    ("epsilon_cutoff", 1.0, "a number above 0 and below 1, or 0 for off"),
+    ("eta_cutoff", -0.1, "a number above 0 and below 1, or 0 for off"),
+    ("top_n_sigma", -1.0, "a number above 0, or 0 for off"),
+    ("xtc_probability", 1.1, "a number above 0 and at most 1, or 0 for off"),
+    ("xtc_threshold", 0.0, "a number above 0 and at most 1"),
+    ("mirostat_tau", 0.0, "a number above 0 and at most 1000"),
+    ("mirostat_eta", 0.0, "a number above 0 and at most 1000"),
 ]
 BEAM_RANGES = [
-    ({"num_beams": 0}, r"^num_beams \(--num-beams\) must be at least 1, got 0$"),
-    (
-        {"num_beams": 2, "num_return_sequences": 3},
-        r"^num_return_sequences must be from 1 to the 2 beams, got 3$",
-    ),
-    ({"num_return_sequences": 0}, r"^num_return_sequences must be from 1 to the 5 beams, got 0$"),
-    ({"early_stopping": "always"}, r'^early_stopping must be True, False or "never", got \'always\'$'),
+    ("num_beams", 0, f"{WHOLE} 1"),
+    ("num_beams", 2.5, f"{WHOLE} 1"),
+    ("num_return_sequences", 0, f"{WHOLE} 1"),
+    ("length_penalty", 11, "a number from -10 to 10"),
+    ("early_stopping", "always", "one of True, False, 'never'"),
+    ("early_stopping", 1, "one of True, False, 'never'"),
 ]
+NEEDS = {"dry": {"dry_multiplier": 1.0}, "watermark": {"watermark": True}, "xtc": {"xtc_probability": 0.5},
+         "mirostat": {"mirostat_tau": 3.0}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("strategy", "options", "message"),
+    ("strategy", "name", "value", "limit"),
     [
         *((strategy, *case) for strategy in (Greedy, Sample, Beam, BeamSample) for case in RANGES),
         *((strategy, *case) for strategy in (Sample, BeamSample) for case in SAMPLING_RANGES),
         *((strategy, *case) for strategy in (Beam, BeamSample) for case in BEAM_RANGES),
-        (Sample, {"num_return_sequences": 0}, r"^num_return_sequences must be at least 1, got 0$"),
+        (Sample, "num_return_sequences", 0, f"{WHOLE} 1"),
     ],
 )
-def test_options_out_of_range_are_refused_at_once(
-    strategy: Any, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        strategy(**options)
+def test_options_out_of_range_are_refused_at_once(strategy: Any, name: str, value: Any, limit: str) -> None:
+    message = f"{name} (--{name.replace('_', '-')}) must be {limit}, got {value!r}"
+    needed = NEEDS.get(name.partition("_")[0], {})
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(message)}$"):
+        strategy(**{**needed, name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TopK(0), "top_k (--top-k) must be a whole number of at least 1, or 0 for off, got 0"),
+        (lambda: TopP(1.5), "top_p (--top-p) must be a number from 0 to 1, got 1.5"),
+        (
+            lambda: Temperature(0),
+            "temperature (--temperature) must be a number from 1e-06 to 10000, or 0, got 0",
+        ),
+        (
+            lambda: MinNewTokens(-1, 0, frozenset()),
+            "min_new_tokens (--min-new-tokens) must be a whole number",
+        ),
+        (lambda: DRY(1.0, base=0.5), "dry_base (--dry-base) must be a number from 1 to 5, got 0.5"),
+        (
+            lambda: Watermark(ratio=1.0),
+            "watermark_ratio (--watermark-ratio) must be a number above 0 and below 1",
+        ),
+        (
+            lambda: Mirostat(0),
+            "mirostat_tau (--mirostat-tau) must be a number above 0 and at most 1000, got 0",
+        ),
+    ],
+)
+def test_a_processor_refuses_what_its_option_refuses(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(message)}"):
+        make()
+
+
+def test_an_option_without_the_one_that_it_needs_is_refused() -> None:
+    message = r"^dry_base \(--dry-base\) has no effect without dry_multiplier \(--dry-multiplier\): set it, or leave dry_base out$"
+    with pytest.raises(InvalidRequest, match=message):
+        Greedy(dry_base=2.0)
+    with pytest.raises(InvalidRequest, match=r"^xtc_threshold .* has no effect without xtc_probability"):
+        Sample(xtc_threshold=0.5)
+    assert Sample(xtc_threshold=0.5, xtc_probability=0.1).xtc_threshold == 0.5
+
+
+def test_more_sequences_than_beams_are_refused() -> None:
+    message = r"^num_return_sequences \(.*\) must be at most num_beams \(--num-beams\), 2, got 3$"
+    with pytest.raises(InvalidRequest, match=message):
+        Beam(num_beams=2, num_return_sequences=3)
 
 
 def test_ids_that_the_model_does_not_know_are_refused() -> None:
@@ -297,3 +371,44 @@ def test_ids_that_the_model_does_not_know_are_refused() -> None:
         LogitBias({4: 1.0, 0: 1.0, -1: 2.0})(torch.zeros(1, 4), ANY)
     with pytest.raises(ValueError, match=r"^bad_words ids must be from 0 to 3, got 4$"):
         BadWords([[0, 4]])(torch.zeros(1, 4), ANY)
+
+
+# ------------------------------------------------------------------------------ processors of one's own
+
+
+@pytest.mark.parametrize(
+    ("processor", "returned"),
+    [
+        (lambda logits, tokens: None, "None"),
+        (lambda logits, tokens: logits[:, :2], r"float32 of shape \(1, 2\)"),
+        (lambda logits, tokens: logits[0], r"float32 of shape \(4,\)"),
+        (lambda logits, tokens: logits.long(), r"int64 of shape \(1, 4\)"),
+        (lambda logits, tokens: logits.tolist(), "a list"),
+    ],
+)
+def test_a_processor_that_returns_something_else_is_named(processor: Any, returned: str) -> None:
+    (step,) = chain(Greedy(processors=(processor,)), REQUEST)
+    message = rf"^the processor <lambda> returned {returned}: it must return logits of shape \(1, 4\)$"
+    with pytest.raises(InvalidRequest, match=message):
+        step(torch.zeros(1, 4), ANY)
+
+
+def test_a_processor_that_works_in_place_changes_only_its_copy() -> None:
+    def ban_first(logits: Tensor, tokens: Tensor) -> Tensor:
+        tokens.zero_()
+        logits[:, 0] = -9.0
+        return logits
+
+    model = tiny_gpt2()
+    plain, banned = (
+        generate(model, [[1, 2]], Greedy(processors=processors), max_new_tokens=1)[0][0]
+        for processors in ((), (lambda logits, tokens: ban_first(logits.clone(), tokens.clone()),))
+    )
+    (((in_place,),)) = generate(model, [[1, 2]], Greedy(processors=(ban_first,)), max_new_tokens=1)
+    assert (in_place.tokens, in_place.logprobs) == (banned.tokens, banned.logprobs)
+    assert plain.finish_reason == "length"
+
+
+def test_processors_are_callables() -> None:
+    with pytest.raises(InvalidRequest, match=r"^processors must be a tuple of callables, got \(1,\)$"):
+        Greedy(processors=(1,))  # type: ignore[arg-type]

@@ -14,10 +14,11 @@ from fakes import FakeModel, scrambled, tiny_gpt2
 
 import minigpt
 from minigpt.sampler import Beam, Completion, Greedy, Sample, generate
+from minigpt.sampler.processors import RegexMask
 from minigpt.sampler.regex import automaton
 from minigpt.sampler.regex import mask as mask_module
 from minigpt.sampler.regex.automaton import DEAD, START, Automaton
-from minigpt.sampler.regex.mask import Regex, RegexMask
+from minigpt.sampler.regex.mask import Regex
 from minigpt.sampler.regex.token_trie import TokenTrie
 
 NONE = float("-inf")

@@ -1,0 +1,149 @@
+"""The options of all strategies as flags, and the strategy that flags ask for."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.cli.fields import add_flag
+from minigpt.cli.model_flags import ModelFlags
+from minigpt.errors import InvalidRequest
+from minigpt.options import Option, flag_of, options_of
+from minigpt.sampler.choosing import SAMPLING
+from minigpt.sampler.events import LanguageModel
+from minigpt.sampler.option_values import MODEL
+from minigpt.sampler.registry import find, having, implied_by, name_of, names
+from minigpt.sampler.strategy import Strategy
+from minigpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What options may ask for: the tokenizer of the model in use, and other models beside it."""
+
+    wanted: ModelFlags
+    tokenizer: Tokenizer
+
+    def other_model(self, name_or_dir: str) -> LanguageModel:
+        """A second model, where the first one is; its tokens must mean the same."""
+        model, tokenizer = self.wanted.load_beside(name_or_dir)
+        differing = (
+            i
+            for i in range(max(self.tokenizer.vocab_size, tokenizer.vocab_size))
+            if self.tokenizer.decode_bytes([i]) != tokenizer.decode_bytes([i])
+        )
+        if (token := next(differing, None)) is not None:
+            raise Failure(
+                BAD_FLAGS,
+                f"{name_or_dir} has another vocabulary than the model: token {token} is {tokenizer.token_string(token)!r}"
+                f" there and {self.tokenizer.token_string(token)!r} here; two models must share it to be used together",
+            )
+        return model
+
+
+class _NotYetLoaded:
+    """Stands for a second model while the numbers beside it are checked."""
+
+    config = next_logits = new_cache = None
+
+
+def add_flags(groups: Mapping[str, Any]) -> None:
+    """Adds every option of every strategy to the group of flags that it names; one that several have is one flag."""
+    for name, by_strategy in strategy_options().items():
+        option = next(iter(by_strategy.values()))
+        add_flag(groups[str(option.group)], name, option, _help(name, by_strategy))
+
+
+def strategy_options() -> dict[str, dict[str, Option]]:
+    """Every option that has a flag, by its name; as the strategies have it, by theirs, the simplest first."""
+    having_flags = [
+        name for kind in map(find, names()) for name, option in options_of(kind).items() if option.group
+    ]
+    return {
+        name: {name_of(kind): options_of(kind)[name] for kind in having(name)}
+        for name in dict.fromkeys(having_flags)
+    }
+
+
+def _help(name: str, by_strategy: dict[str, Option]) -> str:
+    """The help of the strategy that the option implies, and how it differs for others."""
+    with suppress(InvalidRequest):
+        implied = name_of(implied_by([name]))
+        by_strategy = (
+            {implied: by_strategy[implied], **by_strategy} if implied in by_strategy else by_strategy
+        )
+    first = next(iter(by_strategy.values()))
+    texts = {first.described: ""}
+    for strategy, option in by_strategy.items():
+        short = f"default for {strategy}: {option.default}"
+        texts.setdefault(
+            option.described, short if option.help == first.help else f"{strategy}: {option.described}"
+        )
+    return first.described + "".join(f"; {text}" for text in texts.values() if text)
+
+
+def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
+    """The strategy that was named, or the one that the flags imply.
+
+    A temperature of 0 is no sampling, whatever else is said of it; a seed changes nothing where nothing is sampled.
+    """
+    given = {name for name in strategy_options() if getattr(args, name) is not None}
+    if args.temperature == 0:
+        given -= SAMPLING
+    if args.strategy is None:
+        try:
+            chosen = implied_by(given)
+        except InvalidRequest as error:
+            raise Failure(BAD_FLAGS, f"{error}; see --help") from error
+    elif args.strategy == "beam" and (given & SAMPLING) - {"seed"}:
+        chosen = find("beam-sample")
+    else:
+        chosen = find(args.strategy)
+    for name in sorted(given - options_of(chosen).keys() - {"seed"}):
+        _refuse(name, chosen)
+    if args.seed is not None and not _samples(chosen, args):
+        warnings.warn(f"--seed {args.seed} changes nothing: {name_of(chosen)} does not sample", stacklevel=2)
+    return chosen
+
+
+def _samples(kind: type[Strategy], args: argparse.Namespace) -> bool:
+    """Whether a strategy samples, given these flags: some do only with flags of sampling."""
+    asked = any(getattr(args, name) is not None for name in SAMPLING - {"seed"})
+    can = "seed" in options_of(kind) and args.temperature != 0
+    return can and (asked or "do_sample" not in options_of(kind))
+
+
+def _refuse(name: str, chosen: type[Strategy]) -> None:
+    """Nothing that was asked for is left out in silence."""
+    able = [name_of(kind) for kind in having(name)]
+    raise Failure(
+        BAD_FLAGS,
+        f"{flag_of(name)} is not supported by {name_of(chosen)}, but by {', '.join(able)}: use --strategy {able[0]}, or"
+        f" leave {flag_of(name)} out",
+    )
+
+
+def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> Strategy:
+    """The strategy from its flags; with nothing loaded yet, only to check the numbers."""
+    options = options_of(kind)
+    values: dict[str, Any] = {}
+    for name, option in options.items():
+        value = getattr(args, name, None)
+        making = option.collect or option.resolve
+        if value is None and option.required:
+            raise Failure(BAD_FLAGS, f"{name_of(kind)} needs {flag_of(name)}: {option.help}")
+        if value is not None and making and loaded:
+            values[name] = making(value, loaded)
+        elif value is not None and (option.required or not making):
+            values[name] = _NotYetLoaded() if option.kind is MODEL else value
+    if "do_sample" in options:
+        values["do_sample"] = _samples(kind, args)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise Failure(BAD_FLAGS, error) from error

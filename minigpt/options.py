@@ -1,0 +1,282 @@
+"""Options: fields of a dataclass in Python, flags on the command line, with one help text and one range for both.
+
+>>> @dataclass(frozen=True, kw_only=True)
+... class Settings:
+...     num_beams: int = option(5, "number of beams", group="beams", least=1)
+...
+...     def __post_init__(self) -> None:
+...         check_options(self)
+>>> Settings(num_beams=0)
+Traceback (most recent call last):
+minigpt.errors.InvalidRequest: num_beams (--num-beams) must be a whole number of at least 1, got 0
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Any, NamedTuple
+
+from minigpt.errors import InvalidRequest
+
+REQUIRED = MISSING  # the default of an option without which its class makes no sense
+FLOAT32 = (
+    1.1754943508222875e-38,
+    3.4028234663852886e38,
+)  # the smallest and largest size that loses no precision
+
+
+class Kind(NamedTuple):
+    """A type of values: how messages call it, which values it has, and how one is read from a flag's text."""
+
+    name: str
+    has: Callable[[Any], bool]
+    parse: Callable[[str], Any] = str
+    metavar: str = "X"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+KINDS: dict[type, Kind] = {
+    bool: Kind("True or False", lambda value: isinstance(value, bool), bool),
+    int: Kind("a whole number", _is_whole, int, "N"),
+    float: Kind("a number", _is_number, float),
+    str: Kind("a string", lambda value: isinstance(value, str), str, "TEXT"),
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an option takes.
+
+    >>> str(Range(least=0, most=1)), str(Range(least=1)), str(Range(above=0, below=1))
+    ('from 0 to 1', 'at least 1', 'above 0 and below 1')
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"from {self.least:g} to {self.most:g}"
+        bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+
+
+@dataclass(frozen=True)
+class Option:
+    """All that is known of an option but its name; see `option`."""
+
+    default: Any
+    help: str
+    group: str | None
+    kind: Kind
+    range: Range
+    off: Any
+    choices: tuple[Any, ...]
+    collect: Callable[[list[Any], Any], Any] | None
+    resolve: Callable[[Any, Any], Any] | None
+    needs: str | None
+    metavar: str
+    nargs: str | None
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    @property
+    def limits(self) -> str:
+        """What the kind does not say of the values: 'from 0 to 1', 'at least 1, or 0 for off', or nothing."""
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        off = "" if self.off is None or self.off in self.range else f", or {self.off}"
+        return f"{self.range}{off}{' for off' * (bool(off) and self.off == self.default)}"
+
+    @property
+    def described(self) -> str:
+        """The help with what is needed, the range and the default, where there is something to say of them.
+
+        >>> option(0.1, "growth", group="control", above=0, needs="penalty").metadata["option"].described
+        'with --penalty: growth (above 0; default: 0.1)'
+        """
+        notes = [] if self.choices else [self.limits]
+        if self.required:
+            notes.append("required")
+        elif self.default not in (None, False, self.off) and self.default not in ((), {}):
+            notes.append(
+                f"default: {self.default:g}"
+                if isinstance(self.default, float)
+                else f"default: {self.default}"
+            )
+        told = "; ".join(filter(None, notes))
+        needed = f"with {flag_of(self.needs)}: " if self.needs else ""
+        return f"{needed}{self.help}{f' ({told})' * bool(told)}"
+
+    def problem(self, value: Any, may_be_off: bool = True) -> str | None:
+        """What a value must be, if it is not that."""
+        if value is None and self.default is None:
+            return None
+        if self.choices:
+            known = any(type(value) is type(choice) and value == choice for choice in self.choices)
+            return None if known else self.limits
+        if not self.kind.has(value):
+            return self._wanted
+        if self.kind not in (KINDS[int], KINDS[float]) or (may_be_off and value == self.off):
+            return None
+        if value not in self.range:
+            return self._wanted
+        if self.kind is KINDS[float] and value != 0 and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
+            bounds = f"from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g}"
+            return f"{self._wanted}, and within what float32 represents, {bounds} in size"
+        return None
+
+    @property
+    def _wanted(self) -> str:
+        """The kind and its limits: 'a whole number of at least 1'."""
+        if not self.limits:
+            return self.kind.name
+        return f"{self.kind.name} {'of ' * self.limits.startswith('at ')}{self.limits}"
+
+    @property
+    def by_text(self) -> dict[str, Any]:
+        """The choices by their texts on the command line."""
+        return {str(choice).lower(): choice for choice in self.choices}
+
+    def parse(self, text: str) -> Any:
+        """One value from its text on the command line; a ValueError or KeyError if it is none."""
+        return self.by_text[text.lower()] if self.choices else self.kind.parse(text)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str | None,
+    kind: type | Kind | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    off: Any = None,
+    choices: Iterable[Any] = (),
+    collect: Callable[[list[Any], Any], Any] | None = None,
+    resolve: Callable[[Any, Any], Any] | None = None,
+    needs: str | None = None,
+    metavar: str | None = None,
+    nargs: str | None = None,
+    **facts: Any,
+) -> Any:
+    """A dataclass field that is an option: in Python a keyword, on the command line a flag.
+
+    Args:
+        default: as of a dataclass field; a dict is copied for each instance; REQUIRED for none. Where it is
+            None, None is a value as well.
+        help: one line for `--help` and `help()`; range and default are added by themselves.
+        group: the heading under which `--help` shows it; None for an option of Python alone.
+        kind: bool, int, float, str or a `Kind`; that of the default unless given. bool makes a flag without
+            a value.
+        least: the smallest value allowed.
+        most: the largest value allowed.
+        above: every value is greater than this.
+        below: every value is less than this.
+        off: the one value that switches the option off, and may lie outside the range.
+        choices: the only values allowed.
+        collect: (values, what the command has loaded) -> the field's value, for a flag that may be repeated.
+        resolve: (value, what the command has loaded) -> the field's value, for one that needs a tokenizer or
+            a model.
+        needs: another option, without which this one has no effect.
+        metavar: what `--help` calls the value.
+        nargs: "+" for a flag with several values, as in argparse.
+        facts: whatever else the class wants to remember of the field, in its metadata.
+    """
+    chosen = kind if isinstance(kind, Kind) else KINDS.get(kind or type(default), KINDS[str])
+    told = Option(
+        default=default,
+        help=help,
+        group=group,
+        kind=chosen,
+        range=Range(least, most, above, below),
+        off=off,
+        choices=tuple(choices),
+        collect=collect,
+        resolve=resolve,
+        needs=needs,
+        metavar=metavar or chosen.metavar,
+        nargs=nargs,
+    )
+    metadata = {"option": told, **facts}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), hash=False, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@cache
+def options_of(kind: type) -> dict[str, Option]:
+    """The options of a dataclass by name, its bases' first."""
+    return {f.name: f.metadata["option"] for f in fields(kind) if "option" in f.metadata}
+
+
+def flag_of(name: str) -> str:
+    """An option's flag.
+
+    >>> flag_of("num_beams")
+    '--num-beams'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def named(kind: type, name: str) -> str:
+    """An option as messages call it, by its name and, where it has one, its flag."""
+    return name if options_of(kind)[name].group is None else f"{name} ({flag_of(name)})"
+
+
+def check_options(instance: object) -> None:
+    """Checks the options of a dataclass: for its `__post_init__`.
+
+    Raises:
+        InvalidRequest: a value is of the wrong type or out of its range, or has no effect, since the option
+            that it needs is not set; one line that names the option, its flag, the value and the limit.
+    """
+    kind: type = type(instance)
+    for name, option in options_of(kind).items():
+        value = getattr(instance, name)
+        if (limit := option.problem(value)) is not None:
+            raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {value!r:.80}")
+        needed = option.needs
+        if (
+            needed
+            and value != option.default
+            and getattr(instance, needed) == options_of(kind)[needed].default
+        ):
+            raise InvalidRequest(
+                f"{named(kind, name)} has no effect without {named(kind, needed)}: set it, or leave {name} out"
+            )
+
+
+def require_in_range(kind: type, **values: Any) -> None:
+    """Checks values against the options of that name of a class; what is off is none of them.
+
+    Raises:
+        InvalidRequest: a value is of the wrong type or out of its range.
+    """
+    for name, value in values.items():
+        if (limit := options_of(kind)[name].problem(value, may_be_off=False)) is not None:
+            raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {value!r:.80}")

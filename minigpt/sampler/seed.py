@@ -1,0 +1,27 @@
+"""The random seed: the option of everything that samples."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from minigpt.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """A seed, random unless given, and from then on known, so that a text can be generated again."""
+
+    seed: int | None = option(
+        None, "random seed, printed: the same seed gives the same text; without one, a random one is taken",
+        group="sampling", kind=int, least=0, metavar="N",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.seed is None and self.samples:
+            object.__setattr__(self, "seed", secrets.randbits(32))
+
+    @property
+    def samples(self) -> bool:
+        """Whether anything is random at all."""
+        return True
