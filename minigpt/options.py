@@ -202,7 +202,7 @@ def option(
         collect: (values, what the command has loaded) -> the field's value, for a flag that may be repeated.
         resolve: (value, what the command has loaded) -> the field's value, for one that needs a tokenizer or
             a model.
-        needs: another option, without which this one has no effect.
+        needs: another option, without which this one has no effect; the command line says so.
         metavar: what `--help` calls the value.
         nargs: "+" for a flag with several values, as in argparse.
         facts: whatever else the class wants to remember of the field, in its metadata.
@@ -252,23 +252,14 @@ def check_options(instance: object) -> None:
     """Checks the options of a dataclass: for its `__post_init__`.
 
     Raises:
-        InvalidRequest: a value is of the wrong type or out of its range, or has no effect, since the option
-            that it needs is not set; one line that names the option, its flag, the value and the limit.
+        InvalidRequest: a value is of the wrong type or out of its range; one line that names the option, its
+            flag, the value and the limit.
     """
     kind: type = type(instance)
     for name, option in options_of(kind).items():
         value = getattr(instance, name)
         if (limit := option.problem(value)) is not None:
             raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {value!r:.80}")
-        needed = option.needs
-        if (
-            needed
-            and value != option.default
-            and getattr(instance, needed) == options_of(kind)[needed].default
-        ):
-            raise InvalidRequest(
-                f"{named(kind, name)} has no effect without {named(kind, needed)}: set it, or leave {name} out"
-            )
 
 
 def require_in_range(kind: type, **values: Any) -> None:

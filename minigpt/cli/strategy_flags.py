@@ -106,6 +106,7 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
         chosen = find(args.strategy)
     for name in sorted(given - options_of(chosen).keys() - {"seed"}):
         _refuse(name, chosen)
+    _check_needs(given, options_of(chosen))
     if args.seed is not None and not _samples(chosen, args):
         warnings.warn(f"--seed {args.seed} changes nothing: {name_of(chosen)} does not sample", stacklevel=2)
     return chosen
@@ -126,6 +127,16 @@ def _refuse(name: str, chosen: type[Strategy]) -> None:
         f"{flag_of(name)} is not supported by {name_of(chosen)}, but by {', '.join(able)}: use --strategy {able[0]}, or"
         f" leave {flag_of(name)} out",
     )
+
+
+def _check_needs(given: set[str], options: dict[str, Option]) -> None:
+    for name in sorted(given & options.keys()):
+        needed = options[name].needs
+        if needed is not None and needed not in given:
+            flag = flag_of(name)
+            raise Failure(
+                BAD_FLAGS, f"{flag} has no effect without {flag_of(needed)}: add it, or leave {flag} out"
+            )
 
 
 def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> Strategy:

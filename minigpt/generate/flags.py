@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, TOO_LONG
-from minigpt.cli import strategy_flags
+from minigpt.cli import (
+    BAD_FLAGS,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    NO_MODEL,
+    OUT_OF_MEMORY,
+    TOO_LONG,
+    strategy_flags,
+)
 from minigpt.cli.model_flags import add_model_flags
 from minigpt.cli.parser import Parser
 from minigpt.sampler.events import OVERFLOWS

@@ -7,8 +7,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from minigpt.cli import BAD_FLAGS, Failure
-from minigpt.cli import strategy_flags
+from minigpt.cli import BAD_FLAGS, Failure, strategy_flags
 from minigpt.cli.inputs import STDIN, check_stdin_once
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import check_file

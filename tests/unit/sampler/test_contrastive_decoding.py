@@ -92,7 +92,7 @@ def test_what_the_amateur_likes_loses() -> None:
     [
         {},
         {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "min_new_tokens": 3},
-        {"seed": 1, "temperature": 1.3, "top_k": 9},
+        {"do_sample": True, "seed": 1, "temperature": 1.3, "top_k": 9},
     ],
     ids=["greedy", "processed", "drawn"],
 )

@@ -6,8 +6,11 @@ from collections import defaultdict
 
 import pytest
 
-from minigpt import Tokenizer, cli
+from minigpt import Tokenizer
+from minigpt.cli import Failure
 from minigpt.cli import strategy_flags as options
+from minigpt.cli.model_flags import ModelFlags
+from minigpt.cli.parser import Parser
 from minigpt.sampler import Greedy, Sample, Strategy, option_values
 from minigpt.sampler.choosing import SAMPLING
 from minigpt.tokenizer.bpe import BYTES
@@ -19,10 +22,10 @@ TOKENIZER = Tokenizer(
 
 
 def strategy(kind: type[Strategy], *flags: str) -> Strategy:
-    parser = cli.Parser("generate")
+    parser = Parser("generate")
     options.add_flags(defaultdict(lambda: parser))
     args = parser.parse(flags)
-    return options.build_strategy(kind, args, options.Loaded(args, TOKENIZER))
+    return options.build_strategy(kind, args, options.Loaded(ModelFlags(), TOKENIZER))
 
 
 def test_every_option_has_its_flag() -> None:
@@ -71,10 +74,10 @@ def test_a_breaker_is_every_token_that_holds_it() -> None:
     ],
 )
 def test_what_a_flag_cannot_be_is_said(flag: str, message: str) -> None:
-    with pytest.raises(cli.Failure, match=f"{flag.partition('=')[0]}: {message}"):
+    with pytest.raises(Failure, match=f"{flag.partition('=')[0]}: {message}"):
         strategy(Greedy, flag)
 
 
 def test_values_are_read_from_their_texts() -> None:
-    assert option_values.bias("7=-2.5") == (7, -2.5)
-    assert option_values.start_and_factor("20,1.1") == (20, 1.1)
+    assert option_values.BIASES.parse("7=-2.5") == (7, -2.5)
+    assert option_values.START_AND_FACTOR.parse("20,1.1") == (20, 1.1)

@@ -53,7 +53,7 @@ def test_dry_takes_what_a_brute_force_search_finds(allowed: int, breakers: froze
 def test_dry_counts_50_tokens_at_most_so_that_no_penalty_leaves_the_floats() -> None:
     text = torch.full((1, 500), 2)
     assert DRY(1.0, 1.75)(torch.zeros(1, V), text)[0, 2] == pytest.approx(-(1.75**48))
-    assert DRY(1.0, 1e9)(torch.zeros(1, V), text).tolist() == [[0, 0, float("-inf"), 0, 0, 0]]
+    assert DRY(1e4, 5.0)(torch.zeros(1, V), text)[0, 2].isfinite()
 
 
 def test_dry_leaves_what_is_ruled_out_and_other_tokens_alone() -> None:
