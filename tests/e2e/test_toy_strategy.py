@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.options import option
+from minigpt.options import option
 from minigpt.sampler.strategy import Strategy
 
 
@@ -31,7 +31,7 @@ from minigpt.sampler.strategy import Strategy
 class SecondBest(Strategy):
     """Always the token of one rank."""
 
-    rank: int = option(2, "1 is the likeliest token", group="strategy", parse=int, metavar="N")
+    rank: int = option(2, "1 is the likeliest token", group="strategy", least=1)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         from minigpt.sampler.engine.decode_loop import decode_loop

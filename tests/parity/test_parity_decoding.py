@@ -160,7 +160,7 @@ def test_processors(names: tuple[str, ...], ends: str, width: int) -> None:
     options = {name: PENALTIES[name] for name in names}
     prompts = [[3, 4, 5, 4], [7, 8, 47, 9, 1, 2, 3], [55]]
     n = min(width, 3)
-    found = assert_theirs(prompts, ENDS[ends], N_NEW, width=width, num_return_sequences=n, **options)
+    found = assert_theirs(prompts, ENDS[ends], N_NEW, num_beams=width, num_return_sequences=n, **options)
     if "min_new_tokens" in names:
         assert all(len(text.tokens) > 4 for group in found for text in group)
     if width == 1:

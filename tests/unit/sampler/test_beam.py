@@ -13,8 +13,8 @@ import torch
 from fakes import FakeModel, Text, after_last, scrambled, tiny_gpt2
 
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy, generate
-from minigpt.sampler import processors as made
 from minigpt.sampler.api import run
+from minigpt.sampler.engine import beam_search
 from minigpt.sampler.events import BeamExtension, BeamsExtended, Finished, TokenGenerated
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.constrained import Constrained
@@ -325,8 +325,8 @@ def test_what_is_told_of_the_beams() -> None:
 def test_processors_last_as_long_as_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some remember what they saw; each prompt has its own."""
     chains = []
-    chain = made.chain
+    chain = beam_search.chain
     strategy = Beam(num_beams=3)
-    monkeypatch.setattr(made, "chain", lambda *given, **named: chains.append(given) or chain(*given, **named))
+    monkeypatch.setattr(beam_search, "chain", lambda *given, **named: chains.append(given) or chain(*given, **named))
     generate(FakeModel(scrambled(9)), [(1,), (2, 3)], strategy, max_new_tokens=6, end_tokens=[5])
     assert [request.prompt for _, request in chains] == [(1,), (2, 3)]
