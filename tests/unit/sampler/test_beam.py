@@ -327,6 +327,8 @@ def test_processors_last_as_long_as_the_search(monkeypatch: pytest.MonkeyPatch) 
     chains = []
     chain = beam_search.chain
     strategy = Beam(num_beams=3)
-    monkeypatch.setattr(beam_search, "chain", lambda *given, **named: chains.append(given) or chain(*given, **named))
+    monkeypatch.setattr(
+        beam_search, "chain", lambda *given, **named: chains.append(given) or chain(*given, **named)
+    )
     generate(FakeModel(scrambled(9)), [(1,), (2, 3)], strategy, max_new_tokens=6, end_tokens=[5])
     assert [request.prompt for _, request in chains] == [(1,), (2, 3)]
