@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from minigpt import cli
 from minigpt.cli import DONE, FAILED, INTERRUPTED, Failure
-from minigpt.cli.strategy_flags import Loaded
 from minigpt.cli.outputs import attempt, save
+from minigpt.cli.strategy_flags import Loaded
 from minigpt.cli.terminal import write_out
 from minigpt.compare.flags import parser
 from minigpt.compare.inputs import check_fit, encoded, read
