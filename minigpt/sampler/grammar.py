@@ -1,0 +1,221 @@
+"""Text that a grammar allows: a regular expression, a JSON schema or a Lark grammar, as masks over tokens.
+
+The grammars are compiled by llguidance (the extra `grammar`); this file puts its parser behind three methods
+that ask about a whole text, so that batches, beams and drafts may fork and go back as they like.
+
+Source: Willard and Louf 2023 (Efficient guided generation for large language models), section 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import torch
+
+# Shapes below:  V ids that the tokenizer knows
+
+Kind = Literal["regex", "json_schema", "lark"]
+REMEMBERED = 500  # texts whose parsers are kept
+END = b"\xff<end>"  # an end token of the parser's own, behind the vocabulary; no text contains its first byte
+NO_MATCH = ("Parser Error", "NoExtension")  # how llguidance's errors begin where a text does not match
+# What a parser may use before it gives up, in llguidance's units; these take about 0.2 seconds and 100 MB.
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 100_000,
+    "max_lexer_states": 50_000,
+}
+
+
+class Grammar:
+    """The texts that a grammar allows, in terms of a vocabulary's tokens.
+
+    Args:
+        kind: "regex", "json_schema" or "lark".
+        source: the pattern, the schema as JSON, or the grammar.
+        token_bytes: what each id of the vocabulary spells, which may be a part of a character; None for one
+            that spells nothing: special tokens, and ids without a token. See `Tokenizer.token_bytes`.
+
+    Raises:
+        InvalidRequest: llguidance is not installed; the grammar is not well-formed, unsupported or too
+            large; or no tokens spell a text that it allows.
+
+    >>> grammar = Grammar("regex", "ab*", [*(bytes([byte]) for byte in range(256)), b"abb", None])
+    >>> grammar.mask([]).nonzero()[:, 0].tolist(), grammar.mask([97]).nonzero()[:, 0].tolist()
+    ([97, 256], [98])
+    >>> grammar.matches([97, 98]), grammar.complete([97, 98])  # it matches, but may go on
+    (True, False)
+    """
+
+    def __init__(self, kind: Kind, source: str, token_bytes: Sequence[bytes | None]) -> None:
+        self.kind, self.source, self._token_bytes = kind, source, tuple(token_bytes)
+        usable = self._token_bytes
+        if not _has_all_bytes(usable):
+            characters = _characters(usable)
+            if kind != "regex":
+                raise InvalidRequest(
+                    f"{self._name} needs a vocabulary with all 256 bytes; this one has {len(characters)} characters:"
+                    " use a byte-level tokenizer"
+                )
+            usable = _only_whole(usable, characters)
+        self._new_parser = _compiled(kind, source, usable, self._name)
+        self._parsers: dict[tuple[int, ...], Any] = {}
+        self._start = self._new_parser()
+        if not self.mask([]).any():
+            empty = " but the empty one" if self.matches([]) else ""
+            raise InvalidRequest(
+                f"{self._name}: the tokens of this vocabulary spell no text that matches it{empty}"
+            )
+
+    def mask(self, new_tokens: Sequence[int]) -> torch.Tensor:
+        """Which tokens may follow a text: bool, (V,). None may follow one that cannot match any more."""
+        parser = self._parser(tuple(new_tokens))
+        n = len(self._token_bytes)
+        if parser is None or parser.is_stopped():
+            return torch.zeros(n, dtype=torch.bool)
+        allowed = torch.frombuffer(bytearray(parser.compute_logit_bias()), dtype=torch.uint8)[:n] > 0
+        self._check(parser)
+        return allowed
+
+    def matches(self, new_tokens: Sequence[int]) -> bool:
+        """Whether a text matches as it is."""
+        parser = self._parser(tuple(new_tokens))
+        return parser is not None and bool(parser.is_accepting())
+
+    def complete(self, new_tokens: Sequence[int]) -> bool:
+        """Whether a text matches and nothing can follow, so that it ends there."""
+        return self.matches(new_tokens) and not self.mask(new_tokens).any()
+
+    def __repr__(self) -> str:
+        return f"Grammar({self.kind!r}, {self.source!r:.60})"
+
+    def __reduce__(self) -> tuple[type[Grammar], tuple[Kind, str, tuple[bytes | None, ...]]]:
+        return Grammar, (self.kind, self.source, self._token_bytes)  # parsers cannot be pickled or copied
+
+    @property
+    def _name(self) -> str:
+        shown = f" {self.source!r:.60}" if self.kind == "regex" else ""
+        return {"regex": "regex", "json_schema": "JSON schema", "lark": "grammar"}[self.kind] + shown
+
+    def _parser(self, tokens: tuple[int, ...]) -> Any:
+        """The parser after a text, from that of the text without its last token if it is known; None: no match."""
+        if not tokens:
+            return self._start
+        if tokens not in self._parsers:
+            before = self._parsers.get(tokens[:-1], self._start if len(tokens) == 1 else None)
+            parser, unread = (
+                (before.deep_copy(), tokens[-1:]) if before else (self._start.deep_copy(), tokens)
+            )
+            if len(self._parsers) >= REMEMBERED:  # rare, and quickly made again
+                self._parsers.clear()
+            self._parsers[tokens] = parser if self._reads(parser, unread) else None
+        return self._parsers[tokens]
+
+    def _reads(self, parser: Any, tokens: Sequence[int]) -> bool:
+        """Whether the parser can go on with these tokens."""
+        if any(not 0 <= token < len(self._token_bytes) for token in tokens) or parser.is_stopped():
+            return False
+        if parser.consume_tokens(list(tokens)):
+            return True
+        self._check(parser)
+        return False
+
+    def _check(self, parser: Any) -> None:
+        """Raises InvalidRequest where the parser gave up; that a text does not match is no reason to."""
+        error = parser.get_error()
+        if error and not error.startswith(NO_MATCH):
+            raise InvalidRequest(f"{self._name} is too large: {_first_line(error)}; simplify it")
+
+
+def _compiled(kind: Kind, source: str, token_bytes: Sequence[bytes | None], name: str) -> Callable[[], Any]:
+    """Makes parsers of a grammar that has been checked."""
+    try:
+        import llguidance  # an optional package
+    except ImportError:
+        raise InvalidRequest(f"{name} needs llguidance: pip install 'minigpt[grammar]'") from None
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(token_bytes)))
+    text = _to_llguidance(kind, source, token_bytes, name, llguidance.LLMatcher)
+    limits = llguidance.LLParserLimits(**LIMITS)
+
+    def new_parser() -> Any:
+        parser = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
+        if parser.is_error():
+            raise InvalidRequest(f"{name} is not supported: {_first_line(parser.get_error())}")
+        return parser
+
+    return new_parser
+
+
+def _to_llguidance(
+    kind: Kind, source: str, token_bytes: Sequence[bytes | None], name: str, matcher: Any
+) -> str:
+    """The grammar as llguidance writes it."""
+    text: str
+    if kind == "json_schema":
+        try:
+            text = matcher.grammar_from_json_schema(json.loads(source))
+        except ValueError as error:
+            raise InvalidRequest(f"{name} is not a JSON object: {error}") from None
+    elif kind == "lark":
+        text = matcher.grammar_from_lark(source)
+    elif _has_all_bytes(token_bytes):
+        text = matcher.grammar_from_regex(source)
+    else:
+        # Only what the vocabulary's characters can spell, so that no token leads into a dead end.
+        characters = "".join(f"\\u{{{ord(character):x}}}" for character in sorted(_characters(token_bytes)))
+        pattern = json.loads(matcher.grammar_from_regex(source))["grammars"][0]["lark_grammar"]
+        text = f"start: R\nR: {pattern.removeprefix('start: ')} & /[{characters}]*/"
+    return text
+
+
+class _Vocabulary:
+    """A vocabulary as llguidance asks for it, with an end token of its own behind the last id."""
+
+    bos_token_id = None
+
+    def __init__(self, token_bytes: Sequence[bytes | None]) -> None:
+        self.tokens = [*(spelled or b"" for spelled in token_bytes), END]
+        self.eos_token_id = len(token_bytes)
+        self.special_token_ids = [i for i, spelled in enumerate(token_bytes) if not spelled] + [
+            self.eos_token_id
+        ]
+        self._ids = {spelled: i for i, spelled in enumerate(token_bytes) if spelled}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Some tokens that spell a text: always the longest that fits."""
+        data = text if isinstance(text, bytes) else text.encode()
+        ids, start = [], 0
+        while start < len(data):
+            ends = range(min(len(data), start + self._longest), start, -1)
+            end = next((end for end in ends if data[start:end] in self._ids), None)
+            if end is None:
+                break
+            ids.append(self._ids[data[start:end]])
+            start = end
+        return ids
+
+
+def _has_all_bytes(token_bytes: Iterable[bytes | None]) -> bool:
+    return {bytes([byte]) for byte in range(256)} <= set(token_bytes)
+
+
+def _characters(token_bytes: Iterable[bytes | None]) -> set[str]:
+    """The characters that are a token by themselves."""
+    texts = (spelled.decode(errors="replace") for spelled in token_bytes if spelled)
+    return {text for text in texts if len(text) == 1 and text != "\ufffd"}
+
+
+def _only_whole(token_bytes: Sequence[bytes | None], characters: set[str]) -> tuple[bytes | None, ...]:
+    """The tokens that consist of such characters; the others, parts of characters, spell nothing."""
+    return tuple(
+        spelled if spelled and set(spelled.decode(errors="replace")) <= characters else None
+        for spelled in token_bytes
+    )
+
+
+def _first_line(message: str) -> str:
+    """The error of llguidance without the picture of the place that follows it."""
+    return " ".join(message.split("<state>")[0].split())[:200]
