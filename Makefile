@@ -54,6 +54,7 @@ bench-docs: $(VENV)/ready ## ... and its table into README.md and docs/benchmark
 
 readme: $(VENV)/ready ## the output that README.md and docs/ show
 	$(BIN)/python scripts/readme.py
+	$(BIN)/python scripts/pictures.py
 
 bench-train: $(VENV)/ready ## training: speed against transformers, and the losses of known recipes (20 minutes)
 	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update docs/training.md
