@@ -8,27 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 from minigpt.cli.table import left_table
 from minigpt.sampler.events import Completion
-from minigpt.sampler.token_trace import Explanation, spelled
+from minigpt.sampler.token_trace import TokenTrace, spelled
 
 HEADING = ("token", "probability", "rank", "entropy (bits)", "removed (probability mass)")
 TokenString = Callable[[int], str]
 
 
-def explain_table(
-    completion: Completion, explanations: Sequence[Explanation | None], token_string: TokenString
-) -> str:
+def explain_table(completion: Completion, token_string: TokenString) -> str:
     """One line for each token of a text.
 
     Args:
-        completion: the text; where it reports the most likely tokens of each step, they are a column.
-        explanations: one for each token, None where nothing is known of it.
+        completion: the text, with a trace of each token; where it reports the most likely tokens of each step,
+            they are a column.
         token_string: the text of a token.
     """
     tops: Sequence[Sequence[tuple[int, float]]] = completion.top_logprobs
     heading = (*HEADING, f"top {len(tops[0])}") if tops else HEADING
     rows = [
-        [_quoted(token_string(token)), *(_cells(explanation) if explanation else ("n/a", "", "", ""))]
-        for token, explanation in zip(completion.tokens, explanations, strict=True)
+        [_quoted(token_string(token)), *_cells(trace)]
+        for token, trace in zip(completion.tokens, completion.traces, strict=True)
     ]
     for row, top in zip(rows, tops, strict=False):
         row.append(", ".join(_rivals(top, token_string)))
@@ -44,13 +42,13 @@ def _rivals(top: Sequence[tuple[int, float]], token_string: TokenString) -> Iter
         yield f"{_quoted(token_string(token))} {math.exp(logprob):.3g}"
 
 
-def _cells(explanation: Explanation) -> tuple[str, str, str, str]:
-    before, after = explanation.before, explanation.after
+def _cells(trace: TokenTrace) -> tuple[str, str, str, str]:
+    before, after = trace.before, trace.after
     removed = (
         f"{spelled(stage.stage)} -{stage.removed} ({stage.mass:.2g})"
         if stage.removed
         else spelled(stage.stage)
-        for stage in explanation.stages
+        for stage in trace.stages
     )
     return (
         f"{before.probability:.3g} -> {after.probability:.3g}",

@@ -38,9 +38,8 @@ def record(
     if settings.logprobs is not None or settings.top is not None:
         steps = completion.top_logprobs or [[] for _ in completion.tokens]
         fields["top_logprobs"] = [_step(step, tokenizer) for step in steps]
-    if session.explainer:
-        explanations = session.explanations(result)
-        fields["explanation"] = [explanation and asdict(explanation) for explanation in explanations]
+    if settings.explain:
+        fields["explanation"] = [asdict(trace) for trace in completion.traces]
     return fields
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from minigpt.generate.clock import Clock
 from minigpt.generate.screen import EventObserver
@@ -18,7 +18,6 @@ from minigpt.sampler.events import (
     TokenGenerated,
 )
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.token_trace import Explainer, Explanation
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Session:
     model: LanguageModel
     strategy: Strategy
     requests: Sequence[Request]
-    explainer: Explainer | None = None  # to explain tokens
     clock: Clock = field(default_factory=Clock)
     interrupted: bool = False
     _generated: dict[tuple[int, int], list[TokenGenerated]] = field(default_factory=dict)
@@ -45,9 +43,8 @@ class Session:
 
     def decode(self, observers: Sequence[EventObserver]) -> None:
         """Runs the strategy to its end, or until Ctrl-C; what was generated until then stays."""
-        strategy = replace(self.strategy, watch=self.explainer.watch) if self.explainer else self.strategy
         try:
-            for event in run(self.model, self.requests, strategy):
+            for event in run(self.model, self.requests, self.strategy):
                 self._take(event)
                 for observer in observers:
                     observer.take(event)
@@ -59,8 +56,6 @@ class Session:
                 observer.close()
 
     def _take(self, event: Event) -> None:
-        if self.explainer:
-            self.explainer.take(event)
         if isinstance(event, TokenGenerated):
             self.clock.token()
             self._generated.setdefault((event.prompt_index, event.index), []).append(event)
@@ -84,12 +79,8 @@ class Session:
     def _begun(self, prompt_index: int, events: list[TokenGenerated]) -> Completion:
         tokens, logprobs = [event.token for event in events], [event.logprob for event in events]
         reason = self.requests[prompt_index].finish_reason(tokens) or "interrupted"
-        return Completion(tokens, logprobs, sum(logprobs), reason)
-
-    def explanations(self, result: Result) -> list[Explanation | None]:
-        """One for each token of a text."""
-        assert self.explainer is not None
-        return self.explainer.explanations(result.prompt_index, result.index)
+        traces = [event.trace for event in events if event.trace]
+        return Completion(tokens, logprobs, sum(logprobs), reason, traces=traces)
 
     def lengths(self) -> list[int]:
         """How many new tokens each text has."""

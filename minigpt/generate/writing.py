@@ -22,7 +22,6 @@ from minigpt.sampler.events import Request
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import prompt_ids, text_of
-from minigpt.sampler.token_trace import Explainer
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -73,8 +72,9 @@ def begin(
         stop=tokenizer.stop_strings(*settings.stop).completed if settings.stop else None,
         overflow=settings.overflow,
         top_logprobs=settings.top_logprobs,
+        trace=settings.explain,
     )
-    return Session(reader, strategy, requests, Explainer(requests) if settings.explain else None)
+    return Session(reader, strategy, requests)
 
 
 def observers(
@@ -141,8 +141,7 @@ def _explain(session: Session, tokenizer: Tokenizer) -> None:
     for result in results:
         if len(results) > 1:
             write_err(f"prompt {result.prompt_index}, text {result.index}:\n")
-        explanations = session.explanations(result)
-        write_err(explain_table(result.completion, explanations, tokenizer.token_string))
+        write_err(explain_table(result.completion, tokenizer.token_string))
 
 
 def _slides(model: object) -> list[str]:

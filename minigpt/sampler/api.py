@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Unpack
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.engine.decode_loop import without_training
+from minigpt.sampler.engine.inference import check_second_model, in_inference
 from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import (
     Completion,
@@ -97,7 +97,12 @@ def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -
     most = min((r.max_new_tokens for r in requests if r.limit_reason == "length"), default=least)
     if least > most:
         raise InvalidRequest(f"min_new_tokens={least} exceeds max_new_tokens={most}")
-    return without_training(model, strategy.decode(model, requests)) if requests else iter(())
+    if not requests:
+        return iter(())
+    for second in strategy.models():
+        check_second_model(model, second, requests)
+    models = [model, *(second.model for second in strategy.models())]
+    return in_inference(models, strategy.decode(model, requests))
 
 
 def _matching(request: Request, strategy: Strategy) -> Request:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minigpt.errors import InvalidRequest
+from minigpt.sampler.token_trace import TokenTrace
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,7 @@ class Request:
     top_logprobs: int = 0
     dropped: int = 0  # oldest prompt tokens that were left out to make room
     id: str | None = None  # a name that takes the prompt's place in the seed
+    trace: bool = False  # whether each token brings along how it came to be chosen
 
     @property
     def random_name(self) -> str | tuple[int, ...]:
@@ -102,6 +104,7 @@ class Completion:
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     text: str | None = None
     alternatives: list[Completion] = field(default_factory=list)
+    traces: list[TokenTrace] = field(default_factory=list)  # of each token, if asked for
 
     def __str__(self) -> str:
         return repr(self) if self.text is None else self.text
@@ -132,6 +135,7 @@ class TokenGenerated:
     index: int
     token: int
     logprob: float
+    trace: TokenTrace | None = None  # if asked for
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ class BeamExtension(NamedTuple):
     token: int
     score: float  # of the text so far: what it would have, or has, as a finished one
     finish_reason: str  # "" while it goes on
+    group: int = 0  # of diverse beam search
+    trace: TokenTrace | None = None  # if asked for
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,9 @@ class Lattice:
     def save(self, path: str | os.PathLike[str], token_string: Callable[[int], str] | None = None) -> None:
         """Writes a JSON file, whole or not at all.
 
-        Each step is a list of beams, each beam [parent, token, score, finish_reason]; `parent` counts those
-        beams of the step before whose finish_reason is "".
+        Each step is a list of beams, each beam [parent, token, score, finish_reason], in groups but the first
+        [parent, token, score, finish_reason, group]; `parent` counts those beams of the step before whose
+        finish_reason is "".
 
         Args:
             path: where to.
@@ -113,7 +114,10 @@ class Lattice:
             used = {token for prompt in self.prompts for token in prompt}
             used |= {branch.token for steps in self.steps for step in steps for branch in step}
             strings = {token: token_string(token) for token in sorted(used)}
-        lattices = [{"prompt": p, "steps": steps} for p, steps in zip(self.prompts, self.steps, strict=True)]
+        lattices = [
+            {"prompt": prompt, "steps": [[_saved(beam) for beam in step] for step in steps]}
+            for prompt, steps in zip(self.prompts, self.steps, strict=True)
+        ]
         content = {"format": FORMAT, "lattices": lattices, "token_strings": strings}
         replace_text(Path(path).resolve(), json.dumps(content, ensure_ascii=False) + "\n")
 
@@ -137,6 +141,10 @@ class Lattice:
             )
         except ValueError as error:
             raise ValueError(f"{path} is no lattice of beams: {error}") from None
+
+
+def _saved(beam: BeamExtension) -> list[int | float | str]:
+    return [beam.parent, beam.token, beam.score, beam.finish_reason, *([beam.group] if beam.group else [])]
 
 
 def _field(value: Any, name: str) -> Any:
@@ -172,10 +180,12 @@ def _steps(value: Any, where: str) -> list[list[BeamExtension]]:
 
 def _branch(value: Any, parents: int, where: str) -> BeamExtension:
     match value:
-        case [parent, token, int() | float() as score, str(reason)] if _count(parent) and _count(token):
+        case [parent, token, int() | float() as score, str(reason), *group] if (
+            all(map(_count, [parent, token, *group])) and len(group) < 2
+        ):
             if parent >= parents:
                 raise ValueError(f"{where}: beam {value} has a parent beyond the {parents} that went on")
-            return BeamExtension(parent, token, float(score), reason)
+            return BeamExtension(parent, token, float(score), reason, *group)
     raise ValueError(f"{where}: a beam is [parent, token, score, finish_reason], not {value!r:.60}")
 
 

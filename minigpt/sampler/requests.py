@@ -40,6 +40,7 @@ def prepare(
     stop: Stop | None = None,
     overflow: Literal["error", "truncate", "stop", "slide"] = "error",
     top_logprobs: int = 0,
+    trace: bool = False,
 ) -> list[Request]:
     """Checks prompts and limits before anything is computed.
 
@@ -55,6 +56,7 @@ def prepare(
             the oldest prompt tokens), "stop" (end there, with finish_reason "overflow"), or "slide" (let the
             model, made by `windowed`, see the latest tokens only).
         top_logprobs: how many of the likeliest tokens to report at every step.
+        trace: whether each token brings along how it came to be chosen; see `minigpt.sampler.token_trace`.
 
     Raises:
         PromptTooLong: prompt and new tokens do not fit the model's context length.
@@ -75,7 +77,8 @@ def prepare(
     for ids in _prompts(prompts, model.config.vocab_size):
         n = _usual_length(ids, model, overflow) if max_new_tokens is None else max_new_tokens
         fitting, limit, reason = _fit(ids, n, model.config.n_positions, overflow)
-        requests.append(Request(fitting, limit, reason, ends, stop, top_logprobs, len(ids) - len(fitting)))
+        dropped = len(ids) - len(fitting)
+        requests.append(Request(fitting, limit, reason, ends, stop, top_logprobs, dropped, trace=trace))
     return requests
 
 

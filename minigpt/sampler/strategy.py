@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Self
 
 from minigpt.errors import UnknownArgument
-from minigpt.lazy import Tensor
 from minigpt.options import Option, check_options, options_of
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
@@ -21,9 +20,6 @@ from minigpt.sampler.processors.penalties import PenaltyOptions
 from minigpt.sampler.processors.processor import Processor, Step, TextContext
 from minigpt.sampler.processors.regex_mask import RegexOptions
 from minigpt.sampler.processors.watermark import WatermarkOptions
-
-# (text so far, name of the step, logits before it (V,), after it (V,)): told, and cannot change anything
-Watch = Callable[[tuple[int, ...], str, "Tensor", "Tensor"], None]
 
 # What else options are called, in version 0.1 and in other libraries; a sentence where there is no option.
 OTHER_NAMES = {
@@ -49,6 +45,18 @@ OTHER_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class SecondModel:
+    """A model that a strategy uses beside the one that it decodes.
+
+    `optional` is one that changes no text: what it cannot read is decoded without it.
+    """
+
+    option: str  # the name of the option that holds it
+    model: LanguageModel
+    optional: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Strategy(CustomOptions, WatermarkOptions, RegexOptions, DRYOptions, PenaltyOptions, ABC):
     """A way of decoding. Its fields are its options, `decode` is the whole method.
@@ -56,8 +64,6 @@ class Strategy(CustomOptions, WatermarkOptions, RegexOptions, DRYOptions, Penalt
     A new strategy is one new file in `strategies/`, with one subclass of this; the file's name is its name
     on the command line, the first line of its docstring is its help.
     """
-
-    watch: Watch | None = None  # told what each step on the logits did, at every token
 
     def __init_subclass__(cls) -> None:
         """Lets `help()` show the options, and the repr only what differs from the defaults."""
@@ -106,6 +112,10 @@ class Strategy(CustomOptions, WatermarkOptions, RegexOptions, DRYOptions, Penalt
     def random_stream(self, request: Request, index: int) -> RandomStream | None:
         """The random numbers that text `index` of a prompt is sampled by; None takes the most likely tokens."""
         return None
+
+    def models(self) -> Sequence[SecondModel]:
+        """The models that it uses beside the one that it decodes, for `run` to check and to put into inference."""
+        return ()
 
     @abstractmethod
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:

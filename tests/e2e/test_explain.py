@@ -55,7 +55,9 @@ def test_the_json_has_every_stage_in_order(model: Path) -> None:
     (record,) = records("--model", model, "ab", *PROCESSED, "--explain")
     for told in record["explanation"]:
         temperature, top_k = told["stages"]
-        assert temperature == {"stage": "Temperature", "removed": 0, "mass": 0}
+        assert temperature.keys() == {"stage", "removed", "mass", "probability"}
+        assert (temperature["stage"], temperature["removed"], temperature["mass"]) == ("Temperature", 0, 0)
+        assert temperature["probability"] < top_k["probability"] == told["after"]["probability"]
         assert (top_k["stage"], top_k["removed"]) == ("TopK", 258 - 20)
         assert 0 < top_k["mass"] < 1
 

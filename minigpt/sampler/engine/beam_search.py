@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from minigpt.sampler.events import (
     TokenGenerated,
 )
 from minigpt.sampler.processors import Processor, chain
+from minigpt.sampler.token_trace import TokenTrace, explain
 
 if TYPE_CHECKING:
     from minigpt.sampler.strategies.beam import Beam
@@ -40,6 +41,13 @@ class Hypothesis:
     top_logprobs: tuple[list[tuple[int, float]], ...] = ()
     score: float = 0.0  # the total after the length penalty
     finish_reason: str = ""
+    group: int = 0  # of diverse beam search
+    traces: tuple[TokenTrace, ...] = ()  # of each token, if the request asks for them
+
+    def extension(self) -> BeamExtension:
+        """That the last step made it."""
+        trace = self.traces[-1] if self.traces else None
+        return BeamExtension(self.parent, self.tokens[-1], self.score, self.finish_reason, self.group, trace)
 
 
 @dataclass
@@ -49,17 +57,20 @@ class Search:
     beam: Beam
     prompt_index: int
     request: Request
+    group: int = 0  # of diverse beam search
+    first: tuple[Processor, ...] = ()  # processors that act before those of the options
     live: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
     finished: list[Hypothesis] = field(default_factory=list)  # the best `num_beams`, best first
     ended: list[Hypothesis] = field(default_factory=list)  # those that the last step finished
     done: bool = False
-    shown: int = 0  # tokens told as settled
+    shown: int = 0  # tokens reported as final
+    steps: list[tuple[str, Tensor]] | None = None  # what each processor left, if traces are asked for
 
     @cached_property
     def processors(self) -> list[Processor]:
         """One chain from the first step to the last, for some processors remember."""
         keep = max(2, len(self.request.end_tokens) + 1)  # so that some text can always go on
-        return chain(self.beam, self.request, keep=keep)
+        return [*self.first, *chain(self.beam, self.request, keep=keep)]
 
     @cached_property
     def choose(self) -> Choose:
@@ -71,9 +82,9 @@ class Search:
         Shapes: (R, V)
         """
         logprobs = logits.log_softmax(-1)  # (R, V)
-        scores = apply(
-            self.processors, logprobs, [[*self.request.prompt, *beam.tokens] for beam in self.live]
-        )
+        self.steps = [] if self.request.trace else None
+        texts = [[*self.request.prompt, *beam.tokens] for beam in self.live]
+        scores = apply(self.processors, logprobs, texts, self.steps)
         totals = scores + scores.new_tensor([[beam.total] for beam in self.live])
         best = totals.max().item()
         if not (self.finished and best == float("-inf")):  # else nothing goes on: what is finished stands
@@ -108,17 +119,26 @@ class Search:
         """The chosen candidates as texts."""
         parents, tokens = best // logprobs.size(1), best % logprobs.size(1)
         tops = likeliest(logprobs, self.request.top_logprobs)
-        told = logprobs[parents, tokens].tolist()  # the model's own, whatever the processors did
-        chosen = zip(parents.tolist(), tokens.tolist(), totals[best].tolist(), told, strict=True)
+        own = logprobs[parents, tokens].tolist()  # the model's own, whatever the processors did
+        chosen = zip(parents.tolist(), tokens.tolist(), totals[best].tolist(), own, strict=True)
         return [
-            self._child(parent, token, total, logprob, tops[parent])
+            replace(
+                self._child(parent, token, total, logprob),
+                top_logprobs=(*self.live[parent].top_logprobs, tops[parent]),
+                traces=self._traces(logprobs[parent], parent, token),
+            )
             for parent, token, total, logprob in chosen
             if total > float("-inf")
         ]
 
-    def _child(
-        self, parent: int, token: int, total: float, logprob: float, top: list[tuple[int, float]]
-    ) -> Hypothesis:
+    def _traces(self, logprobs: Tensor, parent: int, token: int) -> tuple[TokenTrace, ...]:
+        """Those of the parent and one more, if traces are asked for.  Shape: (V,)"""
+        if self.steps is None:
+            return ()
+        steps = [(name, scores[parent]) for name, scores in self.steps]
+        return (*self.live[parent].traces, explain(logprobs, steps, token))
+
+    def _child(self, parent: int, token: int, total: float, logprob: float) -> Hypothesis:
         old = self.live[parent]
         tokens = (*old.tokens, token)
         return Hypothesis(
@@ -126,9 +146,9 @@ class Search:
             tokens=tokens,
             total=total,
             logprobs=(*old.logprobs, logprob),
-            top_logprobs=(*old.top_logprobs, top),
             score=self.beam.score(total, len(tokens)),
             finish_reason=self.request.finish_reason(tokens) or "",
+            group=self.group,
         )
 
     def _can_improve(self) -> bool:
@@ -143,11 +163,7 @@ class Search:
 
     def events(self) -> Iterator[Event]:
         """What the last step did: the beams, the tokens that are settled now, and at the end the texts."""
-        told = [
-            BeamExtension(text.parent, text.tokens[-1], text.score, text.finish_reason)
-            for text in (*self.live, *self.ended)
-        ]
-        yield BeamsExtended(self.prompt_index, told)
+        yield BeamsExtended(self.prompt_index, [text.extension() for text in (*self.live, *self.ended)])
         yield from self._settled()
         if self.done:
             winners = self.finished[: self.beam.num_return_sequences]
@@ -159,10 +175,12 @@ class Search:
         contenders = [*self.finished[:1], *self.live]
         first, *others = (text.tokens for text in contenders)
         while self.shown < len(first) and all(first[: self.shown + 1] == t[: self.shown + 1] for t in others):
-            logprob = contenders[0].logprobs[self.shown]
-            yield TokenGenerated(self.prompt_index, 0, first[self.shown], logprob)
+            best, n = contenders[0], self.shown
+            trace = best.traces[n] if best.traces else None
+            yield TokenGenerated(self.prompt_index, 0, first[n], best.logprobs[n], trace)
             self.shown += 1
 
     def _completion(self, text: Hypothesis) -> Completion:
         top = list(text.top_logprobs) if self.request.top_logprobs else []
-        return Completion(list(text.tokens), list(text.logprobs), text.score, text.finish_reason, top)
+        tokens, logprobs, traces = list(text.tokens), list(text.logprobs), list(text.traces)
+        return Completion(tokens, logprobs, text.score, text.finish_reason, top, traces=traces)

@@ -15,8 +15,8 @@ from typing import Protocol, cast
 
 from minigpt.lazy import Tensor
 from minigpt.sampler.engine.decode_loop import (
+    ModelReader,
     Prediction,
-    Reader,
     Text,
     choose,
     ids,
@@ -24,7 +24,7 @@ from minigpt.sampler.engine.decode_loop import (
     padding,
     require_possible,
 )
-from minigpt.sampler.events import Cache, Event, Finished, LanguageModel, PrefillDone, Request, TokenGenerated
+from minigpt.sampler.events import Cache, Event, Finished, LanguageModel, PrefillDone, Request
 from minigpt.sampler.strategy import Strategy
 
 # Shapes below:  B rows (texts in progress) · T tokens read at once · V vocabulary
@@ -43,12 +43,12 @@ class Movable(Cache, Protocol):
     def align(self, pad: Sequence[int], length: int) -> None: ...
 
 
-class RewindingReader(Reader):
+class RewindingReader(ModelReader):
     """Reads several tokens of each text at once, and forgets those that a text did not go on with."""
 
-    def prompts(self, requests: Sequence[Request]) -> Prediction:
-        self.pad = padding([request.prompt for request in requests])
-        return super().prompts(requests)
+    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+        self.pad = padding([text.request.prompt for text in texts])
+        return super().read_prompts(texts)
 
     def select(self, rows: Sequence[int]) -> None:
         super().select(rows)
@@ -89,7 +89,7 @@ def drafted(
     """
     running = [Text.begin(strategy, request, i) for i, request in enumerate(requests)]
     reader = RewindingReader(model)
-    logits = reader.prompts(requests).logits[:, None]  # (B, T, V)
+    logits = reader.read_prompts(running).logits[:, None]  # (B, T, V)
     drafts: list[list[int]] = [[] for _ in running]
     drafting = drafter(running)
     yield PrefillDone()
@@ -120,8 +120,8 @@ def _write(text: Text, logits: Tensor, guesses: list[int]) -> Iterator[Event]:
         scores = text.processed(logits[i])
         require_possible([scores.max().item()], [text.request])
         token = int(choose(scores[None], [text]))
-        text.add(token, logprobs[i, token].item(), tops[i])
-        yield TokenGenerated(text.prompt_index, text.index, token, text.logprobs[-1])
+        text.add(token, logits[i], logprobs[i, token].item(), tops[i])
+        yield text.last_event()
         if text.finish_reason:
             yield Finished(text.prompt_index, [text.completion()])
         if text.finish_reason or token != guess:

@@ -185,5 +185,6 @@ class Sliding:
         cache.room = min(self.window, cache.n_max - cache.begin)
         cache.inner = None  # frees the old memory before there is a new one
         pad = torch.tensor([first - cache.begin for first in firsts], device=self.device)
+        pad = pad.clamp_max(cache.room - 1)  # a row that begins later is filling as long as this memory lasts
         cache.inner = self.model.new_cache(cache.room, len(firsts), pad if len({*firsts}) > 1 else None)
         return cache.tokens[:, cache.begin :], cache.inner

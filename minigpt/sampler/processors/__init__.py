@@ -34,7 +34,7 @@ from minigpt.sampler.processors.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
-from minigpt.sampler.processors.processor import RULED_OUT, Processor, Step, TextContext, Watched, unchanged
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, Step, TextContext, name_of_step
 from minigpt.sampler.processors.regex_mask import RegexMask
 from minigpt.sampler.processors.watermark import Detection, Watermark, WatermarkDetector
 from minigpt.sampler.processors.xtc import XTC
@@ -66,9 +66,8 @@ __all__ = [
     "TopNSigma",
     "TopP",
     "Typical",
-    "Watched",
     "Watermark",
     "WatermarkDetector",
     "chain",
-    "unchanged",
+    "name_of_step",
 ]

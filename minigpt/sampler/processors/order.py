@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
-from minigpt.lazy import Tensor
 from minigpt.sampler.events import Request
 from minigpt.sampler.processors.custom import Custom
 from minigpt.sampler.processors.cutoffs import (
@@ -30,7 +29,7 @@ from minigpt.sampler.processors.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
-from minigpt.sampler.processors.processor import Checked, Processor, Step, TextContext, Watched, unchanged
+from minigpt.sampler.processors.processor import Checked, Processor, Step, TextContext
 from minigpt.sampler.processors.regex_mask import RegexMask
 from minigpt.sampler.processors.watermark import Watermark
 from minigpt.sampler.processors.xtc import XTC
@@ -64,8 +63,6 @@ ORDER: tuple[type[Step], ...] = (
 class HasProcessors(Protocol):
     """What `chain` asks of a strategy, beside the options of the steps that it has."""
 
-    @property
-    def watch(self) -> Callable[[tuple[int, ...], str, Tensor, Tensor], None] | None: ...
     def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]: ...
 
 
@@ -87,6 +84,4 @@ def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int =
         steps += [Checked(processor) for place, processor in own if place is step]
         if isinstance(strategy, step.options):
             steps += step.for_text(strategy, text)
-    return (
-        steps if strategy.watch is None else [Watched(step, strategy.watch) for step in (unchanged, *steps)]
-    )
+    return steps

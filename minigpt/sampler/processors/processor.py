@@ -49,7 +49,7 @@ class Checked:
 
     @property
     def __name__(self) -> str:
-        return getattr(self.processor, "__name__", type(self.processor).__name__)
+        return name_of_step(self.processor)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         out = self.processor(logits.clone(), tokens.clone())
@@ -64,21 +64,7 @@ class Checked:
         )
 
 
-def unchanged(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The step before all others: what there was to begin with."""
-    return logits
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A processor that tells what it did, row by row."""
-
-    processor: Processor
-    watch: Callable[[tuple[int, ...], str, Tensor, Tensor], None]
-
-    def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        out = self.processor(logits, tokens)
-        name = getattr(self.processor, "__name__", type(self.processor).__name__)
-        for text, before, after in zip(tokens.tolist(), logits, out, strict=True):
-            self.watch(tuple(text), name, before, after)
-        return out
+def name_of_step(processor: Processor) -> str:
+    """What a trace calls a processor: a function's own name, or that of its class."""
+    name: str = getattr(processor, "__name__", type(processor).__name__)
+    return name

@@ -94,7 +94,8 @@ class Beam(Strategy):
                 text.append(event)
                 score = self.score(sum(token.logprob for token in text), len(text))
                 reason = requests[event.prompt_index].finish_reason([token.token for token in text])
-                yield BeamsExtended(event.prompt_index, [BeamExtension(0, event.token, score, reason or "")])
+                beam = BeamExtension(0, event.token, score, reason or "", trace=event.trace)
+                yield BeamsExtended(event.prompt_index, [beam])
             elif isinstance(event, Finished):
                 (done,) = event.completions
                 done = replace(done, score=self.score(done.score, len(done.tokens)))

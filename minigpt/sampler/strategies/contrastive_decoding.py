@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minigpt.errors import InvalidRequest
-from minigpt.lazy import Tensor
 from minigpt.options import REQUIRED, option
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
-from minigpt.sampler.engine.decode_loop import Prediction, Reader, without_training
-from minigpt.sampler.events import Event, LanguageModel, PromptTooLong, Request
+from minigpt.sampler.engine.decode_loop import ModelReader, Prediction, Text, decode_loop
+from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
+from minigpt.sampler.strategy import SecondModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,38 +38,24 @@ class ContrastiveDecoding(ContrastMixin):
         1.0, "temperature of the amateur's logits; 0.5 to 1 is usual", group="strategy", least=1e-6, most=1e4, metavar="T"
     )  # fmt: skip
 
-    def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        self._check(model, requests)
-        events = self.contrasted(model, requests, lambda model: TwoReaders(model, self))
-        return without_training(self.amateur, events)  # `run` sees to the model alone
+    def models(self) -> Sequence[SecondModel]:
+        return [SecondModel("amateur", self.amateur)]
 
-    def _check(self, model: LanguageModel, requests: Sequence[Request]) -> None:
-        ours, theirs = model.config.vocab_size, self.amateur.config.vocab_size
-        if ours != theirs:
-            raise InvalidRequest(
-                f"the amateur (--amateur) has {theirs} tokens and the model {ours}: they must share a vocabulary"
-            )
-        window = self.amateur.config.n_positions
-        longest = max(requests, key=lambda request: len(request.prompt) + request.max_new_tokens)
-        if len(longest.prompt) + longest.max_new_tokens - 1 > window:
-            raise PromptTooLong(
-                f"{len(longest.prompt)} prompt tokens + {longest.max_new_tokens} new ones - 1 exceed the window of"
-                f" the amateur (--amateur), {window}: shorten the prompt, or ask for fewer new tokens"
-            )
+    def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
+        return decode_loop(model, requests, self, reader=TwoReaders(model, self))
 
 
 class TwoReaders:
     """Reads the texts side by side with both models, and subtracts the amateur's prediction."""
 
     def __init__(self, model: LanguageModel, strategy: ContrastiveDecoding) -> None:
-        self.expert, self.amateur, self.strategy = Reader(model), Reader(strategy.amateur), strategy
+        self.expert, self.amateur, self.strategy = ModelReader(model), ModelReader(strategy.amateur), strategy
 
-    def prompts(self, requests: Sequence[Request]) -> Prediction:
-        return self._contrast(self.expert.prompts(requests), self.amateur.prompts(requests))
+    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+        return self._contrast(self.expert.read_prompts(texts), self.amateur.read_prompts(texts))
 
-    def next(self, tokens: Tensor) -> Prediction:
-        there = tokens.to(self.strategy.amateur.device)
-        return self._contrast(self.expert.next(tokens), self.amateur.next(there))
+    def read_next(self, texts: Sequence[Text]) -> Prediction:
+        return self._contrast(self.expert.read_next(texts), self.amateur.read_next(texts))
 
     def select(self, rows: Sequence[int]) -> None:
         self.expert.select(rows)
@@ -79,5 +64,4 @@ class TwoReaders:
     def _contrast(self, expert: Prediction, amateur: Prediction) -> Prediction:
         better = expert.logits.log_softmax(-1)
         cooled = amateur.logits.to(better.device) / self.strategy.amateur_temperature
-        scores = contrast(better, cooled.log_softmax(-1), self.strategy.relative_top)
-        return Prediction(expert.logits, scores)
+        return contrast(expert.logits, better, cooled.log_softmax(-1), self.strategy.relative_top)

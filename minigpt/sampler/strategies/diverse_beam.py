@@ -9,7 +9,6 @@ from minigpt.lazy import Tensor, torch
 from minigpt.options import option
 from minigpt.sampler.engine.beam_search import Search
 from minigpt.sampler.events import Request
-from minigpt.sampler.processors import Watched
 from minigpt.sampler.strategies.beam import Beam, num_beams_option, same_options
 
 # Shapes below:  R live beams of one prompt, in all groups · B those of one group · V vocabulary · S tokens of a text
@@ -45,7 +44,7 @@ class DiverseBeam(Beam):
     def new_search(self, prompt_index: int, request: Request) -> Search:
         each = self.num_beams // self.num_beam_groups
         group = replace(same_options(self, Beam), num_beams=each, num_return_sequences=1)
-        groups = [Search(group, prompt_index, request) for _ in range(self.num_beam_groups)]
+        groups = [Search(group, prompt_index, request, group=i) for i in range(self.num_beam_groups)]
         return GroupSearch(self, prompt_index, request, groups=groups, penalty=self.diversity_penalty)
 
 
@@ -61,7 +60,7 @@ class GroupSearch(Search):
     def __post_init__(self) -> None:
         self.rows = [0] * len(self.groups)  # the prompt is read once for all
         for group in self.groups:
-            self._keep_away(group)
+            group.first = (self.diversity,)
 
     def step(self, logits: Tensor) -> None:
         self.chosen = []
@@ -80,13 +79,6 @@ class GroupSearch(Search):
         self.finished = sorted(pooled, key=lambda text: -text.score)
         self.rows = list(range(len(self.live)))
         self.done = all(group.done for group in self.groups)
-
-    def _keep_away(self, group: Search) -> None:
-        """Puts the penalty before all the processors of a group."""
-        if group.beam.watch is None:
-            group.processors.insert(0, self.diversity)
-        else:  # after the step that shows what there was to begin with
-            group.processors.insert(1, Watched(self.diversity, group.beam.watch))
 
     def diversity(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """A processor: what the groups before have just chosen becomes less likely.

@@ -11,7 +11,7 @@ from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor
 from minigpt.options import Kind, option
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
-from minigpt.sampler.engine.decode_loop import Prediction, left_padded_batch
+from minigpt.sampler.engine.decode_loop import Prediction, Text, decode_loop, last_tokens, left_padded_batch
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import are_ids
 
@@ -79,7 +79,7 @@ class DoLa(ContrastMixin):
         return list(self.dola_layers)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return self.contrasted(model, requests, lambda model: LayerReader(model, self))
+        return decode_loop(model, requests, self, reader=LayerReader(model, self))
 
 
 class LayerReader:
@@ -88,12 +88,12 @@ class LayerReader:
     def __init__(self, model: LanguageModel, strategy: DoLa) -> None:
         self.model, self.strategy = model, strategy
 
-    def prompts(self, requests: Sequence[Request]) -> Prediction:
-        tokens, self.cache = left_padded_batch(self.model, requests)
+    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+        tokens, self.cache = left_padded_batch(self.model, [text.request for text in texts])
         return self._predict(tokens)
 
-    def next(self, tokens: Tensor) -> Prediction:
-        return self._predict(tokens[:, None])
+    def read_next(self, texts: Sequence[Text]) -> Prediction:
+        return self._predict(last_tokens(texts, self.model))
 
     def select(self, rows: Sequence[int]) -> None:
         self.cache.select(rows)
@@ -107,8 +107,7 @@ class LayerReader:
         early, last = logprobs[:-1], logprobs[-1]
         farthest = divergence(early, last).max(0).indices  # (B,)
         rows = list(range(len(farthest)))
-        scores = contrast(last, early[farthest, rows], self.strategy.relative_top)
-        return Prediction(logits[-1], scores)
+        return contrast(logits[-1], last, early[farthest, rows], self.strategy.relative_top)
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:

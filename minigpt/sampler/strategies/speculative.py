@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from minigpt.errors import InvalidRequest
-from minigpt.lazy import Tensor
+from minigpt.lazy import Tensor, torch
 from minigpt.options import REQUIRED, option
 from minigpt.sampler.choosing import Choosing
-from minigpt.sampler.engine.decode_loop import Text, choose, without_training
+from minigpt.sampler.engine.decode_loop import Text, choose
 from minigpt.sampler.engine.drafting import RewindingReader, drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.processors import chain
+from minigpt.sampler.strategy import SecondModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +40,24 @@ class Speculative(Choosing):
         4, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
     )
 
+    def models(self) -> Sequence[SecondModel]:
+        return [SecondModel("draft", self.draft, optional=True)]
+
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        theirs, ours = self.draft.config.vocab_size, model.config.vocab_size
-        if theirs != ours:
-            raise InvalidRequest(
-                f"the draft model (--draft) knows {theirs} tokens, the model {ours}: they must share one"
-                " vocabulary; take a draft model of the same tokenizer"
-            )
-        return without_training(self.draft, drafted(model, requests, self, partial(DraftModel, self)))
+        return drafted(model, requests, self, partial(DraftModel, self, model.config.vocab_size))
 
 
 class DraftModel:
     """Guesses by a model of its own."""
 
-    def __init__(self, strategy: Speculative, texts: list[Text]) -> None:
-        self._strategy = strategy
+    def __init__(self, strategy: Speculative, vocab_size: int, texts: list[Text]) -> None:
+        self._strategy, self._vocab_size = strategy, vocab_size
         self._reader = RewindingReader(strategy.draft)
         self._texts = [text for text in texts if self._room(text) > 0]
-        # Processors of its own, since those of the texts may keep in mind what they have seen; and unwatched.
-        options = replace(strategy, watch=None)
-        self._processors = {text.prompt_index: chain(options, text.request) for text in self._texts}
+        # Processors of its own, since those of the texts may keep in mind what they have seen.
+        self._processors = {text.prompt_index: chain(strategy, text.request) for text in self._texts}
         if self._texts:
-            self._reader.prompts([text.request for text in self._texts])
+            self._reader.read_prompts(self._texts)
 
     def propose(self, texts: list[Text]) -> list[list[int]]:
         self._drop_those_done()
@@ -76,15 +72,16 @@ class DraftModel:
         self._texts = [self._texts[i] for i in going]
 
     def _room(self, text: Text) -> int:
-        """How many tokens to guess: the last guess is not read, so it may lie outside the window."""
-        in_window = self._strategy.draft.config.n_positions - len(text.token_ids) + 1
-        return min(room(text, self._strategy.num_draft_tokens), in_window)
+        """How many tokens to guess: the last guess is not read, so it may lie beyond the context length."""
+        config = self._strategy.draft.config
+        if max(text.token_ids) >= config.vocab_size:  # padding of the model's vocabulary that the draft lacks
+            return 0
+        return min(room(text, self._strategy.num_draft_tokens), config.n_positions - len(text.token_ids) + 1)
 
     def _drafts(self) -> list[list[int]]:
         """A draft for each text; those with fewer guesses begin later, so that all end together."""
         imagined = [
-            replace(text, tokens=[*text.tokens], processors=self._processors[text.prompt_index])
-            for text in self._texts
+            replace(text.imagine(), processors=self._processors[text.prompt_index]) for text in self._texts
         ]
         drafts: list[list[int]] = [[] for _ in imagined]
         rooms = [self._room(text) for text in imagined]
@@ -96,8 +93,13 @@ class DraftModel:
             logits = self._reader.read(known, 1 if step else 2)[:, -1]
             for text, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):
                 if not wait:
-                    self._guess(text, row, draft)
+                    self._guess(text, self._of_shared_vocabulary(row), draft)
         return drafts
+
+    def _of_shared_vocabulary(self, logits: Tensor) -> Tensor:
+        """The draft's logits for the model's tokens; padding that either lacks is never guessed: (V,)."""
+        shared = logits[: self._vocab_size]
+        return torch.nn.functional.pad(shared, (0, self._vocab_size - len(shared)), value=float("-inf"))
 
     def _guess(self, text: Text, logits: Tensor, draft: list[int]) -> None:
         """Adds a token to the draft, unless it has come to an end."""

@@ -11,6 +11,7 @@ import torch
 from alone import in_a_batch_as_alone
 from fakes import FakeModel, counting, scrambled, tiny_gpt2
 from torch.nn.functional import cosine_similarity
+from traced import traced
 
 from minigpt.cache import NoCache
 from minigpt.cli import Failure
@@ -166,20 +167,16 @@ def test_what_the_processors_rule_out_is_no_candidate() -> None:
 def test_the_probability_is_that_after_the_processors() -> None:
     """Ruling out token 0 leaves 1 sure of itself, but for the penalty of saying once more what was said."""
     model = FakeModel(lambda text: [3.0, 1.0, 0.9 if text[-1] == 2 else -3.0])
-    told = []
-    strategy = Contrastive(
-        logit_bias={0: float("-inf")}, top_k=2, watch=lambda *seen: told.append(seen), penalty_alpha=0.5
-    )
-    generate(model, [[1]], strategy, max_new_tokens=1)
-    text, step, before, after = told[-1]
-    assert (text, step) == ((1,), "Contrastive")
-    assert before.tolist() == [float("-inf"), 1.0, -3.0]
+    strategy = Contrastive(logit_bias={0: float("-inf")}, top_k=2, penalty_alpha=0.5)
+    ((text,),) = traced(model, [[1]], strategy, max_new_tokens=1)
     p = torch.tensor([1.0, -3.0]).softmax(-1)
     states = torch.tensor([[3.0, 1.0, -3.0], [3.0, 1.0, 0.9]])
-    likeness = cosine_similarity(states, states[:1])
-    assert after[0] == float("-inf")
-    assert after[1:].tolist() == pytest.approx((0.5 * p - 0.5 * likeness).tolist())
-    assert [step for _, step, *_ in told] == ["unchanged", "LogitBias", "Contrastive"]
+    values = 0.5 * p - 0.5 * cosine_similarity(states, states[:1])
+    (trace,) = text.traces
+    assert text.tokens == [1 + int(values.argmax())]
+    assert [(stage.stage, stage.removed) for stage in trace.stages] == [("LogitBias", 1), ("contrastive", 0)]
+    assert trace.stages[0].probability == pytest.approx(p[text.tokens[0] - 1].item())
+    assert trace.after.probability == pytest.approx(values.softmax(-1)[text.tokens[0] - 1].item())
 
 
 # The window's edge

@@ -9,6 +9,7 @@ import torch
 from alone import in_a_batch_as_alone
 from fakes import FakeModel, after_last, counting, scrambled, tiny_gpt2
 from torch import Tensor
+from traced import traced
 
 from minigpt.cli import Failure
 from minigpt.cli import strategy_flags as options
@@ -63,12 +64,12 @@ def test_an_amateur_without_a_clue_changes_nothing() -> None:
 
 def test_an_amateur_that_knows_as_much_leaves_nothing() -> None:
     """Every plausible token has the score 0, so the first is taken."""
-    told: list[Any] = []
-    strategy = ContrastiveDecoding(amateur=EXPERT, watch=lambda *seen: told.append(seen))
+    seen: list[Any] = []
+    spy = lambda scores, tokens: seen.append(scores) or scores  # noqa: E731
+    strategy = ContrastiveDecoding(amateur=EXPERT, processors=(spy,))
     ((text,),) = generate(EXPERT, [[1, 2]], strategy, max_new_tokens=5)
-    scores = [scores for _, step, _, scores in told if step == "plausible_only"]
-    assert all(set(row.tolist()) == {0.0, float("-inf")} for row in scores)
-    assert text.tokens == [row.tolist().index(0) for row in scores]
+    assert all(set(row[0].tolist()) == {0.0, float("-inf")} for row in seen)
+    assert text.tokens == [row[0].tolist().index(0) for row in seen]
 
 
 def test_what_the_amateur_likes_loses() -> None:
@@ -119,19 +120,18 @@ def test_without_options_of_sampling_nothing_is_drawn() -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_processors_act_on_the_contrast_and_watchers_see_both() -> None:
-    told: list[Any] = []
-    strategy = ContrastiveDecoding(
-        amateur=AMATEUR, relative_top=0, logit_bias={3: 1.5}, watch=lambda *seen: told.append(seen)
-    )
-    generate(EXPERT, [[1, 2]], strategy, max_new_tokens=1)
-    steps = [step for _, step, *_ in told]
-    assert steps == ["ContrastiveDecoding", "unchanged", "LogitBias", "plausible_only"]
-    assert {text for text, *_ in told} == {(1, 2)}
-    logits, scores, after = told[0][2], told[0][3], told[-1][3]
-    assert logits.tolist() == pytest.approx(EXPERT(torch.tensor([[1, 2]]))[0, -1].tolist(), abs=1e-4)
-    assert scores.tolist() == pytest.approx(scores_by_the_paper([1, 2], 0, 1).tolist(), abs=1e-4)
-    assert (after - scores).tolist() == pytest.approx([0, 0, 0, 1.5] + [0] * 19)
+def test_processors_act_on_the_contrast_and_the_trace_shows_both() -> None:
+    seen: list[Any] = []
+    spy = lambda scores, tokens: seen.append(scores) or scores  # noqa: E731
+    strategy = ContrastiveDecoding(amateur=AMATEUR, relative_top=0, logit_bias={3: 1.5}, processors=(spy,))
+    ((text,),) = traced(EXPERT, [[1, 2]], strategy, max_new_tokens=1)
+    bias = torch.zeros(23).index_fill(0, torch.tensor(3), 1.5)
+    expected = scores_by_the_paper([1, 2], 0, 1) + bias
+    assert seen[0][0].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    (trace,) = text.traces
+    assert [stage.stage for stage in trace.stages] == ["contrastive-decoding", "LogitBias", "<lambda>"]
+    logits = EXPERT(torch.tensor([[1, 2]]))[0, -1]
+    assert trace.before.probability == pytest.approx(logits.softmax(-1)[text.tokens[0]].item(), abs=1e-5)
 
 
 def test_logprobs_are_those_of_the_unprocessed_model() -> None:
@@ -173,7 +173,7 @@ def test_another_vocabulary_is_refused_before_anything_is_computed() -> None:
     expert = FakeModel(counting(10))
     with pytest.raises(
         ValueError,
-        match=r"^the amateur \(--amateur\) has 23 tokens and the model 10: they must share a vocabulary$",
+        match=r"^the amateur \(--amateur\) model has 23 tokens, the model 10: they must share one vocabulary; take one",
     ):
         generate(expert, [[1]], ContrastiveDecoding(amateur=CLUELESS))
     assert expert.reads == []
@@ -186,7 +186,7 @@ def test_the_amateurs_window_is_a_limit_too() -> None:
     expert = FakeModel(scrambled(23))
     with pytest.raises(
         PromptTooLong,
-        match=r"^18 prompt tokens \+ 4 new ones - 1 exceed the window of the amateur \(--amateur\), 20: "
+        match=r"^18 prompt tokens \+ 4 new ones - 1 exceed the context length of the amateur \(--amateur\) model, 20: "
         "shorten the prompt, or ask for fewer new tokens$",
     ):
         generate(expert, [[2], [1] * 18, [3]], strategy, max_new_tokens=4)

@@ -10,7 +10,10 @@ import torch
 from fakes import FakeModel, Text, after_last, scrambled, tiny_gpt2
 
 from minigpt.sampler import Beam, Completion, Greedy, generate, stream
+from minigpt.sampler.api import run
+from minigpt.sampler.events import BeamsExtended
 from minigpt.sampler.processors import RepetitionPenalty
+from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.diverse_beam import DiverseBeam
 
 PROMPTS = [(1, 2, 3), (4,), (5, 6, 7, 8, 9, 10, 11)]
@@ -185,16 +188,16 @@ def test_all_groups_share_one_reading_of_the_prompt() -> None:
     assert model.reads == [(3, 7), (18, 1), (18, 1)]
 
 
-def test_watching_shows_the_penalty_first() -> None:
-    steps = []
-    strategy = DiverseBeam(
-        num_beams=2,
-        num_beam_groups=2,
-        repetition_penalty=1.5,
-        watch=lambda text, step, *_: steps.append(step),
-    )
-    generate(GPT2, [(1,)], strategy, max_new_tokens=1)
-    assert steps == ["unchanged", "diversity", "RepetitionPenalty"] * 2
+def test_beams_say_their_group_and_their_trace_has_the_penalty_first() -> None:
+    strategy = DiverseBeam(num_beams=4, num_beam_groups=2, repetition_penalty=1.5)
+    requests = prepare(GPT2, [(1,)], max_new_tokens=3, trace=True)
+    steps = [event.beams for event in run(GPT2, requests, strategy) if isinstance(event, BeamsExtended)]
+    for beams in steps:
+        assert sorted(beam.group for beam in beams if not beam.finish_reason) in ([0, 0, 1, 1], [])
+        for beam in beams:
+            assert beam.trace is not None
+            assert [stage.stage for stage in beam.trace.stages] == ["diversity", "RepetitionPenalty"]
+    assert {beam.group for beams in steps for beam in beams} == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import torch
 from alone import in_a_batch_as_alone
 from fakes import FakeModel, counting, scrambled, tiny_gpt2
 from torch import Tensor
+from traced import traced
 
 from minigpt.cache import NoCache
 from minigpt.sampler import Greedy, Sample, generate
-from minigpt.sampler.engine.contrast import contrast, plausible_only
+from minigpt.sampler.engine.contrast import contrast
 from minigpt.sampler.strategies.dola import DoLa, _layers, divergence
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0]]
@@ -80,9 +81,10 @@ def test_certainties_have_a_divergence_too() -> None:
 def test_only_plausible_tokens_are_contrasted() -> None:
     better = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]).log()
     worse = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125]]).log()
-    scores = plausible_only(contrast(better, worse, 0.5), torch.zeros(2, 1))
+    prediction = contrast(better, better, worse, 0.5)
     expected = torch.tensor([[2, 1, 0, 0], [0.5, 1, 2, 2]]).log()
-    assert scores.equal(expected)
+    assert prediction.scores.equal(expected)
+    assert prediction.otherwise is better
 
 
 def test_if_no_plausible_token_is_left_the_likeliest_of_the_others_is_taken() -> None:
@@ -208,20 +210,18 @@ def test_without_options_of_sampling_nothing_is_drawn() -> None:
     assert once != texts(DEEP, PROMPTS, DoLa(do_sample=True, temperature=2.0, seed=4), max_new_tokens=9)
 
 
-def test_processors_act_on_the_contrast_and_watchers_see_both() -> None:
-    told: list[Any] = []
-    strategy = DoLa(logit_bias={3: 1.5}, watch=lambda *seen: told.append(seen))
-    generate(DEEP, [[1, 2]], strategy, max_new_tokens=1)
-    steps = [step for _, step, *_ in told]
-    assert steps == ["DoLa", "unchanged", "LogitBias", "plausible_only"]
-    assert {text for text, *_ in told} == {(1, 2)}
-    (logits, scores), (same, _), (_, biased), (_, after) = ((before, after) for _, _, before, after in told)
-    assert logits.tolist() == pytest.approx(DEEP(torch.tensor([[1, 2]]))[0, -1].tolist(), abs=1e-4)
-    assert scores.equal(same)
+def test_processors_act_on_the_contrast_and_the_trace_shows_both() -> None:
+    seen: list[Any] = []
+    strategy = DoLa(logit_bias={3: 1.5}, processors=(lambda scores, tokens: seen.append(scores) or scores,))
+    ((text,),) = traced(DEEP, [[1, 2]], strategy, max_new_tokens=1)
     bias = torch.zeros(23).index_fill(0, torch.tensor(3), 1.5)
-    assert biased.equal(scores + bias)
     expected = scores_by_the_paper([1, 2], [3, 5], 0.1) + bias
-    assert after.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert seen[0][0].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    (trace,) = text.traces
+    assert [stage.stage for stage in trace.stages] == ["dola", "LogitBias", "<lambda>"]
+    assert trace.stages[0].removed == int((expected == float("-inf")).sum()) > 0
+    logits = DEEP(torch.tensor([[1, 2]]))[0, -1]
+    assert trace.before.probability == pytest.approx(logits.softmax(-1)[text.tokens[0]].item(), abs=1e-5)
 
 
 def test_logprobs_are_those_of_the_unprocessed_model() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import tiny_gpt2
+from traced import traced
 
 from minigpt.options import options_of
 from minigpt.sampler import Completion, Strategy, generate, stream
@@ -141,13 +142,47 @@ def test_the_common_options_hold(name: str) -> None:
 
 
 @EVERY
-def test_watching_changes_nothing(name: str) -> None:
-    seen = []
-    watching = strategy(name, watch=lambda text, step, before, after: seen.append(text))
-    assert told(generate(MODEL, PROMPTS, watching, **LIMITS)) == told(written(name))
-    for prompt, group in zip(PROMPTS, written(name), strict=True):
-        for i in range(len(group[0].tokens)):
-            assert (*prompt, *group[0].tokens[:i]) in seen
+def test_traces_change_nothing_and_agree_with_the_log_probabilities(name: str) -> None:
+    found = traced(MODEL, PROMPTS, strategy(name, repetition_penalty=1.0001), **LIMITS)
+    plain = generate(MODEL, PROMPTS, strategy(name, repetition_penalty=1.0001), **LIMITS)
+    assert told(found) == told(plain)
+    for text in (text for group in found for text in group):
+        probabilities = [trace.before.probability for trace in text.traces]
+        assert torch.tensor(probabilities).log().tolist() == pytest.approx(text.logprobs, abs=1e-3)
+        for trace in text.traces:
+            assert "RepetitionPenalty" in [stage.stage for stage in trace.stages]
+            assert trace.stages[-1].probability == trace.after.probability > 0
+
+
+@EVERY
+def test_a_batch_mate_that_fills_the_context_changes_nothing(name: str) -> None:
+    """How much room a text has depends on that text alone."""
+    limits: dict[str, Any] = {"max_new_tokens": 12, "end_tokens": [2]}
+    for seed in range(3):
+        model = tiny_gpt2(seed=10 + seed)
+        mate = [(7 * i + seed) % 23 for i in range(model.config.n_positions - 11)]
+        prompts = [[seed, 1], mate, [3, 4, 5]]
+        batch = generate(model, prompts, strategy(name), **limits)
+        assert len(prompts[1]) + 12 - 1 == model.config.n_positions
+        for prompt, group in zip(prompts, batch, strict=True):
+            assert told([group]) == told(generate(model, [prompt], strategy(name), **limits))
+
+
+def only_two(logits: Any, tokens: Any) -> Any:
+    """Leaves two tokens, others at every length; mostly unlikely ones."""
+    kept = torch.tensor([[tokens.size(1) * 5 % 23, tokens.size(1) * 7 % 23]] * len(logits))
+    return torch.full_like(logits, float("-inf")).scatter(-1, kept, logits.gather(-1, kept))
+
+
+@EVERY
+def test_a_mask_that_leaves_only_unlikely_tokens_is_obeyed(name: str) -> None:
+    masked = strategy(name, processors=(only_two,))
+    groups = generate(MODEL, PROMPTS, masked, max_new_tokens=6, end_tokens=[])
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for text in group:
+            assert len(text.tokens) == 6
+            for length, token in enumerate(text.tokens, start=len(prompt)):
+                assert token in (length * 5 % 23, length * 7 % 23)
 
 
 @EVERY
