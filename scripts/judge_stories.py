@@ -10,7 +10,11 @@ known are those that occur twice or more often in train.txt. Human text is the b
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +22,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
+from pages import put
 
 from minigpt import GPT2, Tokenizer, load
 from minigpt.data.documents import documents
@@ -29,7 +34,7 @@ from minigpt.sampler import Sample, generate
 PROMPT = "Once upon a time"
 RECIPE = {"temperature": 0.7, "top_p": 0.9}
 LENGTHS = (128, 256)  # tokens that are judged
-N_TEXTS, WIDTH = 50, 20
+N_TEXTS, N_SHOWN, WIDTH = 50, 16, 20
 MANY = 500  # documents of val.txt, at most, that the in-context score is measured on
 
 
@@ -141,6 +146,37 @@ def section(folder: Path, corpus: Path, against: Path | None) -> str:
     return "\n\n".join([figures(written, tokenizer, corpus), *parts])
 
 
+def samples(folder: Path) -> str:
+    """The first texts that come, without choosing, and the command that prints them."""
+    flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in RECIPE.items())
+    command = (
+        f'generate "{PROMPT}" {flags} --seed 0 --num-return-sequences {N_SHOWN} --max-new-tokens 120 --echo'
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "minigpt",
+        *shlex.split(command),
+        "--model",
+        str(folder),
+        "--json",
+        "--quiet",
+    ]
+    written = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+    texts = [PROMPT + json.loads(line)["text"] for line in written.splitlines()]
+    listed = (f"{i}. " + " / ".join(text.strip().split("\n")) for i, text in enumerate(texts, start=1))
+    return (
+        f'The first {N_SHOWN} texts of `minigpt {command}`, not chosen, lines joined by " / ":\n\n'
+        + "\n\n".join(listed)
+    )
+
+
+def update(folder: Path, corpus: Path, against: Path | None) -> None:
+    """Puts figures and texts into the model's card."""
+    put(section(folder, corpus, against), folder / "README.md", "stories")
+    put(samples(folder), folder / "README.md", "samples")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -150,8 +186,12 @@ def main() -> None:
         "--model", type=Path, default=Path("weights"), help="whose stories (default: weights)"
     )
     parser.add_argument("--against", type=Path, metavar="DIR", help="another model with the same vocabulary")
+    parser.add_argument("--update", action="store_true", help="put figures and texts into the model's card")
     args = parser.parse_args()
-    print(section(args.model, args.corpus, args.against))
+    if args.update:
+        update(args.model, args.corpus, args.against)
+    else:
+        print(section(args.model, args.corpus, args.against))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def train(corpus: Path, tokenizer: Path, out: Path, shape: Shape) -> None:
     flags = {
         "data": corpus / "train.txt", "val": 0.01, "tokenizer": tokenizer, "out": out,
         "n-layer": shape.layers, "n-head": shape.heads, "n-embd": shape.width, "context": CONTEXT,
-        "batch-size": BATCH, "steps": shape.steps, "lr": shape.lr, "warmup": 50, "beta2": 0.95,
+        "batch-size": BATCH, "steps": shape.steps, "optimizer": "adamw", "lr": shape.lr, "warmup": 50, "beta2": 0.95,
         "eval-every": 5000, "checkpoint-every": 5000, "dtype": "bfloat16",
     }  # fmt: skip
     command = [sys.executable, "-m", "minigpt.train", "--resume"]

@@ -31,7 +31,7 @@ def test_its_card_names_its_figures():
     card = (WEIGHTS / "README.md").read_text()
     for fact in (
         f"{FACTS['n_parameters']:,} parameters",
-        f"{FACTS['settings']['steps']:,} of",
+        *(f"{stage['settings']['steps']:,} steps of" for stage in FACTS["stages"]),
         "bits per byte",
     ):
         assert fact in card
