@@ -17,6 +17,7 @@ from minigpt.sampler.events import (
     Request,
     TokenGenerated,
 )
+from minigpt.sampler.processors.grammar_mask import grammar_of
 from minigpt.sampler.requests import Limits, check_model, check_strategy, prepare, refuse_unknown_limits
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
@@ -106,11 +107,11 @@ def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -
 
 
 def _matching(request: Request, strategy: Strategy) -> Request:
-    """The request, ending also where the text matches `regex` and nothing can follow."""
-    regex, stop = strategy.regex, request.stop
-    if regex is None:
+    """The request, ending also where the text matches the strategy's grammar and nothing can follow."""
+    grammar, stop = grammar_of(strategy), request.stop
+    if grammar is None:
         return request
-    return replace(request, stop=lambda new: regex.complete(new) or (stop is not None and stop(new)))
+    return replace(request, stop=lambda new: grammar.complete(new) or (stop is not None and stop(new)))
 
 
 def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> LanguageModel:

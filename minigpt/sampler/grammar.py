@@ -51,6 +51,7 @@ class Grammar:
 
     def __init__(self, kind: Kind, source: str, token_bytes: Sequence[bytes | None]) -> None:
         self.kind, self.source, self._token_bytes = kind, source, tuple(token_bytes)
+        self._name = _name_of(kind, source)
         usable = self._token_bytes
         if not _has_all_bytes(usable):
             characters = _characters(usable)
@@ -94,11 +95,6 @@ class Grammar:
     def __reduce__(self) -> tuple[type[Grammar], tuple[Kind, str, tuple[bytes | None, ...]]]:
         return Grammar, (self.kind, self.source, self._token_bytes)  # parsers cannot be pickled or copied
 
-    @property
-    def _name(self) -> str:
-        shown = f" {self.source!r:.60}" if self.kind == "regex" else ""
-        return {"regex": "regex", "json_schema": "JSON schema", "lark": "grammar"}[self.kind] + shown
-
     def _parser(self, tokens: tuple[int, ...]) -> Any:
         """The parser after a text, from that of the text without its last token if it is known; None: no match."""
         if not tokens:
@@ -129,18 +125,37 @@ class Grammar:
             raise InvalidRequest(f"{self._name} is too large: {_first_line(error)}; simplify it")
 
 
-def _compiled(kind: Kind, source: str, token_bytes: Sequence[bytes | None], name: str) -> Callable[[], Any]:
-    """Makes parsers of a grammar that has been checked."""
+def check(kind: Kind, source: str) -> None:
+    """Refuses a grammar that is not well-formed or not supported, without a vocabulary.
+
+    Raises:
+        InvalidRequest: it is, or llguidance is not installed; the message says what is wrong.
+    """
+    name = _name_of(kind, source)
+    matcher = _library(name).LLMatcher
+    if error := matcher.validate_grammar(_to_llguidance(kind, source, name)):
+        raise InvalidRequest(f"{name} is not supported: {_first_line(error)}")
+
+
+def _library(name: str) -> Any:
     try:
         import llguidance  # an optional package
     except ImportError:
         raise InvalidRequest(f"{name} needs llguidance: pip install 'minigpt[grammar]'") from None
-    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Vocabulary(token_bytes)))
-    text = _to_llguidance(kind, source, token_bytes, name, llguidance.LLMatcher)
-    limits = llguidance.LLParserLimits(**LIMITS)
+    return llguidance
+
+
+def _compiled(kind: Kind, source: str, token_bytes: Sequence[bytes | None], name: str) -> Callable[[], Any]:
+    """Makes parsers of a grammar."""
+    library = _library(name)
+    text = _to_llguidance(kind, source, name)
+    if not _has_all_bytes(token_bytes):
+        text = _within(text, _characters(token_bytes))
+    tokenizer = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(token_bytes)))
+    limits = library.LLParserLimits(**LIMITS)
 
     def new_parser() -> Any:
-        parser = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
+        parser = library.LLMatcher(tokenizer, text, log_level=0, limits=limits)
         if parser.is_error():
             raise InvalidRequest(f"{name} is not supported: {_first_line(parser.get_error())}")
         return parser
@@ -148,26 +163,32 @@ def _compiled(kind: Kind, source: str, token_bytes: Sequence[bytes | None], name
     return new_parser
 
 
-def _to_llguidance(
-    kind: Kind, source: str, token_bytes: Sequence[bytes | None], name: str, matcher: Any
-) -> str:
+def _to_llguidance(kind: Kind, source: str, name: str) -> str:
     """The grammar as llguidance writes it."""
+    matcher = _library(name).LLMatcher
     text: str
     if kind == "json_schema":
         try:
             text = matcher.grammar_from_json_schema(json.loads(source))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{name} is not a JSON object: {error}") from None
     elif kind == "lark":
         text = matcher.grammar_from_lark(source)
-    elif _has_all_bytes(token_bytes):
-        text = matcher.grammar_from_regex(source)
     else:
-        # Only what the vocabulary's characters can spell, so that no token leads into a dead end.
-        characters = "".join(f"\\u{{{ord(character):x}}}" for character in sorted(_characters(token_bytes)))
-        pattern = json.loads(matcher.grammar_from_regex(source))["grammars"][0]["lark_grammar"]
-        text = f"start: R\nR: {pattern.removeprefix('start: ')} & /[{characters}]*/"
+        text = matcher.grammar_from_regex(source)
     return text
+
+
+def _within(text: str, characters: set[str]) -> str:
+    """A regular expression's grammar, narrowed to texts of these characters, so that none is a dead end."""
+    pattern = json.loads(text)["grammars"][0]["lark_grammar"].removeprefix("start: ")
+    listed = "".join(f"\\u{{{ord(character):x}}}" for character in sorted(characters))
+    return f"start: R\nR: {pattern} & /[{listed}]*/"
+
+
+def _name_of(kind: Kind, source: str) -> str:
+    """What messages call a grammar."""
+    return {"regex": f"regex {source!r:.60}", "json_schema": "JSON schema", "lark": "grammar"}[kind]
 
 
 class _Vocabulary:

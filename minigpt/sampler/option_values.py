@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from minigpt.options import FLOAT32, KINDS, Kind
 from minigpt.sampler.events import LanguageModel
-from minigpt.sampler.regex.pattern import parse
 
 _is_whole, _is_number = KINDS[int].has, KINDS[float].has
 
@@ -115,12 +113,3 @@ def containing(texts: list[str], loaded: Loaded) -> tuple[int, ...]:
     inside = {token for token, string in enumerate(shown) if any(text in string for text in texts)}
     last = {token for text in texts for token in spelling(text, tokenizer)[-1:]}
     return tuple(sorted(inside | last))
-
-
-def pattern(text: str) -> str:
-    """A regular expression, refused before a model is loaded if it is none."""
-    try:
-        parse(text)
-    except ValueError as error:
-        raise ArgumentTypeError(error) from error
-    return text

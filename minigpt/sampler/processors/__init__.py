@@ -22,6 +22,7 @@ from minigpt.sampler.processors.cutoffs import (
     Typical,
 )
 from minigpt.sampler.processors.dry import DRY
+from minigpt.sampler.processors.grammar_mask import GrammarMask
 from minigpt.sampler.processors.mirostat import Mirostat
 from minigpt.sampler.processors.order import ORDER, chain
 from minigpt.sampler.processors.penalties import (
@@ -35,7 +36,6 @@ from minigpt.sampler.processors.penalties import (
     RepetitionPenalty,
 )
 from minigpt.sampler.processors.processor import RULED_OUT, Processor, Step, TextContext, name_of_step
-from minigpt.sampler.processors.regex_mask import RegexMask
 from minigpt.sampler.processors.watermark import Detection, Watermark, WatermarkDetector
 from minigpt.sampler.processors.xtc import XTC
 
@@ -50,6 +50,7 @@ __all__ = [
     "EtaCutoff",
     "ExponentialLengthDecay",
     "FrequencyPenalty",
+    "GrammarMask",
     "LogitBias",
     "MinNewTokens",
     "MinP",
@@ -57,7 +58,6 @@ __all__ = [
     "NoRepeatNGram",
     "PresencePenalty",
     "Processor",
-    "RegexMask",
     "RepetitionPenalty",
     "Step",
     "Temperature",

@@ -18,6 +18,7 @@ from minigpt.sampler.processors.cutoffs import (
     Typical,
 )
 from minigpt.sampler.processors.dry import DRY
+from minigpt.sampler.processors.grammar_mask import GrammarMask
 from minigpt.sampler.processors.mirostat import Mirostat
 from minigpt.sampler.processors.penalties import (
     BadWords,
@@ -30,7 +31,6 @@ from minigpt.sampler.processors.penalties import (
     RepetitionPenalty,
 )
 from minigpt.sampler.processors.processor import Checked, Processor, Step, TextContext
-from minigpt.sampler.processors.regex_mask import RegexMask
 from minigpt.sampler.processors.watermark import Watermark
 from minigpt.sampler.processors.xtc import XTC
 
@@ -44,7 +44,7 @@ ORDER: tuple[type[Step], ...] = (
     BadWords,
     MinNewTokens,
     ExponentialLengthDecay,
-    RegexMask,  # after the decay, which would lift an end token that is ruled out to NaN
+    GrammarMask,  # after the decay, which would lift an end token that is ruled out to NaN
     Custom,
     Temperature,
     TopNSigma,

@@ -257,7 +257,7 @@ RANGES = [
     ("logit_bias", {1: 1e39}, "a dict of finite biases, or -inf, by token id"),
     ("logit_bias", {-1: 1.0}, "a dict of finite biases, or -inf, by token id"),
     ("logit_bias", [(1, 2.0)], "a dict of finite biases, or -inf, by token id"),
-    ("regex", "yes", "a Regex (as Regex(pattern, tokenizer.token_bytes()))"),
+    ("regex", "yes", 'a Grammar (as Grammar("regex", source, tokenizer.token_bytes()))'),
     ("watermark", 1, "True or False"),
     ("watermark_bias", 0.0, "a number above 0 and at most 10000"),
     ("watermark_bias", math.inf, "a number above 0 and at most 10000"),
