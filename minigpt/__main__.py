@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train or fine-tune a model",
     "score": "loss, perplexity and bits per byte of texts; LAMBADA accuracy",
     "compare": "run decoding strategies side by side, and measure them",
+    "info": "parameters, context length, vocabulary, memory and file hashes of a model",
     "verify": "prove that a loaded model computes what its files say",
     "train-tokenizer": "train a GPT-2-style tokenizer",
     "merge-lora": "merge a LoRA adapter into its base model",

@@ -1,4 +1,4 @@
-"""Tells whether a text bears a watermark: `python -m minigpt.detect_watermark story.txt`."""
+"""Detects the watermark of a text: `minigpt detect-watermark story.txt`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
-from minigpt.cli.inputs import check_stdin_once, read_text
+from minigpt.cli.inputs import STDIN, check_stdin_once, read_text, stdin_is_piped
 from minigpt.cli.model_flags import BUNDLED, add_source_flags
 from minigpt.cli.parser import Parser
 from minigpt.cli.table import json_line, table
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from minigpt.sampler.processors import Detection, WatermarkDetector
     from minigpt.tokenizer import Tokenizer
 
-ENOUGH = 4.0  # the z above which a text counts as watermarked: 1 in 30,000 has it by chance
+ENOUGH = 4.0  # the z above which a text counts as watermarked; by chance 1 in 30,000 is
 
-ABOUT = """Tell whether a text was written by minigpt.generate --watermark.
+ABOUT = """Detect whether a text was generated with `minigpt generate --watermark`.
 
-After each token a secret key fixes which share of all tokens is green; a watermark makes these likelier.
-Here they are counted, for which the model's tokenizer is enough. Model, ratio and key must be those that the
-text was written with.
+A keyed hash of the previous token selects the green list, a fraction of all tokens, which a watermark makes
+more likely. Here green tokens are counted; the model's tokenizer is enough for that. Model, ratio and key must
+be those used for generation. The exit code is 0 regardless of the result.
 """
 
-EPILOG = """figures:
-  z          by how many standard deviations the green tokens exceed what chance gives; above 4: watermarked
-  p-value    how often a text without a watermark has such a z or a higher one
-  green      the share of green tokens
-  tokens     how many were counted: all but the first, the same two tokens in a row once only
+EPILOG = """metrics:
+  z          standard deviations by which green tokens exceed the number expected by chance; above 4: watermarked
+  p-value    one-sided p-value of z
+  green      fraction of green tokens
+  tokens     tokens counted: all but the first, repeated bigrams once
 
 examples:
-  python -m minigpt.generate --top-p 0.9 --watermark --max-new-tokens 200 > story.txt
-  python -m minigpt.detect_watermark story.txt                            a table
-  python -m minigpt.detect_watermark *.txt --watermark-key 7 --json       several texts, another key, as JSON
-  cat story.txt | python -m minigpt.detect_watermark -                    stdin
+  minigpt generate --top-p 0.9 --watermark --max-new-tokens 200 > story.txt
+  minigpt detect-watermark story.txt                            a table
+  minigpt detect-watermark *.txt --watermark-key 7 --json       several texts, another key, as JSON
+  cat story.txt | minigpt detect-watermark                      stdin
 """
 
 
@@ -49,35 +49,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def detect(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, the texts and the tokenizer, count, show the figures."""
+    """The whole command: read the flags, the texts and the tokenizer, count, show the result."""
     args = parser().parse(argv)
     check_flags(args)
-    texts = [read_text(path) for path in args.files]
+    files = args.files or [STDIN]
+    texts = [without_prompt(read_text(path), args.prompt, path) for path in files]
     tokenizer, detector = load(args)
-    found = [judge(path, text, tokenizer, detector) for path, text in zip(args.files, texts, strict=True)]
+    found = [judge(path, text, tokenizer, detector) for path, text in zip(files, texts, strict=True)]
     if args.json:
-        records = zip(args.files, map(figures, found), strict=True)
+        records = zip(files, map(figures, found), strict=True)
         lines = ({"model": args.model or BUNDLED, "path": path, **figures} for path, figures in records)
         write_out("".join(map(json_line, lines)))
     else:
-        write_out(table(rows(args.files, found)))
+        write_out(table(rows(files, found)))
     return DONE
 
 
 def parser() -> Parser:
-    usage = "python -m minigpt.detect_watermark [FILE...] [options]"
+    usage = "minigpt detect-watermark [FILE...] [options]"
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, INTERRUPTED)
     parser = Parser("detect_watermark", exits, EPILOG, usage=usage, description=ABOUT)
-    parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="UTF-8 texts; - reads stdin, and so does a pipe without FILE"
+    )
     add_source_flags(parser.add_argument_group("model"))
     group = parser.add_argument_group("watermark")
     group.add_argument(
         "--watermark-ratio", type=float, default=WATERMARK_RATIO, metavar="SHARE",
-        help=f"the share of tokens that are green (default: {WATERMARK_RATIO})",
+        help=f"green-list fraction gamma (default: {WATERMARK_RATIO})",
     )  # fmt: skip
     group.add_argument(
         "--watermark-key", type=int, default=WATERMARK_KEY, metavar="N",
-        help=f"the secret number (default: {WATERMARK_KEY})",
+        help=f"secret key (default: {WATERMARK_KEY})",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt", metavar="TEXT",
+        help="the prompt, where the texts begin with it (generate --echo): it bears no mark, and is left out",
     )  # fmt: skip
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object a line for each file")
@@ -85,14 +92,25 @@ def parser() -> Parser:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuses what no watermark has, and texts that are not there."""
+    """Refuses numbers that no watermark has, and stdin named twice."""
     if not 0 < args.watermark_ratio < 1:
         raise Failure(BAD_FLAGS, f"--watermark-ratio must be above 0 and below 1, got {args.watermark_ratio}")
     if args.watermark_key < 1:
         raise Failure(BAD_FLAGS, f"--watermark-key must be at least 1, got {args.watermark_key}")
-    if not args.files:
-        raise Failure(BAD_FLAGS, "nothing to judge: name a file, or - for stdin")
+    if not args.files and not stdin_is_piped():
+        raise Failure(BAD_FLAGS, "no input file: name one, or - for stdin")
     check_stdin_once(args.files)
+
+
+def without_prompt(text: str, prompt: str | None, path: str) -> str:
+    """The part of a text that a model generated.
+
+    Raises:
+        Failure: the text does not begin with the prompt.
+    """
+    if prompt is not None and not text.startswith(prompt):
+        raise Failure(BAD_FLAGS, f"{path} does not begin with --prompt {prompt!r:.40}: leave it out")
+    return text.removeprefix(prompt or "")
 
 
 def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:

@@ -11,29 +11,11 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from huggingface_hub import (
-    _CACHED_NO_EXIST,
-    constants,
-    get_cached_repo_tree,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub
+from huggingface_hub import constants
 
 from minigpt.json_files import expect, field, read_object
+from minigpt.lazy import hub_errors
 
 BUNDLED = "bundled"  # the name of the model that is shipped with minigpt; ./bundled is a directory
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -120,8 +102,10 @@ def _open(
         ):  # nobody on the hub is asked for it
             raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
     try:
-        hf_hub_url(name, CONFIG)  # asks nobody, but refuses what no model on the hub can be called
-    except HFValidationError:
+        huggingface_hub.hf_hub_url(
+            name, CONFIG
+        )  # asks nobody, but refuses what no model on the hub can be called
+    except hub_errors.HFValidationError:
         raise FileNotFoundError(f"{name!r} {state}, nor can a model on the hub have that name") from None
     try:
         return _Repository(name, revision or constants.DEFAULT_REVISION, offline)
@@ -178,7 +162,9 @@ class _Repository:
 
     def __init__(self, name: str, revision: str, offline: bool) -> None:
         self.name, self.revision = name, revision
-        self.trouble = OfflineModeIsEnabled() if offline or constants.HF_HUB_OFFLINE else self._try_to_reach()
+        self.trouble = (
+            hub_errors.OfflineModeIsEnabled() if offline or constants.HF_HUB_OFFLINE else self._try_to_reach()
+        )
         config = self.fetch(CONFIG) if self.trouble else self._download(CONFIG)
         if config is None:
             raise FileNotFoundError(f"{self} has no {CONFIG}, so it is no model that can be read here")
@@ -194,10 +180,10 @@ class _Repository:
         Raises:
             OSError: that could not be found out.
         """
-        cached = try_to_load_from_cache(self.name, file, revision=self.revision)
+        cached = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.revision)
         if isinstance(cached, str):
             return Path(cached)
-        if cached is _CACHED_NO_EXIST or self._is_unlisted(file):
+        if cached is huggingface_hub._CACHED_NO_EXIST or self._is_unlisted(file):
             return None
         if self.trouble:
             raise self._failure(file, self.trouble)
@@ -206,8 +192,8 @@ class _Repository:
     def _is_unlisted(self, file: str) -> bool:
         """Whether a listing that `hf download` has left in the cache shows that there is no such file."""
         try:
-            listing = get_cached_repo_tree(self.name, revision=self.revision)
-        except CachedRepoTreeNotFoundError:
+            listing = huggingface_hub.get_cached_repo_tree(self.name, revision=self.revision)
+        except hub_errors.CachedRepoTreeNotFoundError:
             return False
         return file not in [entry.path for entry in listing]
 
@@ -218,8 +204,10 @@ class _Repository:
         """
         try:
             with _quiet():
-                get_hf_file_metadata(hf_hub_url(self.name, CONFIG, revision=self.revision))
-        except (RevisionNotFoundError, EntryNotFoundError):
+                huggingface_hub.get_hf_file_metadata(
+                    huggingface_hub.hf_hub_url(self.name, CONFIG, revision=self.revision)
+                )
+        except (hub_errors.RevisionNotFoundError, hub_errors.EntryNotFoundError):
             return None  # reached, and the download will say the same
         except Exception as error:
             return error
@@ -228,8 +216,8 @@ class _Repository:
     def _download(self, file: str) -> Path | None:
         try:
             with _quiet():
-                path = hf_hub_download(self.name, file, revision=self.revision)
-        except RemoteEntryNotFoundError:
+                path = huggingface_hub.hf_hub_download(self.name, file, revision=self.revision)
+        except hub_errors.RemoteEntryNotFoundError:
             return None
         except Exception as error:
             raise self._failure(file, error) from error
@@ -239,26 +227,26 @@ class _Repository:
     def _failure(self, file: str, error: Exception) -> OSError:
         """What stopped us, as one line for the user."""
         match error:
-            case LocalEntryNotFoundError(__cause__=Exception() as cause):
+            case hub_errors.LocalEntryNotFoundError(__cause__=Exception() as cause):
                 return self._failure(file, cause)
-            case OfflineModeIsEnabled():
+            case hub_errors.OfflineModeIsEnabled():
                 return FileNotFoundError(
                     f"{file} of {self} is not in the cache {constants.HF_HUB_CACHE}, and offline mode "
                     "forbids fetching it: run once without --offline and HF_HUB_OFFLINE"
                 )
-            case GatedRepoError():
+            case hub_errors.GatedRepoError():
                 page = f"{constants.ENDPOINT}/{self.name}"
                 return OSError(f"{self} is gated: ask for access at {page}, then run `hf auth login`")
-            case RepositoryNotFoundError():
+            case hub_errors.RepositoryNotFoundError():
                 return FileNotFoundError(
                     f"there is no directory {self.name!r} with {CONFIG}, and no such model on "
                     f"{constants.ENDPOINT}; if it is private there, run `hf auth login`"
                 )
-            case RevisionNotFoundError():
+            case hub_errors.RevisionNotFoundError():
                 return FileNotFoundError(
                     f"{self} has no revision {self.revision!r}: give one of its branches, tags or commits"
                 )
-            case HfHubHTTPError(response=response):
+            case hub_errors.HfHubHTTPError(response=response):
                 advice = "check HF_TOKEN" if response.status_code in (401, 403) else "try again later"
                 return OSError(
                     f"cannot fetch {file} of {self}: the answer was {response.status_code}; {advice}"

@@ -25,6 +25,8 @@ def check_file(flag: str, name: str) -> None:
         # The file will be replaced, which must not happen to /dev/null.
         if path.exists() and not path.is_file():
             raise Failure(BAD_FLAGS, f"{flag} {name!r} is a folder or a device; name a file")
+        if path.is_symlink():
+            raise Failure(BAD_FLAGS, f"{flag} {name!r} is a link that leads back to itself; name a file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except (OSError, ValueError) as error:
@@ -68,11 +70,7 @@ def attempt(flag: str, file: str, write: Callable[[Path], None]) -> None:
 
 
 def real(file: str) -> Path:
-    """The path behind links, so that a link stays one.
-
-    Raises:
-        OSError: the links go round in a circle.
-    """
+    """The path behind links, so that a link stays one."""
     return Path(os.path.realpath(file))
 
 

@@ -82,6 +82,19 @@ def test_another_key_finds_another_mark(writer: Path, texts: dict[str, Path]) ->
     assert [one["watermarked"] for one in found] == [True, False]
 
 
+def test_a_prompt_can_be_left_out(writer: Path, tmp_path: Path) -> None:
+    """Of a long one before a short text, which would hide the mark."""
+    prompt, file = "An unmarked prompt goes on and on. " * 5, tmp_path / "echo.txt"
+    asked = ("--watermark", "--seed", 1, "--max-new-tokens", 60, "--echo", "--quiet", "--output", file)
+    assert call(prompt, "--model", writer, *asked).code == 0
+    (hidden,), (left_out,) = (
+        records(file, "--model", writer),
+        records(file, "--model", writer, "--prompt", prompt),
+    )
+    assert left_out["z"] > max(4, hidden["z"] + 1)
+    assert left_out["tokens"] < hidden["tokens"]
+
+
 def test_a_table_for_people(writer: Path, texts: dict[str, Path]) -> None:
     names = ["marked", "plain", "short"]
     heading, *rows = tell(*(texts[name] for name in names), "--model", writer).text.split("\n")
@@ -111,7 +124,7 @@ def test_a_short_text_may_still_be_found_out(writer: Path) -> None:
 
 
 def test_in_a_process_of_its_own_from_stdin(writer: Path, texts: dict[str, Path]) -> None:
-    flags = ["-", "--model", writer, "--json"]
+    flags = ["--model", writer, "--json"]  # a pipe without FILE is read
     result = run(*flags, stdin=texts["marked"].read_bytes(), python=("-m", "minigpt.detect_watermark"))
     assert json.loads(result.text)["watermarked"] is True
     assert result.err == ""
@@ -134,14 +147,19 @@ def test_the_weights_are_not_needed(writer: Path, texts: dict[str, Path], tmp_pa
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        ("", 2, "nothing to judge: name a file, or - for stdin"),
+        ("", 2, "no input file: name one, or - for stdin"),
         ("- -", 2, "stdin can be read once only, but - stands for it several times"),
         ("no/such.txt", 2, "no/such.txt cannot be read: No such file or directory; name a text file"),
         ("{folder}", 2, "{folder} cannot be read: Is a directory; name a text file"),
         ("{latin}", 2, "{latin} is not UTF-8 (byte 1): convert it"),
         ("{short} --watermark-ratio 1", 2, "--watermark-ratio must be above 0 and below 1, got 1.0"),
         ("{short} --watermark-key 0", 2, "--watermark-key must be at least 1, got 0"),
-        ("{short} --watermark_keys 0", 2, "unrecognized arguments: --watermark-keys 0"),
+        (
+            "{short} --watermark_keys 0",
+            2,
+            "unrecognized arguments: --watermark-keys 0 (did you mean --watermark-key?)",
+        ),
+        ("{short} --prompt Twice", 2, "{short} does not begin with --prompt 'Twice': leave it out"),
         ("{short} --model no/such/model", 3, "'no/such/model' does not exist"),
         ("{accent} --model {ascii}", 2, "{accent}: this tokenizer has no token for 'é'"),
     ],
@@ -165,7 +183,7 @@ def test_help_has_examples_and_needs_no_torch(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="0"):
         detect_watermark.main(["--help"])
     out = capsys.readouterr().out
-    assert "python -m minigpt.detect_watermark story.txt" in out
+    assert "minigpt detect-watermark story.txt" in out
     assert "exit codes" in out
     assert max(map(len, out.splitlines())) <= 110
     look = "import sys, minigpt.detect_watermark as it; it.parser(); assert 'torch' not in sys.modules"

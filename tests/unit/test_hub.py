@@ -209,8 +209,8 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
         raise error
 
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda _: None)
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub.huggingface_hub, "get_hf_file_metadata", lambda _: None)
+    monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", download)
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "errors": set(),
     "options": {"errors"},
     "atomic": set(),
-    "hub": {"json_files"},
+    "hub": {"json_files", "lazy"},
     "kernels": set(),
     "linear": {"kernels"},
     "cache": {"config"},

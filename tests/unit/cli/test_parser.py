@@ -1,0 +1,63 @@
+"""The parser of every command: one-line errors, near names, exit codes in the help."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigpt.cli import EXIT_CODES, Failure
+from minigpt.cli.parser import ELSEWHERE, Parser
+from minigpt.generate import flags as generate_flags
+from minigpt.score import parser as score_parser
+from minigpt.train import parser as train_parser
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--max_length", "use --max-new-tokens"),
+        ("--max-tokens=5", "use --max-new-tokens"),
+        ("--do-sample", "use --strategy sample"),
+        ("--n_ctx", "`minigpt info MODEL` shows it"),
+        ("--block-size", "a model's context length is fixed"),
+        ("--temp", "use --temperature"),
+        ("--num-beam", "did you mean --num-beams?"),
+        ("--tok-p", "did you mean --top-p?"),
+        ("--Temperature", "did you mean --temperature?"),
+        ("-temperature", "did you mean --temperature?"),
+        ("--fp16", "use --dtype float16"),
+    ],
+)
+def test_a_flag_that_is_nearly_right_is_answered_with_the_right_one(flag: str, meant: str) -> None:
+    with pytest.raises(Failure, match=r"^unrecognized arguments: -") as raised:
+        generate_flags.parser().parse(["Once", flag])
+    assert f"({meant}" in str(raised.value) or f"{meant})" in str(raised.value) or meant in str(raised.value)
+    assert raised.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--learning-rate", "--lr"), ("--epochs", "--steps"), ("--block_size", "--context"), ("--n-ctx", "--context"),
+     ("--output_dir", "--out"), ("--n-layers", "--n-layer"), ("--gradient-accumulation-steps", "--accumulate")],
+)  # fmt: skip
+def test_training_knows_the_names_of_other_libraries(flag: str, meant: str) -> None:
+    with pytest.raises(Failure, match=rf"unrecognized arguments: .*\(use {meant}\)"):
+        train_parser().parse(["--data", "x", "--out", "y", flag, "3"])
+
+
+def test_what_resembles_nothing_gets_no_advice() -> None:
+    with pytest.raises(Failure, match=r"^unrecognized arguments: --zzz 3; see --help$"):
+        score_parser().parse(["x", "--zzz", "3"])
+
+
+def test_what_a_flag_is_called_elsewhere_leads_to_flags_that_exist() -> None:
+    known = {
+        flag for make in (generate_flags.parser, train_parser, score_parser) for flag in make().actions()
+    }
+    flags = {meant.split()[0] for means in ELSEWHERE.values() for meant in means if meant.startswith("--")}
+    assert flags <= known
+    assert not {f"--{name}" for name in ELSEWHERE} & set(generate_flags.parser().actions()) - {"--output"}
+
+
+def test_the_help_ends_with_the_exit_codes() -> None:
+    help = Parser("x", exits=(0, 130), epilog="examples:\n").format_help()
+    assert help.endswith(f"examples:\n\nexit codes: 0 {EXIT_CODES[0]}, 130 {EXIT_CODES[130]}\n")
