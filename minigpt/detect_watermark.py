@@ -25,13 +25,13 @@ ENOUGH = 4.0  # the z above which a text counts as watermarked; by chance 1 in 3
 
 ABOUT = """Detect whether a text was generated with `minigpt generate --watermark`.
 
-A keyed hash of the previous token selects the green list, a fraction of all tokens, which a watermark makes
-more likely. Here green tokens are counted; the model's tokenizer is enough for that. Model, ratio and key must
-be those used for generation. The exit code is 0 regardless of the result.
+A keyed hash of the previous token selects the green list, a fraction of all tokens, which a watermark
+makes more likely. Here green tokens are counted; the model's tokenizer is enough for that. Model, ratio and
+key must be those used for generation. The exit code is 0 regardless of the result.
 """
 
 EPILOG = """metrics:
-  z          standard deviations by which green tokens exceed the number expected by chance; above 4: watermarked
+  z          standard deviations above the number of green tokens expected by chance; watermarked above 4
   p-value    one-sided p-value of z
   green      fraction of green tokens
   tokens     tokens counted: all but the first, repeated bigrams once

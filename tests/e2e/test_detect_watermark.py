@@ -84,8 +84,20 @@ def test_another_key_finds_another_mark(writer: Path, texts: dict[str, Path]) ->
 
 def test_a_prompt_can_be_left_out(writer: Path, tmp_path: Path) -> None:
     """Of a long one before a short text, which would hide the mark."""
-    prompt, file = "An unmarked prompt goes on and on. " * 5, tmp_path / "echo.txt"
-    asked = ("--watermark", "--seed", 1, "--max-new-tokens", 60, "--echo", "--quiet", "--output", file)
+    prompt, file = "An unmarked prompt goes on and on. " * 3, tmp_path / "echo.txt"
+    asked = (
+        "--watermark",
+        "--watermark-bias",
+        6,
+        "--seed",
+        1,
+        "--max-new-tokens",
+        120,
+        "--echo",
+        "--quiet",
+        "--output",
+        file,
+    )
     assert call(prompt, "--model", writer, *asked).code == 0
     (hidden,), (left_out,) = (
         records(file, "--model", writer),
