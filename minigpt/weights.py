@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from minigpt import kernels
-from minigpt.json_files import field, read_object
+from minigpt.json_files import expect, field, parse, read_object, shown
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
     "wte": "token_embedding",
@@ -42,6 +42,7 @@ PREFIX = re.compile(r"^(_orig_mod|module|model|gpt|lm|transformer)\.")
 STORED_MASK = re.compile(r"^h\.\d+\.attn\.(bias|masked_bias)$")  # the causal triangle, saved as a tensor
 OTHER_HEAD = re.compile(r"^(score|classifier|v_head|multiple_choice_head)\.")
 HUGE_PAGE = 2 << 20  # bytes
+LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -114,9 +115,9 @@ class Checkpoint:
     def tied_weights_differ(self) -> bool:
         """Whether the file holds both the embedding and a head, and they are not the same numbers."""
         pair = [self.tensors[name] for name in (EMBEDDING, HEAD) if name in self.tensors]
-        return len(pair) == 2 and not torch.equal(
-            *(twin.read(torch.empty(twin.shape, dtype=twin.dtype)) for twin in pair)
-        )
+        if len(pair) < 2 or pair[0].shape != pair[1].shape:  # of two shapes, `read` names the wrong one
+            return len(pair) == 2
+        return not torch.equal(*(twin.read(torch.empty(twin.shape, dtype=twin.dtype)) for twin in pair))
 
     def read(
         self, shapes: Mapping[str, torch.Size], dtype: torch.dtype | None, device: torch.device
@@ -254,19 +255,36 @@ def _headers(directory: Path) -> list[Stored]:
 
 
 def _header(path: Path) -> list[Stored]:
+    """What a file's header says of its tensors.
+
+    Read without mapping the file, which may be larger than memory and yet not fit config.json; that it is as long
+    as its header says is checked by safetensors, when a tensor is read.
+    """
     stored = []
-    with _open(path) as file:
-        for name in file.keys():  # noqa: SIM118 (a file handle, not a dict)
-            part = file.get_slice(name)
-            bare = _without_prefixes(name)
-            dropped = STORED_MASK.match(bare) or OTHER_HEAD.match(bare)
-            if part.get_dtype() not in DTYPES and not dropped:
-                raise ValueError(
-                    f"{path}: {name} is stored as {part.get_dtype()}; {', '.join(DTYPES)} are read"
-                )
-            dtype = DTYPES.get(part.get_dtype(), torch.bool)
-            stored.append(Stored(path, name, tuple(part.get_shape()), dtype))
+    for name, entry in _header_fields(path).items():
+        if name == "__metadata__":
+            continue
+        where = f"{path}: {shown(name)}"
+        entry = expect(dict, entry, where)
+        shape = tuple(expect(int, size, where, "shape") for size in field(list, entry, "shape", where))
+        dtype = field(str, entry, "dtype", where)
+        bare = _without_prefixes(name)
+        dropped = STORED_MASK.match(bare) or OTHER_HEAD.match(bare)
+        if dtype not in DTYPES and not dropped:
+            raise ValueError(f"{path}: {name} is stored as {dtype}; {', '.join(DTYPES)} are read")
+        stored.append(Stored(path, name, shape, DTYPES.get(dtype, torch.bool)))
     return stored
+
+
+def _header_fields(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= LONGEST_HEADER:
+                raise ValueError(f"its header would have {length:,} bytes")
+            return expect(dict, parse(file.read(length), "its header"), "its header")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or incomplete ({error}); fetch or save it again") from None
 
 
 def _open(path: Path) -> safe_open:

@@ -69,7 +69,7 @@ def _failure(error: Exception, saves_memory: str) -> Failure:
 
 def _is_out_of_memory(error: Exception) -> bool:
     # torch raises a plain RuntimeError on the CPU, and a class of its own, derived from it, elsewhere.
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 

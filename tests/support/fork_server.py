@@ -20,13 +20,14 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any, NamedTuple, Self
 
+import minigpt
+
 ROOT = Path(__file__).parents[2]
-SECONDS, MEGABYTES = 20, 1500  # of one command; the memory beyond what the server itself has mapped
+SECONDS, MEGABYTES = 60, 1500  # of one command; the memory beyond what the server itself has mapped
 ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-COMMANDS = ("generate.__main__", "train", "score", "compare.__main__", "verify.__main__", "detect_watermark",
-            "train_tokenizer", "merge_lora")  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -75,8 +76,8 @@ class ForkServer:
 
 def serve() -> None:
     """Reads an order a line, and answers each with the exit code and whether time ran out."""
-    for name in ("torch", "minigpt.pretrained", *(f"minigpt.{command}" for command in COMMANDS)):
-        import_module(name)
+    for module in walk_packages(minigpt.__path__, "minigpt."):
+        import_module(module.name)
     _answer("ready")
     for line in sys.stdin.buffer:
         order = json.loads(line)
