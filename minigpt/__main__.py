@@ -21,7 +21,7 @@ COMMANDS = {
     "merge-lora": "merge a LoRA adapter into its base model",
     "detect-watermark": "detect the watermark of generated text",
 }
-PACKAGES = {"generate", "compare", "verify"}  # commands of several files
+PACKAGES = {"generate", "compare", "score", "verify"}  # commands of several files
 
 
 def main(argv: Sequence[str] | None = None) -> int:

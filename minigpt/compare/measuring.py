@@ -12,7 +12,10 @@ from minigpt.data.prompts import Prompt
 from minigpt.errors import InvalidRequest
 from minigpt.evaluation import diversity as measures
 from minigpt.evaluation.diversity import Figures
-from minigpt.evaluation.perplexity import exp, predict, windows
+from minigpt.evaluation.logprobs import predict
+from minigpt.evaluation.mauve import mauve
+from minigpt.evaluation.perplexity import perplexity_of
+from minigpt.evaluation.scoring_windows import scoring_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +64,7 @@ class Measure:
         if len(self.humans) < 2 or find_spec("mauve") is None:
             return {}
         bodies = [self.body(text) for text in texts]
-        return {"mauve": measures.mauve(self._features(self.humans), self._features(bodies))}
+        return {"mauve": mauve(self._features(self.humans), self._features(bodies))}
 
     @property
     def humans(self) -> list[list[int]]:
@@ -117,7 +120,7 @@ def perplexity(model: GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
         window
         for prompt, text in pairs
         if text
-        for window in windows([*prompt, *text], size, context=len(prompt))
+        for window in scoring_windows([*prompt, *text], size, context=len(prompt))
     )
     logprobs = [found.double() for _, found in predict(model, cut)]
-    return exp(-float(torch.cat(logprobs).mean())) if logprobs else math.nan
+    return perplexity_of(-float(torch.cat(logprobs).mean())) if logprobs else math.nan

@@ -1,21 +1,14 @@
 """What can be counted in generated texts: how varied they are, how they repeat themselves, how human they look.
 
-Texts are lists of tokens. All but MAUVE is plain counting, so that it can be checked by hand.
+Texts are lists of tokens. All of it is plain counting, so that it can be checked by hand.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from statistics import fmean, linear_regression
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Tokens = Sequence[int]
 Figures = dict[str, float]  # by name; NaN where there is nothing to measure
@@ -161,39 +154,3 @@ def _bleu(matches: Sequence[int], length: int, reference_length: int) -> float:
     shares = [(found or FLOOR) / total for found, total in zip(matches, totals, strict=False)]
     brevity = min(0.0, 1 - reference_length / length)
     return math.exp(brevity + fmean(map(math.log, shares)))
-
-
-# ------------------------------------------------------------------------------ MAUVE
-
-
-def mauve(human: Tensor, generated: Tensor) -> float:
-    """How near the distribution of generated texts is to that of human ones: 0 is far, 1 the same.
-
-    Clusters both and compares how full the clusters are, so it needs texts in the hundreds to mean much.
-    With the package mauve-text, of the extra `compare`.
-
-    Shapes: (texts, features) each; a feature vector is what a model thinks at the end of the text
-
-    Source: Pillutla et al. 2021, "MAUVE: Measuring the Gap Between Neural Text and Human Text".
-    """
-    from mauve import compute_mauve  # type: ignore[import-untyped]
-
-    if bool((human == human[0]).all() and (generated == human[0]).all()):
-        return 1.0  # there is nothing to tell apart, and the package would divide by zero
-    with _silent_stderr():
-        found = compute_mauve(p_features=human.cpu().numpy(), q_features=generated.cpu().numpy())
-    return float(found.mauve)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """The clustering warns of few texts, from C++, at every call."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -1,4 +1,4 @@
-"""LAMBADA's question: does the model know how a passage ends? The last word's accuracy and perplexity."""
+"""LAMBADA: accuracy and perplexity of the last word of a passage."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigpt.evaluation.perplexity import BATCH_SIZE, Window, exp, logprob, predict
+import torch
+from torch import Tensor
+
+from minigpt.evaluation.logprobs import logprob, predict
+from minigpt.evaluation.perplexity import perplexity_of
+from minigpt.evaluation.scoring_windows import BATCH_SIZE, Window
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minigpt.model import GPT2
     from minigpt.tokenizer import Tokenizer
 
@@ -31,12 +34,12 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class LastWords:
-    """What a model made of the last words of some passages."""
+    """How a model predicted the last words of some passages."""
 
     n_right: int
     nats: float
     n_examples: int
-    n_cut: int  # passages whose beginning did not fit the window
+    n_cut: int  # passages whose beginning did not fit the context
 
     @property
     def accuracy(self) -> float:
@@ -45,11 +48,11 @@ class LastWords:
 
     @property
     def perplexity(self) -> float:
-        """Among how many equally likely words the model is undecided: per word, not per token."""
-        return exp(self.nats / self.n_examples)
+        """Exp of the mean loss per word, not per token."""
+        return perplexity_of(self.nats / self.n_examples)
 
 
-def example(text: str, tokenizer: Tokenizer) -> Example:
+def last_word_example(text: str, tokenizer: Tokenizer) -> Example:
     """Splits a passage before its last word; the space goes to the word, as GPT-2's tokens have it.
 
     Context and word are encoded apart, so no token spans the border. No end token comes first.
@@ -63,7 +66,7 @@ def example(text: str, tokenizer: Tokenizer) -> Example:
     >>> from minigpt import Tokenizer
     >>> from minigpt.tokenizer.bpe import BYTES
     >>> tokenizer = Tokenizer(BYTES, [])
-    >>> [tokenizer.decode(tokens) for tokens in example("She sat on the mat", tokenizer)]
+    >>> [tokenizer.decode(tokens) for tokens in last_word_example("She sat on the mat", tokenizer)]
     ['She sat on the', ' mat']
     """
     text = text.rstrip()
@@ -81,14 +84,14 @@ def last_words(
 ) -> LastWords:
     """Predicts the last word of every example; it is right if each of its tokens is the likeliest.
 
-    `report` is told after every example how many tokens were read.
+    `report` is called after every example with the number of tokens read.
 
     Raises:
-        ValueError: there is no example, a word alone exceeds the model's window, or as for `predict`.
+        ValueError: there is no example, a word alone exceeds the model's context length, or as for `predict`.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
-    >>> last_words(model, [example("Once upon a time", tokenizer)]).accuracy
+    >>> last_words(model, [last_word_example("Once upon a time", tokenizer)]).accuracy
     1.0
     """
     examples, size = list(examples), model.config.n_positions
@@ -109,6 +112,4 @@ def last_words(
 
 def _logprob_and_hit(logits: Tensor, targets: Tensor) -> Tensor:
     """For each target its log-probability, and 1 if it is the likeliest token, else 0: (N, 2)."""
-    import torch
-
     return torch.stack([logprob(logits, targets), (logits.argmax(-1) == targets).float()], dim=1)

@@ -24,7 +24,7 @@ from minigpt.compare import run as comparison
 from minigpt.compare import settings as compare_settings
 from minigpt.compare.methods import METHODS
 from minigpt.evaluation import diversity as measures
-from minigpt.evaluation import perplexity as scoring
+from minigpt.evaluation.logprobs import token_logprobs
 from minigpt.tokenizer.bpe import BYTES
 
 TWO = ("--method", "greedy", "--method", "drawn: --temperature 1.5 --top-k 20")
@@ -168,7 +168,7 @@ def test_the_figures_are_those_of_the_library(
         logprobs = [
             logprob
             for prompt, text in zip(prompts, texts, strict=True)
-            for logprob in scoring.token_logprobs(model, [*prompt, *text], context=len(prompt)).tolist()
+            for logprob in token_logprobs(model, [*prompt, *text], context=len(prompt)).tolist()
         ]
         bodies = [[token for token in text if token != END] for text in texts]
         expected = {
@@ -195,7 +195,7 @@ def test_a_judge_reads_the_text_with_its_own_tokens(told: Path, guesses: Path, t
     )
     (human,) = record["human"]["texts"]
     model, tokenizer = minigpt.load(guesses)
-    logprobs = scoring.token_logprobs(model, tokenizer.encode("The king" + human), context=len("The king"))
+    logprobs = token_logprobs(model, tokenizer.encode("The king" + human), context=len("The king"))
     expected = math.exp(-float(logprobs.mean()))
     assert record["human"]["figures"]["judge_perplexity"] == pytest.approx(expected, rel=1e-4)
     assert record["human"]["figures"]["perplexity"] != pytest.approx(expected, rel=1e-2)

@@ -18,10 +18,12 @@ import torch
 from command import END, Result, call, reciter, run, save, tiny
 
 import minigpt
-from minigpt import Tokenizer, score
+from minigpt import Tokenizer
 from minigpt.cli import progress
 from minigpt.evaluation import lambada as last_word
-from minigpt.evaluation import perplexity as scoring
+from minigpt.evaluation.logprobs import document_logprobs, token_logprobs
+from minigpt.evaluation.perplexity import Score, document
+from minigpt.score import __main__ as score
 from minigpt.tokenizer.bpe import BYTES
 from minigpt.tokenizer.files import END_OF_TEXT
 
@@ -117,9 +119,7 @@ def test_a_table_for_people_and_the_speed_on_stderr(guesses: Path, tmp_path: Pat
         ["2", "1", "1", "1"],
         [str(N_BYTES + 13), str(N_BYTES + 9), str(N_WORDS + 3), "4"],
     ]
-    speed = (
-        rf"minigpt.score: {N_BYTES + 13} tokens at [\d,]+ tok/s, peak memory \d+ MB, window 32, stride 16\n"
-    )
+    speed = rf"minigpt.score: {N_BYTES + 13} tokens at [\d,]+ tok/s, peak memory \d+ MB, context length 32, stride 16\n"
     assert re.fullmatch(speed, result.err)
 
 
@@ -139,10 +139,10 @@ def test_figures_are_those_of_the_library(guesses: Path, tmp_path: Path) -> None
     texts = [STORY * 3, "x", STORY]
     (record,) = records(written(tmp_path, "a.jsonl", *texts), "--model", guesses, "--stride", 5)
     model, tokenizer = minigpt.load(guesses)
-    total = scoring.Score(0, 0, 0, 0)
+    total = Score(0, 0, 0, 0)
     for text in texts:
-        one = scoring.document(text, tokenizer)
-        total += one.score(scoring.token_logprobs(model, one.tokens, stride=5))
+        one = document(text, tokenizer)
+        total += one.score(token_logprobs(model, one.tokens, stride=5))
     assert record["loss"] == pytest.approx(total.loss, rel=1e-6)
     assert record["perplexity"] == pytest.approx(total.perplexity, rel=1e-6)
     assert record["word_perplexity"] == pytest.approx(total.word_perplexity, rel=1e-4)
@@ -185,8 +185,8 @@ def test_batch_size_changes_no_figure(guesses: Path, tmp_path: Path) -> None:
 def test_the_whole_window_as_stride(guesses: Path) -> None:
     (record,) = records("--text", STORY * 3, "--stride", 32, "--model", guesses)
     model, tokenizer = minigpt.load(guesses)
-    one = scoring.document(STORY * 3, tokenizer)
-    expected = one.score(scoring.token_logprobs(model, one.tokens, stride=32))
+    one = document(STORY * 3, tokenizer)
+    expected = one.score(token_logprobs(model, one.tokens, stride=32))
     assert record["stride"] == 32
     assert record["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert record["loss"] != pytest.approx(records("--text", STORY * 3, "--model", guesses)[0]["loss"])
@@ -247,10 +247,10 @@ def test_last_words_are_those_of_the_library(guesses: Path, tmp_path: Path) -> N
     result = tell("--json", "--last-word", file, "--model", guesses, "--batch-size", 2)
     record = json.loads(result.text)
     model, tokenizer = minigpt.load(guesses)
-    expected = last_word.last_words(model, [last_word.example(text, tokenizer) for text in texts])
+    expected = last_word.last_words(model, [last_word.last_word_example(text, tokenizer) for text in texts])
     assert record["perplexity"] == pytest.approx(expected.perplexity, rel=1e-5)
     assert record["cut"] == expected.n_cut == 2
-    assert re.fullmatch(r"minigpt.score: \d+ tokens at .*, window 32\n", result.err)
+    assert re.fullmatch(r"minigpt.score: \d+ tokens at .*, context length 32\n", result.err)
 
 
 def test_last_words_read_the_field_that_is_named(guesses: Path, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ BAD_FLAGS = {
     "--batch-size 0 --text x": ["--batch-size", "at least 1", "got 0"],
     "--threads 0 --text x": ["--threads", "from 1 to 1024"],
     # texts
-    "": ["nothing to score", "--text"],
+    "": ["no input", "--text"],
     "--text ''": ["--text", "the text is empty"],
     "{folder}/none": ["{folder}/none", "does not exist", "or - for stdin"],
     "{folder}/empty.txt": ["{folder}/empty.txt", "holds no text"],
@@ -337,7 +337,7 @@ def test_a_model_that_is_not_there() -> None:
 def test_a_mistake_in_the_last_file_is_found_before_anything_is_computed(
     guesses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "document_logprobs", None)
+    monkeypatch.setattr("minigpt.evaluation.logprobs.document_logprobs", None)
     (tmp_path / "b.txt").write_bytes(b"\xff")
     mistake(tell(written(tmp_path, "a.txt", "x"), tmp_path / "b.txt", "--model", guesses), "not UTF-8")
 
@@ -346,7 +346,7 @@ def test_out_of_memory_is_one_line(guesses: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*asked: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has ...")
 
-    monkeypatch.setattr(score, "document_logprobs", fail)
+    monkeypatch.setattr("minigpt.evaluation.logprobs.document_logprobs", fail)
     result = tell("--text", "x", "--model", guesses)
     assert result.code == 5
     mistake(result, "out of memory")
@@ -362,7 +362,7 @@ def test_mistakes_and_help_do_not_wait_for_torch() -> None:
         "--last-word a.txt",
     ]
     code = (
-        "import sys; from minigpt.score import main\n"
+        "import sys; from minigpt.score.__main__ import main\n"
         "for flags in sys.argv[1:]:\n"
         "    assert main(__import__('shlex').split(flags)) == 2, flags\n"
         "try: main(['--help'])\n"
@@ -390,11 +390,11 @@ def test_ctrl_c_leaves_nothing_half(guesses: Path, tmp_path: Path, monkeypatch: 
     scored: list[object] = []
 
     def interrupted(*asked: Any) -> Iterator[torch.Tensor]:
-        scored.append(next(iter(scoring.document_logprobs(*asked))))
+        scored.append(next(iter(document_logprobs(*asked))))
         yield scored[-1]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(score, "document_logprobs", interrupted)
+    monkeypatch.setattr("minigpt.evaluation.logprobs.document_logprobs", interrupted)
     result = tell(written(tmp_path, "a.txt", "One.", "Two."), "--model", guesses)
     assert scored
     assert result == (130, "", "")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from trainer import TINY, contents, flags, learned, metrics, train, well, write_text
 
 import minigpt
-from minigpt import GPT2, Tokenizer, score
+from minigpt import GPT2, Tokenizer
+from minigpt.score import __main__ as score
 from minigpt.training.adapters import load_adapter
 from minigpt.training.lora import merge
 from minigpt.training.settings import Settings, flag_of

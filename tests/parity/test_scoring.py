@@ -12,8 +12,10 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2TokenizerFast
 
 import minigpt
 from minigpt import hub
-from minigpt.evaluation.lambada import Example, example, last_words
-from minigpt.evaluation.perplexity import document, document_logprobs, predict, token_logprobs, windows
+from minigpt.evaluation.lambada import Example, last_word_example, last_words
+from minigpt.evaluation.logprobs import document_logprobs, predict, token_logprobs
+from minigpt.evaluation.perplexity import document
+from minigpt.evaluation.scoring_windows import scoring_windows
 
 WINDOW = TINY["n_positions"]
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -84,7 +86,7 @@ def test_every_token_as_in_a_loop_over_the_reference(tmp_path, n, stride):
 @pytest.mark.parametrize("n", [WINDOW - 1, WINDOW, 200])
 def test_the_recipe_of_the_documentation_of_transformers(tmp_path, n, stride):
     ours, theirs = pair(tmp_path)
-    found = [each for _, each in predict(ours, windows(tokens_of(n), WINDOW - 1, stride))]
+    found = [each for _, each in predict(ours, scoring_windows(tokens_of(n), WINDOW - 1, stride))]
     nats, n_tokens = page(theirs, tokens_of(n), stride)
     assert sum(map(len, found)) == n_tokens
     assert -torch.cat(found).double().sum().item() == pytest.approx(nats, rel=1e-5)
@@ -134,7 +136,7 @@ def last_word_loop(text: str, theirs: GPT2LMHeadModel, tokenizer: GPT2TokenizerF
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_last_words_as_in_a_loop_over_the_reference(batch_size):
     model, tokenizer = minigpt.load()
-    found = last_words(model, [example(text, tokenizer) for text in PASSAGES], batch_size)
+    found = last_words(model, [last_word_example(text, tokenizer) for text in PASSAGES], batch_size)
     expected = [last_word_loop(text, *bundled()) for text in PASSAGES]
     assert {right for right, _ in expected} == {True, False}
     assert found.accuracy == sum(right for right, _ in expected) / len(PASSAGES)

@@ -18,10 +18,11 @@ from torch import Tensor
 from trainer import assert_same_run, checkpoints, contents, flags, metrics, train, well
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from minigpt import GPT2, Tokenizer, hub, merge_lora, score
+from minigpt import GPT2, Tokenizer, hub, merge_lora
 from minigpt import GPT2Config as OurConfig
 from minigpt.data.token_file import tokenise
 from minigpt.data.windows import Windows
+from minigpt.score import __main__ as score
 from minigpt.tokenizer.byte_level import byte_tokenizer
 from minigpt.tokenizer.files import END_OF_TEXT
 from minigpt.training.distributed import Processes
