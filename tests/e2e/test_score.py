@@ -22,7 +22,7 @@ from minigpt import Tokenizer
 from minigpt.cli import progress
 from minigpt.evaluation import lambada as last_word
 from minigpt.evaluation.logprobs import document_logprobs, token_logprobs
-from minigpt.evaluation.perplexity import Score, document
+from minigpt.evaluation.perplexity import Document, Score, document
 from minigpt.score import __main__ as score
 from minigpt.tokenizer.bpe import BYTES
 from minigpt.tokenizer.files import END_OF_TEXT
@@ -102,6 +102,15 @@ def test_who_knows_a_text_loses_nothing_on_it(knows: Path, tmp_path: Path) -> No
         "stride": WINDOW // 2,
     }
     assert record == {"model": str(knows), "path": str(file), **counts}
+
+
+def test_without_end_tokens_the_first_token_is_given(guesses: Path, tmp_path: Path) -> None:
+    model, tokenizer = minigpt.load(guesses)
+    tokens = tokenizer.encode(STORY)
+    (record,) = records("--no-end-tokens", "--text", STORY, "--context", 7, "--stride", 3, "--model", guesses)
+    assert (record["tokens"], record["bytes"], record["stride"]) == (N_BYTES - 1, N_BYTES - 1, 3)
+    (expected,) = document_logprobs(model, [Document(tokens, 1, 1)], 3, context_length=7)
+    assert record["loss"] == pytest.approx(-expected.mean().item(), rel=1e-5)
 
 
 def test_a_table_for_people_and_the_speed_on_stderr(guesses: Path, tmp_path: Path) -> None:
@@ -266,11 +275,15 @@ def test_last_words_read_the_field_that_is_named(guesses: Path, tmp_path: Path) 
 BAD_FLAGS = {
     # numbers
     "--stride 0 --text x": ["--stride", "at least 1", "got 0"],
-    "--stride 33 --text x": ["--stride", "from 1 to the model's context length of 32", "got 33"],
+    "--stride 33 --text x": ["--stride", "from 1 to the context length of 32", "got 33"],
     "--stride x --text x": ["--stride", "'x'"],
     "--batch-size 0 --text x": ["--batch-size", "at least 1", "got 0"],
     "--threads 0 --text x": ["--threads", "from 1 to 1024"],
     # texts
+    "--text x --context 0": ["--context must be at least 1, got 0"],
+    "--text x --context 33": ["--context 33: the model's context length is 32"],
+    "--text x --context 4 --stride 5": ["--stride must be from 1 to the context length of 4, got 5"],
+    "--text x --no-end-tokens": ["--text: 'x' is a single token: without an end token, nothing predicts it"],
     "": ["no input", "--text"],
     "--text ''": ["--text", "the text is empty"],
     "{folder}/none": ["{folder}/none", "does not exist", "or - for stdin"],
@@ -280,13 +293,13 @@ BAD_FLAGS = {
     "{folder}/no_json.jsonl": ["{folder}/no_json.jsonl", "line 1", "not JSON"],
     "- -": ["stdin can be read once only"],
     # flags that do not go together
-    "--text x --per-token": ["--per-token", "add --json"],
+    "--text x --per-token": ["--per-token has no effect without --json: add it"],
     "--last-word {folder}/a.txt": ["--last-word", "needs a .jsonl file", "{folder}/a.txt"],
     "--last-word {folder}/none.jsonl": ["{folder}/none.jsonl", "does not exist"],
-    "--last-word {folder}/one.jsonl x.txt": ["--last-word", "leave out FILE"],
-    "--last-word {folder}/one.jsonl --text x": ["--last-word", "leave out --text"],
-    "--last-word {folder}/one.jsonl --stride 3": ["--last-word", "leave out --stride"],
-    "--last-word {folder}/one.jsonl --per-token": ["--last-word", "leave out --per-token"],
+    "--last-word {folder}/one.jsonl x.txt": ["--last-word does not use FILE: leave it out"],
+    "--last-word {folder}/one.jsonl --text x": ["--last-word does not use --text: leave it out"],
+    "--last-word {folder}/one.jsonl --stride 3": ["--last-word does not use --stride: leave it out"],
+    "--last-word {folder}/one.jsonl --per-token": ["--last-word does not use --per-token: leave it out"],
     "--last-word {folder}/one.jsonl": ["'word' is a single word", "nothing to predict it from"],
     "--last-word {folder}/long.jsonl": ["a last word of 41 tokens", "context length of 32"],
     "--nope": ["--nope", "--help"],
@@ -319,13 +332,15 @@ def test_stdin_that_is_no_text(guesses: Path, data: bytes, words: list[str]) -> 
 def test_a_single_token_without_an_end_token(no_end: Path, tmp_path: Path) -> None:
     result = tell(written(tmp_path, "a.txt", "x"), "--model", no_end)
     assert result.code == 2
-    mistake(result, str(tmp_path / "a.txt"), "'x' is a single token", "no <|endoftext|>", "give more")
+    mistake(
+        result, str(tmp_path / "a.txt"), "'x' is a single token", "without an end token", "give more text"
+    )
 
 
 def test_a_tokenizer_that_knows_more_than_its_model(tmp_path: Path) -> None:
     result = tell("--text", "xyz", "--model", save(tmp_path, tiny(vocab_size=100)))
     assert result.code == 2
-    mistake(result, "ids from 0 to 99", "the text holds", "121")
+    mistake(result, "ids from 0 to 99", "the text has", "121")
 
 
 def test_a_model_that_is_not_there() -> None:
@@ -373,7 +388,7 @@ def test_mistakes_and_help_do_not_wait_for_torch() -> None:
     assert result.code == 0, result.err
     assert len(result.err.splitlines()) == len(at_once)
     assert "python -m minigpt.score story.txt" in result.out
-    assert "fair only between models with the same tokenizer" in result.out
+    assert "comparable only across models with the same tokenizer" in result.out
 
 
 # ------------------------------------------------------------------------------ as a process

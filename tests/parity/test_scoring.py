@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from functools import cache
 
 import pytest
 import torch
+from command import call
 from reference import TINY, pair
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel, GPT2TokenizerFast
@@ -16,6 +19,7 @@ from minigpt.evaluation.lambada import Example, last_word_example, last_words
 from minigpt.evaluation.logprobs import document_logprobs, predict, token_logprobs
 from minigpt.evaluation.perplexity import document
 from minigpt.evaluation.scoring_windows import scoring_windows
+from minigpt.score import __main__ as score
 
 WINDOW = TINY["n_positions"]
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -98,6 +102,26 @@ def bundled() -> tuple[GPT2LMHeadModel, GPT2TokenizerFast]:
     return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
         folder
     )
+
+
+def test_the_command_without_end_tokens_is_the_loss_of_a_model_with_labels():
+    theirs, tokenizer = bundled()
+    ids = torch.tensor([tokenizer(PASSAGES[3])["input_ids"]])
+    with torch.no_grad():
+        expected = theirs(ids, labels=ids).loss.double().exp().item()
+    record = json.loads(call("--json", "--no-end-tokens", "--text", PASSAGES[3], main=score.main).text)
+    assert record["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert record["tokens"] == ids.numel() - 1
+
+
+@pytest.mark.parametrize("stride", [256, 511])
+def test_the_command_with_one_token_less_of_context_is_the_recipe_of_the_documentation(stride):
+    theirs, tokenizer = bundled()
+    nats, n_tokens = page(theirs, tokenizer(TEXT)["input_ids"], stride)
+    flags = ("--json", "--no-end-tokens", "--context", 511, "--stride", stride)
+    record = json.loads(call(*flags, "--text", TEXT, main=score.main).text)
+    assert record["tokens"] == n_tokens
+    assert record["perplexity"] == pytest.approx(math.exp(nats / n_tokens), rel=1e-5)
 
 
 @pytest.mark.parametrize("stride", [256, 512])
