@@ -32,7 +32,7 @@ from minigpt.evaluation.story import known_words, names_kept, quotations_closed,
 from minigpt.sampler import Sample, generate
 
 PROMPT = "Once upon a time"
-RECIPE = {"temperature": 0.7, "top_p": 0.9}
+RECIPE = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}  # by scripts/story_recipe.py
 LENGTHS = (128, 256)  # tokens that are judged
 N_TEXTS, N_SHOWN, WIDTH = 50, 16, 20
 MANY = 500  # documents of val.txt, at most, that the in-context score is measured on

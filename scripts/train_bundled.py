@@ -30,7 +30,7 @@ FIRST = {
 # It begins with the weights of the first. Its learning rate is small, because it is short: at 2e-3, Muon undid more in
 # 150 steps than it could win back.
 SECOND = {
-    "optimizer": "muon", "schedule": "wsd", "steps": 1000, "decay": 500, "batch-size": 8, "lr": 3e-4, "adamw-lr": 2e-4,
+    "optimizer": "muon", "schedule": "wsd", "steps": 907, "decay": 700, "batch-size": 8, "lr": 3e-4, "adamw-lr": 2e-4,
     "warmup": 30, "beta2": 0.95, "context": CONTEXT, "dtype": "bfloat16", "seed": 1, "val": 0.01, "eval-every": 200,
     "eval-tokens": 50_000, "checkpoint-every": 100,
 }  # fmt: skip
