@@ -15,11 +15,11 @@ from minigpt.sampler.engine.decode_loop import (
     require_possible,
 )
 from minigpt.sampler.events import LanguageModel
+from minigpt.sampler.registry import name_of
+from minigpt.sampler.strategy import Strategy
 
 RULED_OUT = float("-inf")
-# Values this close are equal, and the first wins: the same candidate computed in another row of a batch may
-# differ in its last bits, and by how much depends on the processor. Float32 keeps values around 1 to 1e-6.
-EQUAL = 1e-5
+EQUAL = 1e-5  # by how much values may differ, of 1 or of their size, that are equal in exact arithmetic
 
 # Shapes below:  B rows (texts) · F those with room for a token more · K candidates · D n_embd · V vocabulary
 
@@ -28,19 +28,27 @@ EQUAL = 1e-5
 class Candidates:
     """The K most likely next tokens of F texts, which have been read.
 
+    `rows` says which of all running texts these are.
+
     Shapes: scores (F, V) after the processors; tokens (F, K), most likely first; states (F, K, D), the
     model's last hidden states at the candidates
     """
 
     model: LanguageModel
+    rows: Sequence[int]
     texts: Sequence[Text]
     scores: Tensor
     tokens: Tensor
     states: Tensor
 
-    def chosen_scores(self) -> Tensor:
+    def own_scores(self) -> Tensor:
         """The candidates' own scores: (F, K)."""
         return self.scores.gather(1, self.tokens)
+
+    def finished(self) -> Tensor:
+        """Whether the text would end with the candidate: bool, (F, K)."""
+        ends = [[text.finish_reason is not None for text in texts] for texts in self.extended()]
+        return torch.tensor(ends, device=self.tokens.device)
 
     def extended(self) -> list[list[Text]]:
         """Each text as it would be with each of its candidates: F lists of K."""
@@ -69,21 +77,19 @@ class LookAhead(ABC):
 
     Args:
         model: reads texts and candidates.
+        strategy: gives the step its name in a trace.
         k: how many candidates each text has; no more than there are tokens.
-        name: what the step is called in a trace.
     """
 
-    def __init__(self, model: LanguageModel, k: int, name: str) -> None:
-        self.model, self.name = model, name
+    def __init__(self, model: LanguageModel, strategy: Strategy, k: int) -> None:
+        self.model, self.name = model, name_of(type(strategy))
         self.k = min(k, model.config.vocab_size)
 
     @abstractmethod
-    def weigh(self, candidates: Candidates, rows: Sequence[int]) -> Tensor:
+    def weigh(self, candidates: Candidates) -> Tensor:
         """How good each candidate is; the best is chosen, of equals the most likely.
 
-        `rows` says which of the running texts these are.
-
-        Shapes: (F, K)
+        Shapes: (F, K); -inf or NaN for one that cannot be chosen
         """
 
     def read_prompts(self, texts: Sequence[Text]) -> Prediction:
@@ -98,7 +104,7 @@ class LookAhead(ABC):
         Shapes: (B, V) processed, B texts  ->  (B,)
         """
         require_possible(scores.amax(-1).tolist(), [text.request for text in texts])
-        likely = torch.stack([self._likely(row) for row in scores])  # (B, K)
+        likely = torch.stack([first_likeliest(row, self.k) for row in scores])  # (B, K)
         chosen = likely[:, 0].clone()
         n_positions = self.model.config.n_positions
         rows = [i for i, text in enumerate(texts) if len(text.token_ids) < n_positions]
@@ -106,21 +112,15 @@ class LookAhead(ABC):
             self.cache.select([i * self.k + j for i in rows for j in range(self.k)])
             states = self.model.hidden_states(likely[rows].flatten()[:, None], self.cache)[:, 0]
             self.states = states.view(len(rows), self.k, -1)
-            candidates = Candidates(
-                self.model, [texts[i] for i in rows], scores[rows], likely[rows], self.states
-            )
-            values = self.weigh(candidates, rows).masked_fill(
-                candidates.chosen_scores() == RULED_OUT, RULED_OUT
-            )
-            best = (values >= values.amax(-1, keepdim=True) - EQUAL).float().argmax(-1)  # the first of these
+            some = [texts[i] for i in rows]
+            candidates = Candidates(self.model, rows, some, scores[rows], likely[rows], self.states)
+            values = self.weigh(candidates)
+            values = values.masked_fill(values.isnan() | (candidates.own_scores() == RULED_OUT), RULED_OUT)
+            best = first_of_the_best(values)
             chosen[rows] = likely[rows, best]
             self.places = {i: (at, j) for at, (i, j) in enumerate(zip(rows, best.tolist(), strict=True))}
             self._record(candidates, values)
         return chosen
-
-    def _likely(self, scores: Tensor) -> Tensor:
-        """The K candidates of one text: (V,)  ->  (K,)."""
-        return first_likeliest(scores, self.k)
 
     def _record(self, candidates: Candidates, values: Tensor) -> None:
         left = torch.full_like(candidates.scores, RULED_OUT).scatter(1, candidates.tokens, values)
@@ -143,3 +143,18 @@ class LookAhead(ABC):
         self.cache.select([row for row in rows for _ in range(self.k)])
         logits = self.model.unembed(x).float()
         return Prediction(logits, logits)
+
+
+def first_of_the_best(values: Tensor) -> Tensor:
+    """The place of the best value of each row; of those that are equal but for rounding, of the first.
+
+    The same numbers computed in other rows of a batch may differ in their last bits, and how they do depends
+    on the processor. What is equal in exact arithmetic is decided by its order, the same everywhere.
+
+    Shapes: (F, K)  ->  (F,)
+
+    >>> first_of_the_best(torch.tensor([[0.3, 0.7, 0.70000005], [0.1, 0.2, 0.3]])).tolist()
+    [1, 2]
+    """
+    best = values.amax(-1, keepdim=True)
+    return (values >= best - EQUAL * best.abs().clamp_min(1)).float().argmax(-1)

@@ -42,16 +42,16 @@ class Contrastive(Strategy):
     )
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        reader = Unlike(model, self.top_k, self.penalty_alpha)
+        reader = Unlike(model, self)
         return decode_loop(model, requests, self, pick=reader.pick, reader=reader)
 
 
 class Unlike(LookAhead):
     """Weighs each candidate by its probability, less its likeness to the text so far."""
 
-    def __init__(self, model: LanguageModel, k: int, alpha: float) -> None:
-        super().__init__(model, k, "contrastive")
-        self.alpha = alpha
+    def __init__(self, model: LanguageModel, strategy: Contrastive) -> None:
+        super().__init__(model, strategy, strategy.top_k)
+        self.alpha = strategy.penalty_alpha
 
     def read_prompts(self, texts: Sequence[Text]) -> Prediction:
         prediction = super().read_prompts(texts)
@@ -61,8 +61,8 @@ class Unlike(LookAhead):
             self.past[i, : self.past.size(1) - len(text.request.prompt)] = self.past[i, -1]
         return prediction
 
-    def weigh(self, candidates: Candidates, rows: Sequence[int]) -> Tensor:
-        likeness = (directions(candidates.states) @ self.past[list(rows)].mT).amax(-1)  # (F, K)
+    def weigh(self, candidates: Candidates) -> Tensor:
+        likeness = (directions(candidates.states) @ self.past[list(candidates.rows)].mT).amax(-1)  # (F, K)
         probabilities = candidates.scores.softmax(-1).gather(1, candidates.tokens)
         return (1 - self.alpha) * probabilities - self.alpha * likeness
 

@@ -82,6 +82,26 @@ def test_of_equals_the_first_is_taken() -> None:
         assert texts(flat, [[3]], Contrastive(penalty_alpha=alpha), max_new_tokens=3) == [[1, 1, 1]]
 
 
+class Rounding(FakeModel):
+    """Each row of a batch is off in its last bits, by another amount, as a processor's kernels may be."""
+
+    def hidden_states(self, tokens: Any, cache: Any) -> Any:
+        x = super().hidden_states(tokens, cache)
+        return x + 5e-7 * torch.rand(x.shape)
+
+    def unembed(self, x: Any) -> Any:
+        return x.round(decimals=3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_candidates_that_are_equal_but_for_rounding_are_equal(seed: int) -> None:
+    torch.manual_seed(seed)
+    flat = Rounding(lambda text: [0.0, *[1.0] * 40])
+    banned = Contrastive(penalty_alpha=0.5, no_repeat_ngram_size=1)
+    assert texts(flat, [[3]], Contrastive(penalty_alpha=0.5), max_new_tokens=3) == [[1, 1, 1]]
+    assert texts(flat, [[3]], banned, max_new_tokens=3) == [[1, 2, 4]]
+
+
 def test_more_candidates_than_tokens_are_all_of_them() -> None:
     found = texts(GPT2, PROMPTS, Contrastive(top_k=99), max_new_tokens=5)
     assert found == texts(GPT2, PROMPTS, Contrastive(top_k=23), max_new_tokens=5)
