@@ -14,9 +14,9 @@ QKV = "attn.qkv.weight"
 class BlockMuon(torch.optim.Muon):
     """PyTorch's Muon, which takes the one matrix of queries, keys and values as the three that it is.
 
-    Each of the three has a meaning of its own, and gradients of its own size (those of the values are many times
-    those of queries and keys): one orthogonal matrix out of all three would let the largest decide. Our matrices are
-    (in, out), so the three lie side by side as columns. For the update itself it does not matter which way round a
+    Each of the three has a meaning of its own, and gradients of its own size (in a new model of the bundled shape, those
+    of the values are 30 to 70 times those of queries and keys): one orthogonal matrix out of all three would let the
+    largest decide. Our matrices are (in, out), so the three lie side by side as columns. For the update itself it does not matter which way round a
     matrix is stored: the orthogonal factor of a transpose is the transpose of the factor, and the scale below
     depends on the longer side only.
 
@@ -30,6 +30,14 @@ class BlockMuon(torch.optim.Muon):
         matrices: by name; whole in this process.
         lr: the learning rate.
         weight_decay: taken off at every step, times the learning rate.
+
+    >>> matrix = nn.Parameter(torch.zeros(2, 2))
+    >>> muon = BlockMuon({"up.weight": matrix}, lr=1.0, weight_decay=0.0)
+    >>> matrix.grad = torch.tensor([[50.0, 0.0], [0.0, 10.0]])
+    >>> muon.step()  # both directions move about equally far
+    >>> matrix.detach().round(decimals=1)
+    tensor([[-0.3, -0.0],
+            [-0.0, -0.3]])
     """
 
     def __init__(self, matrices: Mapping[str, nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -66,6 +74,10 @@ def block_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Embeddings are matrices too, but each row is a token's own, and most rows have no gradient in a step; they are
     left to AdamW, as is the head.
+
+    >>> from minigpt import GPT2, GPT2Config
+    >>> list(block_matrices(GPT2(GPT2Config(vocab_size=100, n_positions=16, n_embd=32, n_layer=1, n_head=4))))
+    ['blocks.0.attn.qkv.weight', 'blocks.0.attn.out.weight', 'blocks.0.mlp.up.weight', 'blocks.0.mlp.down.weight']
     """
     learned = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
     return {name: p for name, p in learned if name.startswith("blocks.") and p.dim() == 2}

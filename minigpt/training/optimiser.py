@@ -25,6 +25,11 @@ def muon_and_adamw(
         beta2: AdamW's memory of squared gradients.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+    >>> from minigpt import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(vocab_size=100, n_positions=16, n_embd=32, n_layer=2, n_head=4))
+    >>> [type(one).__name__ for one in muon_and_adamw(model, 4e-3, 0.1, 2e-3, 0.95)]
+    ['BlockMuon', 'AdamW']
     """
     matrices = block_matrices(model)
     taken = {id(p) for p in matrices.values()}
@@ -41,6 +46,10 @@ def adamw(
     Its state exists from the start, so that a checkpoint can be read straight into it.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101); the groups as in Radford et al. 2018, section 4.1.
+
+    >>> groups = adamw(nn.Linear(2, 3).parameters(), 1e-3, 0.1, 0.95).param_groups
+    >>> [(group["weight_decay"], len(group["params"])) for group in groups]
+    [(0.1, 1), (0.0, 1)]
     """
     learned = list(parameters)
     groups = [
