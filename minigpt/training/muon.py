@@ -34,10 +34,9 @@ class BlockMuon(torch.optim.Muon):
     >>> matrix = nn.Parameter(torch.zeros(2, 2))
     >>> muon = BlockMuon({"up.weight": matrix}, lr=1.0, weight_decay=0.0)
     >>> matrix.grad = torch.tensor([[50.0, 0.0], [0.0, 10.0]])
-    >>> muon.step()  # both directions move about equally far
-    >>> matrix.detach().round(decimals=1)
-    tensor([[-0.3, -0.0],
-            [-0.0, -0.3]])
+    >>> muon.step()
+    >>> [0.15 < -float(moved) < 0.35 for moved in matrix.diagonal()]  # both directions about equally far
+    [True, True]
     """
 
     def __init__(self, matrices: Mapping[str, nn.Parameter], lr: float, weight_decay: float) -> None:
