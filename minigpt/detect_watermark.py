@@ -15,10 +15,10 @@ from minigpt.cli.model_flags import BUNDLED, add_source_flags
 from minigpt.cli.parser import Parser
 from minigpt.cli.table import json_line, table
 from minigpt.cli.terminal import write_out
+from minigpt.evaluation.watermark import Detection, WatermarkDetector
 from minigpt.sampler.processors.watermark import WATERMARK_KEY, WATERMARK_RATIO
 
 if TYPE_CHECKING:
-    from minigpt.sampler.processors import Detection, WatermarkDetector
     from minigpt.tokenizer import Tokenizer
 
 ENOUGH = 4.0  # the z above which a text counts as watermarked; by chance 1 in 30,000 is
@@ -117,7 +117,6 @@ def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:
     """The model's tokenizer, and a detector for as many tokens as the model chooses from."""
     from minigpt.config import GPT2Config
     from minigpt.hub import tokenizer_files
-    from minigpt.sampler.processors import WatermarkDetector
     from minigpt.tokenizer import Tokenizer
 
     try:

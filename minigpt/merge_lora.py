@@ -1,4 +1,4 @@
-"""Makes a plain model of a base and a LoRA adapter: `python -m minigpt.merge_lora --adapter DIR --out DIR`."""
+"""Merges a LoRA adapter into its base model: `minigpt merge-lora --adapter DIR --out DIR`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt import cli
+from minigpt import cli, training
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
 from minigpt.cli.model_flags import ModelFlags, add_model_flags
 from minigpt.cli.parser import Parser
 
-ABOUT = """Add a LoRA adapter to the model that it was trained on, and save the sum as a plain model.
+ABOUT = """Merge a LoRA adapter into the base model that it was trained on, and save the result as a plain model.
 
-The adapter is a folder written by minigpt.train --lora or by PEFT; the result is read by whatever reads a GPT-2.
-It has the precision that the base is loaded in: see --dtype.
+The adapter is a folder written by `minigpt train --lora` or by PEFT; the result is loadable by any GPT-2-compatible
+library. It has the precision that the base is loaded in: see --dtype.
 """
 
 EXAMPLES = """examples:
-  python -m minigpt.merge_lora --adapter my-lora --out my-model                     the bundled model's adapter
-  python -m minigpt.merge_lora --model gpt2 --adapter my-lora --out my-model        one of GPT-2 itself
-  python -m minigpt.generate --model my-model "Once upon a time"                    and then
+  minigpt merge-lora --adapter my-lora --out my-model                     an adapter of the bundled model
+  minigpt merge-lora --model gpt2 --adapter my-lora --out my-model        a GPT-2 adapter
+  minigpt generate --model my-model "Once upon a time"                    next
 """
 
 
@@ -29,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def merge_files(argv: Sequence[str]) -> int:
-    """The whole command: load both, add them, save model and tokenizer."""
+    """The whole command: load base and adapter, merge them, save model and tokenizer."""
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("merge_lora", exits, EXAMPLES, description=ABOUT)
     add_model_flags(parser)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter, as PEFT saves it")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the merged model goes")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the merged model")
     args = parser.parse(argv)
     wanted = ModelFlags.of(args)
     if (Path(args.out) / "config.json").exists():
@@ -42,15 +42,12 @@ def merge_files(argv: Sequence[str]) -> int:
     if not Path(args.adapter).is_dir():
         raise Failure(NO_MODEL, f"--adapter {args.adapter}: there is no such folder")
     model, tokenizer = wanted.load()
-    from minigpt.training.adapters import load_adapter  # these import torch, which --help does without
-    from minigpt.training.lora import merge
-
     try:
-        load_adapter(model, args.adapter)
+        training.load_adapter(model, args.adapter)
     except (OSError, ValueError) as error:
         raise Failure(NO_MODEL, error) from error
     tokenizer.save_pretrained(args.out)  # first: config.json, by which a model is known, comes last
-    merge(model).save_pretrained(args.out)
+    training.merge(model).save_pretrained(args.out)
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""Trains a GPT-2 from a text file: `python -m minigpt.train --data FILE --out DIR`."""
+"""Trains a GPT-2 on text: `minigpt train --data FILE --out DIR`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ result is identical to that of an uninterrupted run. In Python: minigpt.training
 """
 
 EXAMPLES = """examples:
-  python -m minigpt.train --data tales.txt --out tales                       a tiny model, in minutes
-  python -m minigpt.train --resume --out tales                               continue after Ctrl-C or a crash
-  python -m minigpt.train --resume --out tales --steps 4000                  extend a finished run
-  python -m minigpt.train --data tales/ --out big --config small --steps 20000
-  python -m minigpt.train --data plays.txt --out plays --init bundled        fine-tune the bundled model
-  python -m minigpt.train --data plays.txt --out plays --init gpt2 --lora 8  fine-tune an adapter of GPT-2
+  minigpt train --data tales.txt --out tales                       a tiny model, in minutes
+  minigpt train --resume --out tales                               continue after Ctrl-C or a crash
+  minigpt train --resume --out tales --steps 4000                  extend a finished run
+  minigpt train --data tales/ --out big --config small --steps 20000
+  minigpt train --data plays.txt --out plays --init bundled        fine-tune the bundled model
+  minigpt train --data plays.txt --out plays --init gpt2 --lora 8  fine-tune an adapter of GPT-2
   torchrun --nproc-per-node 2 -m minigpt.train --data tales.txt --out two    two processes, same steps
 """
 
@@ -70,7 +70,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def parser() -> Parser:
-    usage = "python -m minigpt.train --data FILE_OR_DIR --out DIR [options]"
+    usage = "minigpt train --data FILE_OR_DIR --out DIR [options]"
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("train", exits, EXAMPLES, usage=usage, description=ABOUT)
     group = parser.add_argument_group("run")

@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE on text: `python -m minigpt.train_tokenizer book.txt --vocab-size 4096 --out tok`."""
+"""Trains a byte-level BPE on text: `minigpt train-tokenizer book.txt --vocab-size 4096 --out tok`."""
 
 from __future__ import annotations
 
@@ -9,82 +9,84 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
 from minigpt.cli.parser import Parser
+from minigpt.data.documents import documents, fingerprint
+from minigpt.tokenizer import Tokenizer
 from minigpt.tokenizer.files import END_OF_TEXT
-
-if TYPE_CHECKING:
-    from minigpt.tokenizer import Tokenizer
 
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")  # what the command writes
 FEWEST, MOST = 257, 1_000_000  # tokens; the library takes memory for all of them at once
 SAMPLE = 1_000_000  # characters on which the closing line measures
 
-ABOUT = """Train a tokenizer of GPT-2's kind, a byte-level BPE, on your own text.
+ABOUT = """Train a GPT-2-style tokenizer, a byte-level BPE, on your own text.
 
-It begins with <|endoftext|>, which is id 0, and the 256 bytes, and joins the most frequent pair of
-neighbouring tokens into a new one until there are --vocab-size tokens. So any text can be encoded, and
-what is frequent in yours takes few tokens. In a text file, documents are separated by lines <|endoftext|>;
-a .jsonl file has one JSON object a line; of a folder, all .txt and .jsonl files are read.
+It begins with <|endoftext|>, which is id 0, and the 256 bytes, and merges the most frequent adjacent pair of
+tokens into a new one until there are --vocab-size tokens. So any text can be encoded, and frequent strings of
+yours take few tokens. In a text file, documents are separated by lines <|endoftext|>; a .jsonl file has one JSON
+object a line; of a folder, all .txt and .jsonl files are read.
 """
 
 EXAMPLES = """examples:
-  python -m minigpt.train_tokenizer tales.txt --vocab-size 4096 --out tok       one file
-  python -m minigpt.train_tokenizer books/ --vocab-size 16384 --out tok         a folder of .txt and .jsonl files
-  python -m minigpt.train_tokenizer web.jsonl --text-field content --vocab-size 8192 --out tok
+  minigpt train-tokenizer tales.txt --vocab-size 4096 --out tok       one file
+  minigpt train-tokenizer books/ --vocab-size 16384 --out tok         a folder of .txt and .jsonl files
+  minigpt train-tokenizer web.jsonl --text-field content --vocab-size 8192 --out tok
 
 then:
   python -c "import minigpt; print(minigpt.Tokenizer.load('tok').encode('Once upon a time'))"
 
-How many tokens? 1000 to 8000 suit a small model and some megabytes of text; GPT-2 has 50257.
-The same text gives the same files, which transformers reads, too.
+choosing a vocabulary size: 1000 to 8000 for a small model and some megabytes of text; GPT-2 has 50257.
+The same text gives the same files; transformers reads them, too.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("train_tokenizer", run, argv)
+    return cli.run("train_tokenizer", train_tokenizer, argv)
 
 
-def run(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, train, save."""
+def train_tokenizer(argv: Sequence[str]) -> int:
+    """The whole command: read the flags, learn the merges, save the tokenizer."""
     args = parser().parse(argv)
     check_numbers(args)
     check_out(args.out, args.text)
     try:
-        tokenizer, bytes_per_token = train(args)
+        tokenizer, bytes_per_token = learn(args)
     except (OSError, ValueError) as error:  # the text cannot be read
         raise Failure(BAD_FLAGS, error) from error
     tokenizer.save_pretrained(args.out)
     if not args.quiet:
-        report(args, tokenizer.vocab_size, bytes_per_token)
+        note_result(args, tokenizer.vocab_size, bytes_per_token)
     return DONE
 
 
 def parser() -> Parser:
-    usage = "python -m minigpt.train_tokenizer FILE_OR_DIR... --vocab-size N --out DIR [options]"
+    usage = "minigpt train-tokenizer FILE_OR_DIR... --vocab-size N --out DIR [options]"
     exits = (DONE, FAILED, BAD_FLAGS, INTERRUPTED)
     parser = Parser("train_tokenizer", exits, EXAMPLES, usage=usage, description=ABOUT)
     parser.add_argument(
-        "text", nargs="+", type=Path, metavar="FILE_OR_DIR", help="text to train on, UTF-8: files and folders"
+        "text", nargs="+", type=Path, metavar="FILE_OR_DIR", help="training text, UTF-8: files and folders"
     )
     parser.add_argument(
         "--vocab-size", type=int, required=True, metavar="N",
-        help=f"how many tokens in all, at least {FEWEST}: {END_OF_TEXT}, the 256 bytes, and what they are joined to",
+        help=f"vocabulary size, at least {FEWEST}: {END_OF_TEXT}, the 256 bytes, and the merges",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder to write the tokenizer into"
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write the tokenizer into"
     )
     parser.add_argument(
         "--min-frequency", type=int, default=2, metavar="N",
-        help="join a pair only if it occurs so often (default: 2)",
+        help="minimum pair frequency (default: 2)",
     )  # fmt: skip
     parser.add_argument(
-        "--text-field", default="text", metavar="NAME", help="the field of a .jsonl file (default: text)"
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="field of a .jsonl object that holds the text (default: text)",
     )
-    parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    parser.add_argument("--quiet", action="store_true", help="errors only on stderr")
     return parser
 
 
@@ -116,17 +118,14 @@ def check_out(out: Path, text: Sequence[Path]) -> None:
             )
 
 
-def train(args: argparse.Namespace) -> tuple[Tokenizer, float]:
-    """The tokenizer, and how many bytes of the text's beginning one of its tokens stands for."""
+def learn(args: argparse.Namespace) -> tuple[Tokenizer, float]:
+    """The tokenizer, and its bytes per token at the beginning of the text."""
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError:
         raise Failure(
-            BAD_FLAGS, "training takes the package tokenizers: pip install 'minigpt[train]'"
+            BAD_FLAGS, "training needs the package tokenizers: pip install 'minigpt[train]'"
         ) from None
-    from minigpt.data.documents import documents, fingerprint
-    from minigpt.tokenizer import Tokenizer
-
     learner = ByteLevelBPETokenizer()
     interruptible(
         learner.train_from_iterator,
@@ -150,7 +149,7 @@ def train(args: argparse.Namespace) -> tuple[Tokenizer, float]:
 def interruptible(learn: Callable[..., object], texts: Iterable[str], **how: Any) -> None:
     """Calls `learn(texts, **how)` such that Ctrl-C ends it at the next text.
 
-    The library reads the texts in threads of its own, while the one that called it is deaf to Ctrl-C.
+    The library reads the texts in threads of its own, while the thread that called it does not handle SIGINT.
     """
     interrupted = False
 
@@ -181,11 +180,11 @@ def beginning(texts: Iterable[str], n_characters: int) -> Iterator[str]:
             return
 
 
-def report(args: argparse.Namespace, n_tokens: int, bytes_per_token: float) -> None:
+def note_result(args: argparse.Namespace, n_tokens: int, bytes_per_token: float) -> None:
     if n_tokens < args.vocab_size:
         cli.note(
             "train_tokenizer",
-            f"only {n_tokens} tokens came out, not {args.vocab_size}: no further pair occurs {args.min_frequency}"
+            f"only {n_tokens} tokens, not {args.vocab_size}: no further pair occurs {args.min_frequency}"
             " times; give more text, or lower --min-frequency or --vocab-size",
         )
     cli.note(

@@ -1,4 +1,4 @@
-"""Measures how well a model predicts a text: `python -m minigpt.score story.txt`."""
+"""Measures how well a model predicts a text: `minigpt score story.txt`."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Hugging Face's perplexity, exp(model(ids, labels=ids).loss), is `perplexity` wit
 longer texts counts the last target as part of a window: --context 1023 --stride 512 is its max_length 1024, stride 512.
 
 examples:
-  python -m minigpt.score story.txt                                 a table
-  python -m minigpt.score story.txt --stride 1                      every token with the maximum context
-  python -m minigpt.score a.txt b.txt --model gpt2 --json           two files under another model, as JSON
-  python -m minigpt.score --text "Once upon a time" --json --per-token     per-token log-probabilities
-  python -m minigpt.score --last-word lambada_test_en.jsonl         LAMBADA last-word accuracy
+  minigpt score story.txt                                 a table
+  minigpt score story.txt --stride 1                      every token with the maximum context
+  minigpt score a.txt b.txt --model gpt2 --json           two files under another model, as JSON
+  minigpt score --text "Once upon a time" --json --per-token     per-token log-probabilities
+  minigpt score --last-word lambada_test_en.jsonl         LAMBADA last-word accuracy
 """
 
 
@@ -66,7 +66,7 @@ def score(argv: Sequence[str]) -> int:
 
 
 def parser() -> Parser:
-    usage = "python -m minigpt.score [FILE...] [options]"
+    usage = "minigpt score [FILE...] [options]"
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("score", exits, EPILOG, usage=usage, description=ABOUT)
     parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")

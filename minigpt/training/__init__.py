@@ -10,16 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minigpt.training.adapters import load_adapter, save_adapter
     from minigpt.training.api import Trained, run_to_end, train
     from minigpt.training.distributed import report_first_failure
+    from minigpt.training.lora import attach, merge
     from minigpt.training.run import CannotWrite, Diverged
 
-__all__ = ["CannotWrite", "Diverged", "Trained", "report_first_failure", "run_to_end", "train"]
-
 _HOMES = {
-    "CannotWrite": "run", "Diverged": "run", "Trained": "api", "report_first_failure": "distributed",
-    "run_to_end": "api", "train": "api",
+    "CannotWrite": "run", "Diverged": "run", "Trained": "api", "attach": "lora", "load_adapter": "adapters",
+    "merge": "lora", "report_first_failure": "distributed", "run_to_end": "api", "save_adapter": "adapters",
+    "train": "api",
 }  # fmt: skip
+__all__ = [
+    "CannotWrite", "Diverged", "Trained", "attach", "load_adapter", "merge", "report_first_failure", "run_to_end",
+    "save_adapter", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 from command import Result, call, run, save, tiny
 
 from minigpt import Tokenizer, detect_watermark
+from minigpt.evaluation.watermark import Detection
 from minigpt.tokenizer.bpe import BYTES
 
 PRINTABLE = range(32, 127)
@@ -127,8 +128,6 @@ def test_a_text_without_two_tokens_has_no_figures(writer: Path, text: bytes) -> 
 
 def test_a_short_text_may_still_be_found_out(writer: Path) -> None:
     """Where all is green, fewer tokens will do than it takes to say that there is no mark."""
-    from minigpt.sampler.processors import Detection
-
     assert detect_watermark.watermarked(Detection(n_scored=10, n_green=10, ratio=0.25)) is True
     assert detect_watermark.watermarked(Detection(n_scored=5, n_green=5, ratio=0.25)) is None
     assert detect_watermark.watermarked(Detection(n_scored=21, n_green=9, ratio=0.25)) is None

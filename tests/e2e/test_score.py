@@ -387,7 +387,7 @@ def test_mistakes_and_help_do_not_wait_for_torch() -> None:
     result = run(*at_once, python=("-c", code))
     assert result.code == 0, result.err
     assert len(result.err.splitlines()) == len(at_once)
-    assert "python -m minigpt.score story.txt" in result.out
+    assert "minigpt score story.txt" in result.out
     assert "comparable only across models with the same tokenizer" in result.out
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, WatermarkDetector, WatermarkingConfig
 from transformers.generation import logits_process as theirs
 
+from minigpt.evaluation.watermark import WatermarkDetector as OurDetector
 from minigpt.sampler import Beam, BeamSample, Greedy, Sample, Strategy
 from minigpt.sampler.events import Request
 from minigpt.sampler.processors import (
@@ -32,7 +33,6 @@ from minigpt.sampler.processors import (
     Watermark,
     chain,
 )
-from minigpt.sampler.processors import WatermarkDetector as OurDetector
 
 V = 29
 NONE = float("-inf")

@@ -36,7 +36,7 @@ from minigpt.sampler.processors.penalties import (
     RepetitionPenalty,
 )
 from minigpt.sampler.processors.processor import RULED_OUT, Processor, Step, TextContext, name_of_step
-from minigpt.sampler.processors.watermark import Detection, Watermark, WatermarkDetector
+from minigpt.sampler.processors.watermark import Watermark
 from minigpt.sampler.processors.xtc import XTC
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "RULED_OUT",
     "XTC",
     "BadWords",
-    "Detection",
     "EpsilonCutoff",
     "EtaCutoff",
     "ExponentialLengthDecay",
@@ -67,7 +66,6 @@ __all__ = [
     "TopP",
     "Typical",
     "Watermark",
-    "WatermarkDetector",
     "chain",
     "name_of_step",
 ]
