@@ -14,17 +14,18 @@ QKV = "attn.qkv.weight"
 class BlockMuon(torch.optim.Muon):
     """PyTorch's Muon, which takes the one matrix of queries, keys and values as the three that it is.
 
-    Each of the three has a meaning of its own, and gradients of its own size (in a new model of the bundled shape, those
-    of the values are 30 to 70 times those of queries and keys): one orthogonal matrix out of all three would let the
-    largest decide. Our matrices are (in, out), so the three lie side by side as columns. For the update itself it does not matter which way round a
-    matrix is stored: the orthogonal factor of a transpose is the transpose of the factor, and the scale below
-    depends on the longer side only.
+    Each of the three has a meaning of its own, and gradients of its own size (in a new model of the bundled
+    shape, those of the values are 30 to 70 times those of queries and keys): one orthogonal matrix out of all
+    three would let the largest decide. Our matrices are (in, out), so the three lie side by side as columns.
 
-    Updates have AdamW's typical size (0.2 for each weight, times the learning rate), so that learning rates and
-    weight decays found for one serve the other.
+    For the update itself it does not matter which way round a matrix is stored: the orthogonal factor of a
+    transpose is the transpose of the factor, and the scale below depends on the longer side only.
 
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale: Liu et al. 2025
-    (arXiv:2502.16982), section 2.2.
+    Updates have AdamW's typical size (0.2 for each weight, times the learning rate), so that learning rates
+    and weight decays found for one serve the other.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale: Liu et
+    al. 2025 (arXiv:2502.16982), section 2.2.
 
     Args:
         matrices: by name; whole in this process.
@@ -35,7 +36,8 @@ class BlockMuon(torch.optim.Muon):
     >>> muon = BlockMuon({"up.weight": matrix}, lr=1.0, weight_decay=0.0)
     >>> matrix.grad = torch.tensor([[50.0, 0.0], [0.0, 10.0]])
     >>> muon.step()
-    >>> [0.15 < -float(moved) < 0.35 for moved in matrix.diagonal()]  # both directions about equally far
+    >>> moved = matrix.detach().diagonal()
+    >>> [0.15 < -float(one) < 0.35 for one in moved]  # both directions about equally far
     [True, True]
     """
 
