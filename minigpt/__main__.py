@@ -18,6 +18,7 @@ COMMANDS = {
     "info": "parameters, context length, vocabulary, memory and file hashes of a model",
     "verify": "prove that a loaded model computes what its files say",
     "train-tokenizer": "train a GPT-2-style tokenizer",
+    "quantize": "save a model with 8-bit or 16-bit weights",
     "merge-lora": "merge a LoRA adapter into its base model",
     "detect-watermark": "detect the watermark of generated text",
 }

@@ -35,6 +35,7 @@ ALIASES = {
 
 # Fields that would change the mathematics in a way that this model does not have, with their harmless value.
 REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
+OWN_METHOD = "minigpt"  # the quant_method of a quantization_config that is read, by `minigpt.quantization`
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,20 @@ class GPT2Config:
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from None
 
-    def save(self, directory: Path, dtype: str) -> None:
-        """Writes config.json and generation_config.json; `dtype` is that of the weights, as "float32"."""
+    def save(self, directory: Path, dtype: str, quantization: str | None = None) -> None:
+        """Writes config.json and generation_config.json.
+
+        Args:
+            directory: where to.
+            dtype: that of the weights, as "float32".
+            quantization: which of `minigpt.quantization`'s kinds the linear layers' weights are of, if any.
+        """
         ends = {"bos_token_id": self.bos_token_id, "eos_token_id": self.eos_token_id}
         # transformers 5 reads `dtype`, everything older `torch_dtype`.
-        _write_json(directory / "config.json", {**self.to_dict(), "dtype": dtype, "torch_dtype": dtype})
+        values = {**self.to_dict(), "dtype": dtype, "torch_dtype": dtype}
+        if quantization:
+            values["quantization_config"] = {"quant_method": OWN_METHOD, "weights": quantization}
+        _write_json(directory / "config.json", values)
         _write_json(directory / "generation_config.json", ends)
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,6 +199,19 @@ class GPT2Config:
         names = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
         # n_ctx is GPT-2's old name for n_positions; converters still ask for it.
         return {**names, **asdict(self), "n_ctx": self.n_positions}
+
+
+def quantization_of(values: Mapping[str, Any]) -> str | None:
+    """Which kind of small weights a config.json of ours says that its model has, or None."""
+    entry = values.get("quantization_config")
+    if not isinstance(entry, dict) or entry.get("quant_method") != OWN_METHOD:
+        return None
+    return str(entry.get("weights"))
+
+
+def stored_quantization(directory: Path) -> str | None:
+    """The same of a directory's config.json."""
+    return quantization_of(read_object(directory / "config.json"))
 
 
 def _require(holds: bool, name: str, limit: str, value: Any) -> None:
@@ -226,6 +249,8 @@ def _check_supported(values: Mapping[str, Any]) -> None:
             f"model_type={shown(values['model_type'])} is not supported: minigpt reads gpt2 models only"
         )
     for name, harmless in REFUSED.items():
+        if name == "quantization_config" and quantization_of(values):
+            continue
         if values.get(name) and values[name] != harmless:
             raise ValueError(
                 f"{name}={shown(values[name])} is not supported: it would change what the model computes"

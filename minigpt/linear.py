@@ -1,6 +1,8 @@
-"""A linear layer that keeps its weights the way GPT-2's files do."""
+"""A linear layer that keeps its weights the way GPT-2's files do, and what other kinds of weights must do."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +26,14 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., in)  ->  (..., out)."""
         return product(x, self.weight.t(), self.bias)
+
+
+class SmallMatrix(Protocol):
+    """A weight in fewer bits, in whatever form its kernel reads; see `minigpt.quantization`."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain tensor that a file keeps: (out, in)."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The product rows · weightᵀ: (rows, in)  ->  (rows, out)."""

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt import hub, weights
+from minigpt import hub, quantization, weights
 from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
-from minigpt.config import GPT2Config
+from minigpt.config import GPT2Config, stored_quantization
 from minigpt.kernels import product
 from minigpt.linear import Linear
 
@@ -104,6 +104,8 @@ class GPT2(nn.Module):
     >>> model(torch.tensor([[1, 2, 3]])).shape
     torch.Size([1, 3, 100])
     """
+
+    quantization: str | None = None  # the kind of small weights that it has, if it has
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -241,13 +243,14 @@ class GPT2(nn.Module):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        quantize: str | None = None,
         revision: str | None = None,
         offline: bool = False,
     ) -> Self:
         """The bundled model, one in a directory, or one from the Hugging Face hub; in evaluation mode.
 
         Without a `dtype`, weights are float32 on a CPU and as stored elsewhere. The weights go straight
-        into place: there is never a second copy of them in memory.
+        into place: there is never a second copy of them in memory. `quantize` is as for the method of that name.
 
         Raises:
             OSError: there is no such model, or it cannot be fetched.
@@ -255,14 +258,28 @@ class GPT2(nn.Module):
         """
         directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
         config, checkpoint = GPT2Config.load(directory), weights.Checkpoint(directory)
+        stored = stored_quantization(directory)
+        quantization.check_request(stored, quantize, torch.device(device), dtype)
         if config.tie_word_embeddings and checkpoint.tied_weights_differ():
             warnings.warn(f"{directory}: wte and lm_head differ; loading them untied", stacklevel=2)
             config = replace(config, tie_word_embeddings=False)
         with torch.device("meta"), weights.NothingDrawn():
             model = cls(config)
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        model.load_state_dict(checkpoint.read(shapes, dtype, torch.device(device)), assign=True)
-        return model.eval()
+        if stored:
+            quantization.prepare(model, stored)
+        state = checkpoint.read(model.state_dict(), dtype, torch.device(device))
+        model.load_state_dict(state, assign=True)
+        model.quantization = stored
+        return model.eval() if quantize in (None, stored) else model.quantize(quantize)
+
+    def quantize(self, kind: str) -> Self:
+        """Keeps the weights in fewer bits from now on: "int8" or "float16". In place; the model, for inference.
+
+        Raises:
+            ValueError: there is no such kind, or the weights are not float32 on a CPU.
+        """
+        quantization.quantize(self, kind)
+        return self
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json, generation_config.json and model.safetensors as transformers does.
@@ -271,7 +288,8 @@ class GPT2(nn.Module):
         """
         with all_or_none(directory) as aside:
             weights.save(self.state_dict(), aside / "model.safetensors")
-            self.config.save(aside, str(self.position_embedding.weight.dtype).removeprefix("torch."))
+            dtype = str(self.position_embedding.weight.dtype).removeprefix("torch.")
+            self.config.save(aside, dtype, self.quantization)
 
     @property
     def device(self) -> torch.device:

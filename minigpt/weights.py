@@ -44,6 +44,8 @@ OTHER_HEAD = re.compile(r"^(score|classifier|v_head|multiple_choice_head)\.")
 HUGE_PAGE = 2 << 20  # bytes
 LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WHOLE = {"I8": torch.int8}  # of quantized models alone
+LEAVES = ("weight", "bias", "weight_scale", "input_scale")  # the scales are of quantized models
 
 
 @dataclass(frozen=True)
@@ -120,44 +122,53 @@ class Checkpoint:
         return not torch.equal(*(twin.read(torch.empty(twin.shape, dtype=twin.dtype)) for twin in pair))
 
     def read(
-        self, shapes: Mapping[str, torch.Size], dtype: torch.dtype | None, device: torch.device
+        self, state: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device
     ) -> dict[str, Tensor]:
-        """Every tensor that `shapes` names, one after the other, on its device.
+        """A model's every tensor, one after the other, on its device; `state` is its state dict on "meta".
 
-        Without a `dtype`: float32 on a CPU, the file's own elsewhere.
+        Without a `dtype`: float32 on a CPU, the file's own elsewhere. What is not float32 in `state` has its dtype
+        from there: the small weights of a quantized model.
 
         Raises:
             ValueError: tensors are missing, or have other shapes; each is named.
         """
         tensors = dict(self.tensors)
-        if HEAD not in shapes and HEAD in tensors:  # tied: either twin serves as both
+        if HEAD not in state and HEAD in tensors:  # tied: either twin serves as both
             tensors.setdefault(EMBEDDING, tensors[HEAD])
             del tensors[HEAD]
-        self._check(tensors, shapes)
+        self._check(tensors, state)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
         return {
-            name: tensors[name].read(_room(name, tuple(shape), dtype or own, device))
-            for name, shape in shapes.items()
+            name: tensors[name].read(_room(name, like, (dtype or own), device))
+            for name, like in state.items()
         }
 
-    def _check(self, tensors: Mapping[str, Stored], shapes: Mapping[str, torch.Size]) -> None:
-        missing = [to_theirs(name) for name in shapes if name not in tensors]
+    def _check(self, tensors: Mapping[str, Stored], state: Mapping[str, Tensor]) -> None:
+        missing = [to_theirs(name) for name in state if name not in tensors]
         if missing:
             raise ValueError(f"{self.directory}: the weights lack {_list(missing)}")
-        extra = [tensors[name].name for name in tensors if name not in shapes]
+        extra = [tensors[name].name for name in tensors if name not in state]
         if extra:
             raise ValueError(f"{self.directory}: config.json leaves no place for {_list(extra)}")
         wrong = [
-            f"{tensors[name].name} {tensors[name].shape} (config.json: {tuple(shape)})"
-            for name, shape in shapes.items()
-            if tensors[name].shape != tuple(shape)
+            f"{tensors[name].name} {tensors[name].shape} (config.json: {tuple(like.shape)})"
+            for name, like in state.items()
+            if tensors[name].shape != tuple(like.shape)
         ]
         if wrong:
             raise ValueError(f"{self.directory}: shapes differ from config.json's: {_list(wrong)}")
+        for name, like in state.items():
+            if tensors[name].dtype == torch.int8 != like.dtype:
+                raise ValueError(
+                    f"{tensors[name].file}: {tensors[name].name} is stored as I8; {', '.join(DTYPES)} are read"
+                )
 
 
-def _room(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _room(name: str, like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Room for one of the model's tensors, in the order in which this machine multiplies it fastest."""
+    shape = tuple(like.shape)
+    if like.dtype != torch.float32:
+        return _reserve(shape, like.dtype, device)
     is_linear = name.startswith("blocks.") and len(shape) == 2
     if is_linear and dtype == torch.float32 and kernels.outputs_first(shape, device):
         return _reserve(shape[::-1], dtype, device).t()
@@ -224,7 +235,7 @@ def to_theirs(name: str) -> str:
 def _translate(name: str, table: Mapping[str, str], layer: str, placeholder: str) -> str | None:
     number = re.match(layer, name)
     stem, _, leaf = re.sub(layer, placeholder, name).rpartition(".")
-    if stem not in table or leaf not in ("weight", "bias"):
+    if stem not in table or leaf not in LEAVES:
         return None
     return table[stem].replace("#", number[1] if number else "") + "." + leaf
 
@@ -270,9 +281,10 @@ def _header(path: Path) -> list[Stored]:
         dtype = field(str, entry, "dtype", where)
         bare = _without_prefixes(name)
         dropped = STORED_MASK.match(bare) or OTHER_HEAD.match(bare)
-        if dtype not in DTYPES and not dropped:
+        known = DTYPES | WHOLE
+        if dtype not in known and not dropped:
             raise ValueError(f"{path}: {name} is stored as {dtype}; {', '.join(DTYPES)} are read")
-        stored.append(Stored(path, name, shape, DTYPES.get(dtype, torch.bool)))
+        stored.append(Stored(path, name, shape, known.get(dtype, torch.bool)))
     return stored
 
 

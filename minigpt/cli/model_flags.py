@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minigpt.tokenizer import Tokenizer
 
 BUNDLED = "bundled"
+QUANTIZATIONS = ("int8", "float16")
 MOST_THREADS = 1024  # some number far above, and OpenMP crashes the process
 
 
@@ -29,6 +30,7 @@ class ModelFlags:
     offline: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     compile: bool = False
     threads: int | None = None
 
@@ -41,6 +43,11 @@ class ModelFlags:
         """
         if args.threads is not None and not 1 <= args.threads <= MOST_THREADS:
             raise Failure(BAD_FLAGS, f"--threads must be from 1 to {MOST_THREADS}, got {args.threads}")
+        if args.quantize and (args.device not in ("auto", "cpu") or args.dtype not in ("auto", "float32")):
+            raise Failure(
+                BAD_FLAGS,
+                f"--quantize {args.quantize} is for the CPU with float32 activations: leave out --device and --dtype",
+            )
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
     @property
@@ -57,11 +64,12 @@ class ModelFlags:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
-        chosen = device(self.device)
+        chosen = device("cpu" if self.quantize and self.device == "auto" else self.device)
         try:
             model, tokenizer = minigpt.load(
-                self.model, device=chosen, dtype=dtype, revision=self.revision, offline=self.offline
-            )
+                self.model, device=chosen, dtype=dtype, quantize=self.quantize,
+                revision=self.revision, offline=self.offline,
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             raise Failure(NO_MODEL, error) from error
         if self.compile:
@@ -87,6 +95,10 @@ def add_model_flags(parser: Parser) -> None:
     group.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
         help="auto: float32 on a CPU, the checkpoint's dtype on a GPU",
+    )  # fmt: skip
+    group.add_argument(
+        "--quantize", choices=QUANTIZATIONS,
+        help="keep weights in fewer bits: faster on a CPU, and nearly as exact (float16 more so)",
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the blocks: slow first step, faster after"

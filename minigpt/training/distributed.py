@@ -118,8 +118,6 @@ class Sharded:
     """A model of which each process holds a shard of every tensor: PyTorch's FSDP2."""
 
     def __init__(self, model: GPT2) -> None:
-        for parameter in model.parameters():  # loaded weights may lie the other way round; FSDP takes no such
-            parameter.data = parameter.data.contiguous()
         self.skeleton = copy.deepcopy(model).to("meta")
         self.model = model
         # named, or it would be over GPUs on a machine that has some, whatever --device says

@@ -95,6 +95,8 @@ def attach(
     ['blocks.0.attn.qkv.lora_a', 'blocks.0.attn.qkv.lora_b']
     """
     refuse_adapted(model)
+    if model.quantization:
+        raise ValueError("quantized weights cannot be fine-tuned: load the model without quantize=")
     if rank < 1:
         raise ValueError(f"the rank of LoRA must be at least 1, got {rank}")
     if not 0 < alpha < math.inf:

@@ -11,7 +11,7 @@ import pytest
 import minigpt
 
 PACKAGE = Path(minigpt.__file__).parent
-MODEL = {"config", "cache", "attention", "kernels", "linear", "model", "weights"}
+MODEL = {"config", "cache", "attention", "kernels", "linear", "model", "quantization", "weights"}
 COMMANDS = {
     "compare", "detect_watermark", "explore", "generate", "info", "merge_lora", "quantize", "score", "train",
     "train_tokenizer", "verify",
@@ -28,8 +28,19 @@ MAY_IMPORT = {
     "linear": {"kernels"},
     "cache": {"config"},
     "attention": {"cache", "config", "linear"},
+    "quantization": {"linear", "quantization"},
     "weights": {"config", "json_files", "kernels"},
-    "model": {"attention", "atomic", "cache", "config", "hub", "kernels", "linear", "weights"},
+    "model": {
+        "attention",
+        "atomic",
+        "cache",
+        "config",
+        "hub",
+        "kernels",
+        "linear",
+        "quantization",
+        "weights",
+    },
     "pretrained": {"hub", "model", "tokenizer"},
     "tokenizer": {"atomic", "hub", "json_files", "tokenizer"},
     "data": {"atomic", "cli", "data", "json_files", "tokenizer"},

@@ -1,0 +1,131 @@
+"""Weights in fewer bits: less memory to read for every token, which is what decoding on a CPU waits for.
+
+Each kind of weights is one file: `int8` and `float16`. Norms, biases and positions stay float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.linear import Linear
+from minigpt.quantization.calibration import largest_inputs
+from minigpt.quantization.float16 import Float16
+from minigpt.quantization.int8 import Int8
+from minigpt.quantization.small import Small, SmallTiedHead
+
+if TYPE_CHECKING:
+    from minigpt.model import GPT2
+
+__all__ = ["KINDS", "Kind", "check_request", "prepare", "quantize"]
+
+
+class Kind(Protocol):
+    """A way of keeping weights; they come in as (out, in), with the largest magnitude of each input (in,)."""
+
+    rounds_inputs: bool  # whether `largest_input` matters
+
+    def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module: ...
+    def after_activation(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module: ...
+    def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module: ...
+    def embedding(self, weight: Tensor, largest_input: Tensor) -> Small: ...
+
+
+KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
+
+
+def check(kind: str) -> None:
+    """Refuses a kind of weights that there is not."""
+    if kind not in KINDS:
+        raise ValueError(f"quantize={kind!r} is not supported; there are {', '.join(KINDS)}")
+
+
+def check_request(
+    stored: str | None, wanted: str | None, device: torch.device, dtype: torch.dtype | None
+) -> None:
+    """Refuses what cannot be loaded, before anything is read.
+
+    Raises:
+        ValueError: the kind is unknown or not the file's, or it is to run elsewhere than in float32 on a CPU.
+    """
+    kind = wanted or stored
+    if kind is None:
+        return
+    check(kind)
+    if stored and stored != kind:
+        raise ValueError(
+            f"the weights are {stored} already, and cannot be made {kind}: quantize the original"
+        )
+    if device.type != "cpu" or dtype not in (None, torch.float32):
+        wanted_dtype = str(dtype or torch.float32).removeprefix("torch.")
+        raise ValueError(
+            f"quantize={kind!r} is for the CPU and float32 activations, not for {device.type} and {wanted_dtype}: "
+            "leave out quantize, or device and dtype"
+        )
+
+
+@torch.no_grad()
+def quantize(model: GPT2, kind: str) -> None:
+    """Changes the weights of a model in place, one layer after the other, and puts it into evaluation mode.
+
+    Raises:
+        ValueError: there is no such kind, or the model is not one of plain float32 weights on the CPU.
+    """
+    check(kind)
+    _check_plain(model)
+    model.eval()
+    layers = {name: model.get_submodule(name) for name in layer_names(model)}
+    if KINDS[kind].rounds_inputs:
+        config = model.config
+        inputs = largest_inputs(model, {**layers, "head": model.head}, config.vocab_size, config.n_positions)
+    else:
+        inputs = dict.fromkeys([*layers, "head"], torch.empty(0))
+    replace(model, KINDS[kind], inputs)
+    model.quantization = kind
+
+
+def prepare(model: GPT2, kind: str) -> None:
+    """Puts modules for small weights into a model on "meta", which is going to be loaded."""
+    inputs = {name: cast(Linear, model.get_submodule(name)).weight[:, 0] for name in layer_names(model)}
+    replace(model, KINDS[kind], {**inputs, "head": model.final_norm.weight})
+
+
+def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
+    """Puts a small module in the place of every large one; each old weight is let go of before the next."""
+    for name in layer_names(model):
+        layer = cast(Linear, model.get_submodule(name))
+        make = kind.after_activation if name.endswith("mlp.down") else kind.linear
+        model.set_submodule(name, make(layer.weight.detach().t(), layer.bias.detach(), inputs[name]))
+    embedding = kind.embedding(model.token_embedding.weight.detach(), inputs["head"])
+    if model.config.tie_word_embeddings:
+        model.set_submodule("head", SmallTiedHead(embedding.multiply))
+    else:
+        own = cast(Tensor, model.head.weight).detach()
+        model.set_submodule("head", kind.head(own, inputs["head"]))
+    model.set_submodule("token_embedding", embedding)
+    model.requires_grad_(False)
+
+
+def layer_names(model: GPT2) -> list[str]:
+    """The linear layers, by their place in the model."""
+    parts = ("attn.qkv", "attn.out", "mlp.up", "mlp.down")
+    return [f"blocks.{layer}.{part}" for layer in range(model.config.n_layer) for part in parts]
+
+
+def _check_plain(model: GPT2) -> None:
+    if model.quantization:
+        raise ValueError(f"the model is quantized already: its weights are {model.quantization}")
+    for name in layer_names(model):
+        kind = type(model.get_submodule(name))
+        if kind is not Linear:
+            raise ValueError(
+                f"{name} is a {kind.__name__}: merge adapters first, only plain models can be quantized"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"only float32 weights on the CPU can be quantized, and {name} is {dtype} on {parameter.device.type}"
+            )

@@ -1,0 +1,132 @@
+"""Weights of 16 bits, multiplied by inputs of float32: half the memory to read, nearly nothing lost.
+
+float16 keeps 11 significant bits, so a product differs from float32's by about 2e-4 of its size.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.linear import SmallMatrix
+from minigpt.quantization.small import Small, SmallHead, SmallLinear
+
+MOST = torch.finfo(torch.float16).max
+
+
+class PlainMatrix:
+    """A float16 weight, made float32 for each product: what `PackedMatrix` must equal. Runs anywhere."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight  # float16 (out, in)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Shapes: (rows, in)  ->  (rows, out)."""
+        return F.linear(rows, self.weight.float())
+
+
+class PackedMatrix:
+    """The same in the order that fbgemm's kernel reads and makes float32 on the way; it holds the only copy."""
+
+    def __init__(self, weight: Tensor) -> None:
+        engine = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"
+        try:
+            self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+        finally:
+            torch.backends.quantized.engine = engine
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Shapes: (rows, in)  ->  (rows, out)."""
+        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._packed)
+        return product
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain form, made anew: float16 (out, in)."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight.half()
+
+    def __getstate__(self) -> Tensor:
+        return self.weight
+
+    def __setstate__(self, weight: Tensor) -> None:
+        self.__init__(weight)  # type: ignore[misc]
+
+
+@cache
+def can_pack() -> bool:
+    """Whether torch has fbgemm's kernel for this processor."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def matrix(weight: Tensor) -> SmallMatrix:
+    """A weight as this processor multiplies it fastest."""
+    kind = PackedMatrix if weight.device.type == "cpu" and can_pack() else PlainMatrix
+    return kind(weight)
+
+
+class _Float16(Small):
+    """A module with a float16 weight (out, in)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.take(weight)
+
+    def take(self, weight: Tensor) -> None:
+        self.matrix = matrix(weight)
+
+    def rows_times_weight(self, rows: Tensor) -> Tensor:
+        return self.matrix(rows)
+
+
+class Float16Linear(_Float16, SmallLinear):
+    """A linear layer with a float16 weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight)
+        self.register_buffer("bias", bias)
+
+
+class Float16Head(_Float16, SmallHead):
+    """The head of an untied model with a float16 weight."""
+
+
+class Float16Embedding(_Float16):
+    """A table of float16 embeddings: to look up as it is, and packed for a tied head."""
+
+    def take(self, weight: Tensor) -> None:
+        super().take(weight)
+        self.weight = weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shapes: (B, T)  ->  (B, T, D)."""
+        return self.weight[tokens].float()
+
+
+class Float16:
+    """Weights of 16 bits, inputs as they are; see `Kind`."""
+
+    rounds_inputs = False
+
+    def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module:
+        return Float16Linear(_to_half(weight), bias)
+
+    after_activation = linear
+
+    def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module:
+        return Float16Head(_to_half(weight))
+
+    def embedding(self, weight: Tensor, largest_input: Tensor) -> Small:
+        return Float16Embedding(_to_half(weight))
+
+
+def _to_half(weight: Tensor) -> Tensor:
+    if weight.device.type != "meta" and weight.abs().max() > MOST:
+        raise ValueError(
+            f"a weight of {weight.abs().max():.3g} exceeds float16's largest number {MOST:.0f}: keep float32"
+        )
+    return weight.to(torch.float16, memory_format=torch.contiguous_format)

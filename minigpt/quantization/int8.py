@@ -1,0 +1,204 @@
+"""Weights of 8 bits: whole numbers and a scale for each output, multiplied by inputs rounded to 8 bits, too.
+
+A product of integers is exact, so a row gives the same bits whatever rows are multiplied beside it: each row of
+the input has a scale of its own. Some inputs are far larger than the others (GPT-2 has a few such channels), and
+a scale that fits them leaves nothing of the rest. So the channels are evened out first, by factors that the
+weights take back: (x / s) · (s · w). `calibration` measures how large each channel gets. What comes out of the
+MLP's activation function differs even within a channel, being nearly zero for most tokens: there, and in the
+head, whose errors nothing after it forgives, two numbers of 8 bits stand for each input, what the first leaves
+over in the second.
+
+Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4 with alpha 0.5.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.linear import SmallMatrix
+from minigpt.quantization.small import Small, SmallHead, SmallLinear
+
+# Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
+
+LARGEST = 127
+STEP = 1 / LARGEST  # rows are brought to [-1, 1], of which this is the step
+REST = 2 * LARGEST  # what a rounded input leaves over is at most 1 / REST
+ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
+TINY = 1e-30  # instead of the largest magnitude of a row that is all zeros
+
+
+class PlainMatrix:
+    """A weight of 8 bits, multiplied by torch's plain product of integers: what `PackedMatrix` must equal.
+
+    Runs on any processor. The sums are int32, so nothing saturates.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.weight, self.scale = weight, scale  # int8 (out, in), float32 (out,)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Shapes: (rows, in), from -1 to 1  ->  (rows, out)."""
+        inverse = torch.tensor(1.0) / torch.tensor(STEP)
+        whole = (rows * inverse).round().clamp(-ZERO, LARGEST).to(torch.int8)
+        return torch._int_mm(whole, self.weight.t()).float() * (self.scale * STEP)
+
+
+class PackedMatrix:
+    """The same in the order that fbgemm's kernel reads, several times as fast; it holds the only copy."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.scale = scale
+        self._packed = _pack(weight, scale)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Shapes: (rows, in), from -1 to 1  ->  (rows, out)."""
+        product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows, STEP, ZERO, self._packed
+        )
+        return product
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain form, made anew: int8 (out, in)."""
+        whole: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
+        return whole
+
+    def __getstate__(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.scale
+
+    def __setstate__(self, state: tuple[Tensor, Tensor]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+
+def _pack(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():  # torch warns that it will replace these tensors one day
+            warnings.simplefilter("ignore")
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            whole = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(whole, None)
+        return packed
+    finally:
+        torch.backends.quantized.engine = engine
+
+
+@cache
+def packing_is_exact() -> bool:
+    """Whether this processor's packed kernel gives the plain product to the bit.
+
+    It takes instructions for sums of 8-bit products (VNNI); without them pairs of products saturate at 16 bits.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return False
+    weight = torch.full((32, 64), LARGEST, dtype=torch.int8)
+    weight[::2] = -LARGEST
+    rows, scale = torch.ones(3, 64), torch.full((32,), 0.01)
+    try:
+        return torch.equal(PackedMatrix(weight, scale)(rows), PlainMatrix(weight, scale)(rows))
+    except (RuntimeError, AttributeError):  # a torch that has taken the kernel out
+        return False
+
+
+def matrix(weight: Tensor, scale: Tensor) -> SmallMatrix:
+    """A weight as this processor multiplies it fastest."""
+    kind = PackedMatrix if weight.device.type == "cpu" and packing_is_exact() else PlainMatrix
+    return kind(weight, scale)
+
+
+def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The 8-bit form of a weight: whole numbers, the scale of each output, and the factor of each input.
+
+    Shapes: (out, in), (in,)  ->  int8 (out, in), (out,), (in,)
+    """
+    factor = (weight.abs().amax(0).clamp_min(TINY) / largest_input.clamp_min(TINY)).sqrt()
+    factor = factor.where(largest_input > 0, 1)  # a channel that was never used
+    evened = weight / factor
+    scale = evened.abs().amax(1).clamp_min(TINY) / LARGEST
+    return (evened / scale[:, None]).round().to(torch.int8), scale, factor
+
+
+class _Int8(Small):
+    """A module with a weight of 8 bits (out, in)."""
+
+    weight_scale: Tensor
+    input_scale: Tensor
+
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, input_scale: Tensor, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("input_scale", input_scale)
+        self.register_buffer("bias", bias)
+        self.take(weight)
+
+    def take(self, weight: Tensor) -> None:
+        self.matrix = matrix(weight, self.weight_scale)
+
+    def rows_times_weight(self, rows: Tensor) -> Tensor:
+        evened = rows * self.input_scale
+        largest = evened.abs().amax(1, keepdim=True).clamp_min_(TINY)
+        return self.product(evened.div_(largest)).mul_(largest)
+
+    def product(self, rows: Tensor) -> Tensor:
+        """The product of rows from -1 to 1."""
+        return self.matrix(rows)
+
+
+class _Int8Fine(_Int8):
+    """The same with two numbers of 8 bits for each input: multiplied as two rows, for the price of few."""
+
+    def product(self, rows: Tensor) -> Tensor:
+        coarse = (rows * LARGEST).round_() / LARGEST
+        rest = (rows - coarse) * REST  # from -1 to 1 again
+        of_coarse, of_rest = self.matrix(torch.cat([coarse, rest])).chunk(2)
+        return of_coarse + of_rest / REST
+
+
+class Int8Linear(_Int8, SmallLinear):
+    """A linear layer with a weight of 8 bits."""
+
+
+class Int8FineLinear(_Int8Fine, SmallLinear):
+    """One whose inputs are two numbers of 8 bits each."""
+
+
+class Int8Head(_Int8Fine, SmallHead):
+    """The head of an untied model with a weight of 8 bits."""
+
+
+class Int8Embedding(_Int8Fine):
+    """A table of 8-bit embeddings: to look up as it is, and packed for a tied head."""
+
+    def take(self, weight: Tensor) -> None:
+        super().take(weight)
+        self.weight = weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shapes: (B, T)  ->  (B, T, D)."""
+        scale = self.weight_scale[tokens][..., None]
+        return self.weight[tokens] * scale * self.input_scale
+
+
+class Int8:
+    """Weights of 8 bits, inputs rounded to 8 bits; see `Kind`."""
+
+    rounds_inputs = True
+
+    def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module:
+        return Int8Linear(*round_weight(weight, largest_input), bias)
+
+    def after_activation(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module:
+        return Int8FineLinear(*round_weight(weight, largest_input), bias)
+
+    def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module:
+        return Int8Head(*round_weight(weight, largest_input))
+
+    def embedding(self, weight: Tensor, largest_input: Tensor) -> Small:
+        return Int8Embedding(*round_weight(weight, largest_input))

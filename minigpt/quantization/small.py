@@ -1,0 +1,94 @@
+"""What modules with small weights have in common, whichever kind of weights it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.linear import SmallMatrix
+
+# Shapes below:  in, out the widths of a layer; weights are (out, in), the other way round than in `Linear`
+
+
+class Small(nn.Module):
+    """A module with a `SmallMatrix`: on the CPU, with float32 around it, and not to be trained.
+
+    In a state dict and in files the weight is a plain tensor under its usual name.
+    """
+
+    matrix: SmallMatrix
+
+    def take(self, weight: Tensor) -> None:
+        """Makes the kernel's form of a weight (out, in)."""
+        raise NotImplementedError
+
+    def rows_times_weight(self, rows: Tensor) -> Tensor:
+        """The product, without a bias: (rows, in)  ->  (rows, out)."""
+        raise NotImplementedError
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product, without a bias: (..., in)  ->  (..., out)."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "quantized weights have no gradients: load the model without quantize=, or use torch.no_grad()"
+            )
+        return self.rows_times_weight(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], -1)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.matrix.weight
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, meta, strict, missing, unexpected, errors)
+        name = f"{prefix}weight"
+        if name not in state:
+            missing.append(name)
+            return
+        if name in unexpected:  # torch knows of no such tensor here
+            unexpected.remove(name)
+        self.take(state[name])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        tried = fn(torch.zeros(1))
+        if tried.device.type != "cpu" or tried.dtype != torch.float32:
+            raise ValueError(
+                f"quantized weights cannot become {tried.dtype} on {tried.device.type}: they stay on the CPU, with "
+                "float32 around them; load the model without quantize="
+            )
+        applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return applied
+
+
+class SmallLinear(Small):
+    """x · weightᵀ + bias with a small weight."""
+
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (..., in)  ->  (..., out)."""
+        return self.multiply(x).add_(self.bias)
+
+
+class SmallHead(Small):
+    """Logits by a small matrix of the head's own."""
+
+    def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
+        """Shapes: (..., D)  ->  (..., V)."""
+        return self.multiply(x)
+
+
+class SmallTiedHead(nn.Module):
+    """Logits by the small table of embeddings; like `TiedHead` it has no weights of its own."""
+
+    def __init__(self, multiply: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._multiply = multiply  # of the embedding
+
+    def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
+        """Shapes: (..., D)  ->  (..., V)."""
+        return self._multiply(x)

@@ -1,0 +1,56 @@
+"""Saves a model with weights of fewer bits: `minigpt quantize MODEL --to int8 -o DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli.model_flags import QUANTIZATIONS, ModelFlags
+from minigpt.cli.parser import Parser
+
+ABOUT = """Save a model with its weights in fewer bits: faster on a CPU, and nearly as exact.
+
+int8 needs a quarter of float32's memory, float16 half of it. Every command reads the result as --model; other
+programs do not. Other commands do the same while they load, by --quantize, without saving.
+"""
+
+EXAMPLES = """examples:
+  minigpt quantize gpt2 --to int8 -o gpt2-int8                     an 8-bit GPT-2
+  minigpt generate "Once upon a time" --model gpt2-int8            and then
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("quantize", quantize_files, argv)
+
+
+def quantize_files(argv: Sequence[str]) -> int:
+    """The whole command: load, quantize, save model and tokenizer."""
+    exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
+    parser = Parser("quantize", exits, EXAMPLES, description=ABOUT)
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="bundled, a Hugging Face name such as gpt2, or a directory with config.json",
+    )
+    parser.add_argument("--to", required=True, choices=QUANTIZATIONS, help="kind of weights")
+    parser.add_argument("--out", "-o", required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
+    parser.add_argument("--offline", action="store_true", help="use cached files only")
+    args = parser.parse(argv)
+    if (Path(args.out) / "config.json").exists():
+        raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")
+    wanted = ModelFlags(
+        args.model, args.revision, args.offline, device="cpu", dtype="float32", quantize=args.to
+    )
+    model, tokenizer = wanted.load()
+    tokenizer.save_pretrained(args.out)  # first: config.json, by which a model is known, comes last
+    model.save_pretrained(args.out)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

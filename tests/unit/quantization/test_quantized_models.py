@@ -1,0 +1,234 @@
+"""Models with small weights: how much is lost, saved = loaded, cached = uncached, and what is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+import minigpt
+from minigpt import GPT2, GPT2Config
+from minigpt.interp import dense
+from minigpt.sampler import Greedy, Sample, generate
+from minigpt.training.lora import attach
+
+KINDS = pytest.mark.parametrize("kind", ["int8", "float16"])
+CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
+TOKENS = torch.arange(20)[None]
+
+
+def tiny(**changes: bool) -> GPT2:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(**{**vars(CONFIG), **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def bundled() -> GPT2:
+    return minigpt.load()[0]
+
+
+@pytest.fixture(scope="module")
+def texts(bundled: GPT2) -> Tensor:
+    """Held-out text of the model's own kind: what it writes itself. Shape: (rows, T)"""
+    written = generate(
+        bundled,
+        [[0]] * 1,
+        Sample(seed=3, top_p=0.9, num_return_sequences=24),
+        max_new_tokens=128,
+        end_tokens=[],
+    )
+    return torch.tensor([[0, *completion.tokens] for completion in written[0]])
+
+
+@torch.no_grad()
+def plant_outliers(model: GPT2) -> GPT2:
+    """The same function with a few channels 100 times larger: into the blocks' layers, and inside the MLP.
+
+    What reads the channels is as much smaller. (Inside the MLP that is a little more than GPT-2 itself computes:
+    there, gelu(100 x) / 100 is relu(x), and the model with outliers is its own reference.)
+    """
+    planted, channels = copy.deepcopy(model), [3, 77, 130]
+    for block in planted.blocks:
+        for norm, reader in ((block.attn_norm, block.attn.qkv), (block.mlp_norm, block.mlp.up)):
+            norm.weight[channels] *= 100
+            norm.bias[channels] *= 100
+            reader.weight[channels] /= 100
+        block.mlp.up.weight[:, channels] *= 100
+        block.mlp.up.bias[channels] *= 100
+        block.mlp.down.weight[channels] /= 100
+    return planted
+
+
+@torch.no_grad()
+def losses(model: GPT2, texts: Tensor) -> tuple[float, Tensor]:
+    """Mean loss per token, and the likeliest token everywhere."""
+    logits = model(texts)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), texts[:, 1:].flatten()).item(), logits.argmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "perplexity", "agreement"),
+    [
+        ("int8", lambda model: model, 0.01, 0.97),
+        ("int8", plant_outliers, 0.03, 0.95),
+        ("float16", lambda model: model, 0.001, 0.995),
+        ("float16", plant_outliers, 0.001, 0.995),
+    ],
+)
+def test_little_is_lost(
+    bundled: GPT2,
+    texts: Tensor,
+    kind: str,
+    change: Callable[[GPT2], GPT2],
+    perplexity: float,
+    agreement: float,
+) -> None:
+    reference = change(copy.deepcopy(bundled))
+    expected, likeliest = losses(reference, texts)
+    found, chosen = losses(copy.deepcopy(reference).quantize(kind), texts)
+    assert abs(torch.tensor(found - expected).exp() - 1) < perplexity
+    assert (chosen == likeliest).float().mean() > agreement
+
+
+@KINDS
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_a_quantized_model_is_saved_and_loaded(kind: str, tied: bool, tmp_path: Path) -> None:
+    model = tiny(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "plain")
+    quantized = model.quantize(kind)
+    quantized.save_pretrained(tmp_path / "small")
+    expected = quantized(TOKENS)
+    for loaded in (
+        GPT2.from_pretrained(tmp_path / "small"),
+        GPT2.from_pretrained(tmp_path / "small", quantize=kind),
+        GPT2.from_pretrained(tmp_path / "plain", quantize=kind),
+        copy.deepcopy(quantized),
+        pickle.loads(pickle.dumps(quantized)),
+    ):
+        assert torch.equal(loaded(TOKENS), expected)
+        assert loaded.quantization == kind
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "minigpt", "weights": kind}
+    with safe_open(tmp_path / "small" / "model.safetensors", framework="pt") as file:
+        stored = file.get_tensor("transformer.h.1.attn.c_attn.weight")
+    assert (stored.dtype, stored.shape) == (getattr(torch, kind), (96, 32))
+
+
+@KINDS
+@torch.no_grad()
+def test_the_tied_head_follows_its_embedding(kind: str) -> None:
+    model, other = tiny().quantize(kind), tiny()
+    other.token_embedding.weight.mul_(-2)
+    other.quantize(kind)
+    for changed in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        changed.load_state_dict(other.state_dict())
+        assert torch.equal(changed(TOKENS), other(TOKENS))
+
+
+@KINDS
+@torch.no_grad()
+def test_cached_padded_and_batched_stay_within_the_error_of_rounding(kind: str) -> None:
+    plain, model = tiny(), tiny().quantize(kind)
+    whole = model(TOKENS)
+    bound = float((whole - plain(TOKENS)).abs().max())
+    assert 0 < bound < 0.5
+    cache = model.new_cache(20)
+    parts = [model.unembed(model.hidden_states(part, cache)) for part in TOKENS.split((7, 1, 12), 1)]
+    assert (torch.cat(parts, 1) - whole).abs().max() <= bound
+    padded = model(
+        torch.cat([torch.zeros(2, 3, dtype=torch.long), TOKENS.expand(2, -1)], 1), pad=torch.tensor([3, 0])
+    )
+    assert (padded[0, 3:] - whole[0]).abs().max() <= bound
+
+
+@KINDS
+def test_greedy_texts_in_a_batch_are_those_written_alone(bundled: GPT2, texts: Tensor, kind: str) -> None:
+    model = copy.deepcopy(bundled).quantize(kind)
+    prompts = [row[: 4 + i].tolist() for i, row in enumerate(texts[:10])]
+    together = generate(model, prompts, Greedy(), max_new_tokens=20)
+    alone = [generate(model, [prompt], Greedy(), max_new_tokens=20)[0] for prompt in prompts]
+    assert sum(a[0].tokens == b[0].tokens for a, b in zip(together, alone, strict=True)) >= 9
+
+
+@KINDS
+def test_what_cannot_be_quantized_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quantize='int4' is not supported; there are int8, float16"):
+        tiny().quantize("int4")
+    with pytest.raises(ValueError, match=f"quantized already: its weights are {kind}"):
+        tiny().quantize(kind).quantize(kind)
+    with pytest.raises(
+        ValueError, match=r"only float32 weights on the CPU .* token_embedding\.weight is bfloat16 on cpu"
+    ):
+        tiny().bfloat16().quantize(kind)
+    adapted = tiny()
+    attach(adapted, rank=2)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv is a LoraLinear: merge adapters first"):
+        adapted.quantize(kind)
+    tiny().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"quantize='{kind}' is for the CPU and float32 .* not for cpu and bfloat16"
+    ):
+        GPT2.from_pretrained(tmp_path, quantize=kind, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="not for meta and float32"):
+        GPT2.from_pretrained(tmp_path, quantize=kind, device="meta")
+
+
+def test_one_kind_of_small_weights_does_not_become_another(tmp_path: Path) -> None:
+    tiny().quantize("int8").save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="the weights are int8 already, and cannot be made float16: quantize the original"
+    ):
+        GPT2.from_pretrained(tmp_path, quantize="float16")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"quant_method": "minigpt", "weights": "int3"}, "quantize='int3' is not supported"),
+        ({"quant_method": "gptq"}, "quantization_config=.* is not supported"),
+        (None, r"leaves no place for transformer\.h\.0\.attn\.c_attn\.input_scale"),
+    ],
+)
+def test_files_that_do_not_fit_their_config_are_refused(entry: object, message: str, tmp_path: Path) -> None:
+    tiny().quantize("int8").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": entry}))
+    with pytest.raises(ValueError, match=message):
+        GPT2.from_pretrained(tmp_path)
+
+
+def test_other_programs_refuse_the_files_rather_than_misread_them(tmp_path: Path) -> None:
+    tiny().quantize("int8").save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):  # weights lie the other way round
+        GPT2LMHeadModel.from_pretrained(tmp_path)
+
+
+@KINDS
+def test_a_quantized_model_can_be_used_without_no_grad(kind: str) -> None:
+    model = tiny().train().quantize(kind)
+    assert not model.training
+    assert not model(TOKENS).requires_grad
+
+
+def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
+    model = tiny().quantize("int8")
+    with pytest.raises(ValueError, match="quantized weights cannot be fine-tuned: load the model without quantize="):
+        attach(model, rank=2)
+    with pytest.raises(ValueError, match="a Int8Linear has none that are plain: load the model without quantize="):
+        dense.head_weights(model, 0, 0)
+    with pytest.raises(ValueError, match="weights of float32, not of int8: load the model without quantize="):
+        dense.unembedding(model)
