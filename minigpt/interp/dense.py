@@ -58,5 +58,7 @@ def unembedding(model: GPT2) -> Tensor:
     """The matrix of the head, tied or not: (V, D)."""
     head = model.head
     if model.quantization:
-        raise ValueError(f"this analysis reads weights of float32, not of {model.quantization}: load the model without quantize=")
+        raise ValueError(
+            f"this analysis reads weights of float32, not of {model.quantization}: load the model without quantize="
+        )
     return (head.weight if isinstance(head, UntiedHead) else model.token_embedding.weight).detach()

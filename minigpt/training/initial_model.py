@@ -51,7 +51,9 @@ def initial_model(settings: Settings, out: Path) -> InitialModel:
         return InitialModel(GPT2(settings.shape(tokenizer.vocab_size, tokenizer.end_token)), tokenizer)
     base, tokenizer = load(None if settings.init == BUNDLED else settings.init)
     if base.quantization:
-        raise ValueError(f"--init {settings.init} has {base.quantization} weights, which cannot be trained: use the original")
+        raise ValueError(
+            f"--init {settings.init} has {base.quantization} weights, which cannot be trained: use the original"
+        )
     _check_pretrained(settings, base, tokenizer)
     model = GPT2(settings.with_dropout(base.config))
     model.load_state_dict(base.state_dict())

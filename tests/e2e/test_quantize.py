@@ -8,7 +8,7 @@ import pytest
 import torch
 from command import call, run, save, tiny
 
-from minigpt import GPT2, Tokenizer, quantize
+from minigpt import GPT2, Tokenizer, quantize, train
 
 KINDS = pytest.mark.parametrize("kind", ["int8", "float16"])
 
@@ -69,3 +69,21 @@ def test_small_weights_are_for_the_cpu_and_float32(flags: tuple[str, str], plain
     assert (result.code, result.mistake) == (
         2, "--quantize int8 is for the CPU with float32 activations: leave out --device and --dtype",
     )  # fmt: skip
+
+
+def test_training_does_not_begin_from_small_weights(plain: Path, tmp_path: Path) -> None:
+    assert call(plain, "--to", "int8", "-o", tmp_path / "small", main=quantize.main).code == 0
+    (tmp_path / "text.txt").write_text("abc " * 200)
+    flags = (
+        "--data",
+        tmp_path / "text.txt",
+        "--out",
+        tmp_path / "out",
+        "--init",
+        tmp_path / "small",
+        "--steps",
+        1,
+    )
+    result = call(*flags, main=train.main)
+    assert result.code == 2
+    assert "has int8 weights, which cannot be trained: use the original" in result.err

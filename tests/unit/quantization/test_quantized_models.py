@@ -226,9 +226,13 @@ def test_a_quantized_model_can_be_used_without_no_grad(kind: str) -> None:
 
 def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
     model = tiny().quantize("int8")
-    with pytest.raises(ValueError, match="quantized weights cannot be fine-tuned: load the model without quantize="):
+    with pytest.raises(
+        ValueError, match="quantized weights cannot be fine-tuned: load the model without quantize="
+    ):
         attach(model, rank=2)
-    with pytest.raises(ValueError, match="a Int8Linear has none that are plain: load the model without quantize="):
+    with pytest.raises(
+        ValueError, match="a Int8Linear has none that are plain: load the model without quantize="
+    ):
         dense.head_weights(model, 0, 0)
     with pytest.raises(ValueError, match="weights of float32, not of int8: load the model without quantize="):
         dense.unembedding(model)
