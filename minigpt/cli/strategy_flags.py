@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,7 +89,8 @@ def _help(name: str, by_strategy: dict[str, Option]) -> str:
 def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
     """The strategy that was named, or the one that the flags imply.
 
-    A temperature of 0 is no sampling, whatever else is said of it; a seed changes nothing where nothing is sampled.
+    A temperature of 0 is no sampling, whatever the other flags of sampling. A seed implies nothing, and is taken
+    where nothing is sampled.
     """
     given = {name for name in strategy_options() if getattr(args, name) is not None}
     if args.temperature == 0:
@@ -107,13 +107,11 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
     for name in sorted(given - options_of(chosen).keys() - {"seed"}):
         _refuse(name, chosen)
     _check_needs(given, options_of(chosen))
-    if args.seed is not None and not _samples(chosen, args):
-        warnings.warn(f"--seed {args.seed} changes nothing: {name_of(chosen)} does not sample", stacklevel=2)
     return chosen
 
 
-def _samples(kind: type[Strategy], args: argparse.Namespace) -> bool:
-    """Whether a strategy samples, given these flags: some do only with flags of sampling."""
+def samples(kind: type[Strategy], args: argparse.Namespace) -> bool:
+    """Whether a strategy samples, given these flags: some do only if flags of sampling are given."""
     asked = any(getattr(args, name) is not None for name in SAMPLING - {"seed"})
     can = "seed" in options_of(kind) and args.temperature != 0
     return can and (asked or "do_sample" not in options_of(kind))
@@ -153,7 +151,7 @@ def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loade
         elif value is not None and (option.required or not making):
             values[name] = _NotYetLoaded() if option.kind is MODEL else value
     if "do_sample" in options:
-        values["do_sample"] = _samples(kind, args)
+        values["do_sample"] = samples(kind, args)
     try:
         return kind(**values)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from minigpt.cli.strategy_flags import samples
 from minigpt.generate.settings import GenerateSettings
 
 
@@ -19,6 +20,9 @@ def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
         for word in words:
             if "\\n" in word or "\\t" in word:
                 yield f"{flag} {word!r:.40} has a backslash and a letter in it; for a newline write $'\\n' in bash"
+    seed = getattr(settings.strategy.flags, "seed", None)
+    if seed is not None and not samples(settings.strategy.kind, settings.strategy.flags):
+        yield f"--seed {seed} changes nothing: {settings.strategy.name} does not sample; --temperature 1 does"
     if any(ends_in_space(text) for text in texts):
         yield TRAILING_SPACE
 

@@ -18,7 +18,7 @@ from command import END, Result, call, reciter, run, save, start, tiny, wait
 import minigpt
 from minigpt import GPT2, Tokenizer
 from minigpt.generate import session
-from minigpt.sampler import Beam, BeamSample, Greedy, Sample, generate
+from minigpt.sampler import Beam, BeamSample, Greedy, PromptLookup, Sample, generate
 from minigpt.sampler.api import run as decode
 from minigpt.sampler.events import TokenGenerated
 from minigpt.sampler.requests import prepare
@@ -218,7 +218,7 @@ def test_underscores_are_hyphens_in_flags_and_nowhere_else(records: Callable[...
 # ------------------------------------------------------------------------------ strategies
 
 SAMPLING = [("--temperature", "2"), ("--top-k", "9"), ("--top-p", ".9"), ("--min-p", ".1"),
-            ("--typical-p", ".9"), ("--seed", "1")]  # fmt: skip
+            ("--typical-p", ".9")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,13 @@ SAMPLING = [("--temperature", "2"), ("--top-k", "9"), ("--top-p", ".9"), ("--min
         (("--repetition-penalty", "1.1", "--min-new-tokens", "1"), "greedy"),
         *((flag, "sample") for flag in SAMPLING),
         (("--num-beams", "2"), "beam"),
+        (("--seed", "1"), "greedy"),
+        (("--num-beams", "2", "--seed", "1"), "beam"),
+        (("--temperature", "0"), "greedy"),
+        (("--temperature", "0", "--top-p", ".9"), "greedy"),
+        (("--temperature", "0", "--num-beams", "2"), "beam"),
+        (("--num-return-sequences", "1"), "sample"),
+        (("--max-ngram", "2", "--temperature", "1"), "prompt-lookup"),
         *((("--num-beams", "2", *flag), "beam-sample") for flag in SAMPLING),
         (("--strategy", "beam", "--temperature", "2"), "beam-sample"),
         *((("--strategy", name), name) for name in ("greedy", "sample", "beam", "beam-sample")),
@@ -254,7 +261,12 @@ def test_flags_imply_the_strategy(records: Callable[..., Any], flags: tuple[str,
             Beam(num_beams=3, num_return_sequences=2, length_penalty=2, early_stopping=True),
         ),
         ("--num-beams 3 --early-stopping never", Beam(num_beams=3, early_stopping="never")),
-        ("--num-beams 3 --seed 5", BeamSample(num_beams=3, seed=5)),
+        ("--num-beams 3 --temperature 1 --seed 5", BeamSample(num_beams=3, seed=5)),
+        ("--num-beams 3 --seed 5", Beam(num_beams=3)),
+        ("--strategy prompt-lookup --temperature 1 --seed 5", PromptLookup(do_sample=True, seed=5)),
+        ("--strategy prompt-lookup --seed 5", Greedy()),
+        ("--temperature 0 --typical-p 0.2", Greedy()),
+        ("--strategy sample --temperature 0", Greedy()),
     ],
 )  # fmt: skip
 def test_flags_mean_what_the_options_mean_in_python(tmp_path: Path, flags: str, strategy: Any) -> None:
@@ -684,3 +696,15 @@ def test_a_compiled_model_writes_the_same(story: Path, monkeypatch: pytest.Monke
 def test_half_precision_writes(dtype: str) -> None:
     """Not the same text to the letter: another rounding may choose another token."""
     assert call("Once upon a time", "--dtype", dtype, "--max-new-tokens", 5).text.strip()
+
+
+@pytest.mark.parametrize(
+    "flags", [("--seed", 3), ("--num-beams", 2, "--seed", 3), ("--temperature", 0, "--seed", 3)]
+)
+def test_a_seed_that_changes_nothing_is_reported(
+    tell: Callable[..., Result], flags: tuple[object, ...]
+) -> None:
+    strategy = "beam" if "--num-beams" in flags else "greedy"
+    done = tell("Once", *flags, "--max-new-tokens", 2)
+    assert f"--seed 3 changes nothing: {strategy} does not sample; --temperature 1 does\n" in done.err
+    assert "changes nothing" not in tell("Once", "--temperature", 1, "--seed", 3, "--max-new-tokens", 2).err
