@@ -12,11 +12,12 @@ from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.fields import add_flag
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.errors import InvalidRequest
-from minigpt.options import Option, flag_of, options_of
+from minigpt.options import Option, flag_of, options_of, require_in_range
 from minigpt.sampler.choosing import SAMPLING
 from minigpt.sampler.events import LanguageModel
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.registry import find, having, implied_by, name_of, names
+from minigpt.sampler.seed import Seeded
 from minigpt.sampler.strategy import Strategy
 from minigpt.tokenizer import Tokenizer
 
@@ -93,6 +94,8 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
     where nothing is sampled.
     """
     given = {name for name in strategy_options() if getattr(args, name) is not None}
+    if args.seed is not None:
+        _check_seed(args.seed)
     if args.temperature == 0:
         given -= SAMPLING
     if args.strategy is None:
@@ -108,6 +111,14 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
         _refuse(name, chosen)
     _check_needs(given, options_of(chosen))
     return chosen
+
+
+def _check_seed(seed: int) -> None:
+    """Also where it changes nothing."""
+    try:
+        require_in_range(Seeded, seed=seed)
+    except InvalidRequest as error:
+        raise Failure(BAD_FLAGS, error) from error
 
 
 def samples(kind: type[Strategy], args: argparse.Namespace) -> bool:

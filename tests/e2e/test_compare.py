@@ -396,7 +396,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         (("x", "--method", "a: --top-k many"), ["--method 'a': argument --top-k: expected a whole number, got 'many'"]),
         (("x", "--method", "a: --top-p 1.5"), ["--method 'a': ", "1.5"]),
         (("x", "--method", "a: --num-beams 2 --num-return-sequences 2"), ["leave out --num-return-sequences"]),
-        (("x", "--method", "a: --strategy greedy --top-k 2"), ["--top-k has no meaning for greedy"]),
+        (("x", "--method", "a: --strategy greedy --top-k 2"), ["--top-k is not supported by greedy"]),
         (("x", "--method", "a: --strategy none"), ["--method 'a': argument --strategy: invalid choice: 'none'"]),
         (("x", "--method", "a: --bad-words 'b"), ["--method 'a': No closing quotation"]),
         (("x", "--method", "a: more words"), ["--method 'a': unrecognized arguments: more words"]),
