@@ -43,7 +43,17 @@ def texts(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "plain": [],
     }.items():
         files[name] = folder / f"{name}.txt"
-        flags += ["--temperature", 1, "--seed", 1, "--max-new-tokens", 200, "--output", files[name], "--quiet"]
+        flags += [
+            "--temperature",
+            1,
+            "--seed",
+            1,
+            "--max-new-tokens",
+            200,
+            "--output",
+            files[name],
+            "--quiet",
+        ]
         assert call("x", "--model", writer, *flags).code == 0
     files["short"] = folder / "short.txt"
     files["short"].write_text("Once.\n")

@@ -53,7 +53,9 @@ def texts(model: Path, *flags: object) -> list[dict[str, Any]]:
         (
             "--draft {other} --num-draft-tokens 2 --temperature 1.5 --seed 3",
             "speculative",
-            lambda other: Speculative(draft=other, num_draft_tokens=2, do_sample=True, temperature=1.5, seed=3),
+            lambda other: Speculative(
+                draft=other, num_draft_tokens=2, do_sample=True, temperature=1.5, seed=3
+            ),
         ),
         ("--strategy prompt-lookup", "prompt-lookup", lambda other: PromptLookup()),
         (
