@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from minigpt import hub
+from minigpt.config import GPT2Config
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 
@@ -41,4 +42,12 @@ def load(
         tokenizer = Tokenizer.load(directory)
     else:  # the hub's folders are named after the commit: model and tokenizer must be of the same
         tokenizer = Tokenizer.from_pretrained(name_or_dir, revision=directory.name, offline=offline)
-    return GPT2.from_pretrained(directory, device=device, dtype=dtype, quantize=quantize), tokenizer
+    model = GPT2.from_pretrained(directory, device=device, dtype=dtype, quantize=quantize)
+    tokenizer.end_token = _end_token(model.config, tokenizer)
+    return model, tokenizer
+
+
+def _end_token(config: GPT2Config, tokenizer: Tokenizer) -> int | None:
+    """The model's own end token if it is one of the tokenizer's special tokens, else the tokenizer's."""
+    ends = config.end_tokens & set(tokenizer.special_tokens.values())
+    return tokenizer.end_token if tokenizer.end_token in ends or not ends else min(ends)

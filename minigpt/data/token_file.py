@@ -76,7 +76,7 @@ def tokenise(paths: Sequence[Path], tokenizer: Tokenizer, cache: Path, text_fiel
         ValueError: as for `documents`, the tokenizer has no token for a character, or the disk is full.
     """
     text_sha256 = fingerprint(paths)
-    key = f"{FORMAT} {text_sha256} {tokenizer_fingerprint(tokenizer)} {text_field}"
+    key = f"{FORMAT} {text_sha256} {tokenizer_fingerprint(tokenizer)} {tokenizer.end_token} {text_field}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)

@@ -14,7 +14,6 @@ import tiktoken
 from minigpt.atomic import all_or_none
 from minigpt.tokenizer import files as vocabulary
 from minigpt.tokenizer.bpe import BYTES, check_ids, makeable, spell
-from minigpt.tokenizer.files import END_OF_TEXT
 from minigpt.tokenizer.stop_strings import StopStrings
 from minigpt.tokenizer.streaming import TextStream
 
@@ -39,7 +38,8 @@ class Tokenizer:
         special_tokens: ids of tokens such as <|endoftext|>, which text stands for only if it is allowed to.
             Whatever `vocab` holds beyond single bytes and merged pairs is one, too.
         words: ids of whole words added after training, which any text may use.
-        settings: further entries of tokenizer_config.json, kept for whoever reads the saved files.
+        settings: further entries of tokenizer_config.json, kept in the saved files; `eos_token` names the end
+            token, <|endoftext|> if it does not.
 
     Raises:
         ValueError: the vocabulary lacks every byte or a merged pair, an id is none or is taken twice, or a merge
@@ -75,7 +75,7 @@ class Tokenizer:
         self._bytes = {token: text.encode() for text, token in self._added.items()}
         self._bytes |= {vocab[token]: spelling for token, spelling in spelled.items()}
         self.vocab_size = max(self._bytes) + 1  # ids may have gaps; these decode to U+FFFD
-        self.end_token = self.special_tokens.get(END_OF_TEXT)
+        self.end_token = self.special_tokens.get(vocabulary.end_token_text(self._settings))
 
         # tiktoken's ids say which merge goes first; the vocabulary's are free to be in another order.
         made = makeable(merges)

@@ -139,6 +139,17 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def end_token_text(settings: Mapping[str, Any]) -> str:
+    """The token that ends a text, as tokenizer_config.json says; <|endoftext|> if it does not.
+
+    >>> end_token_text({"eos_token": {"content": "</s>"}}), end_token_text({"eos_token": None})
+    ('</s>', '<|endoftext|>')
+    """
+    token = settings.get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token  # transformers has written both
+    return token if isinstance(token, str) else END_OF_TEXT
+
+
 def _refuse_others(path: Path, name: str, found: Any, *supported: Any) -> None:
     if found not in supported:
         raise ValueError(

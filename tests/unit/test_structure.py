@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "quantization",
         "weights",
     },
-    "pretrained": {"hub", "model", "tokenizer"},
+    "pretrained": {"config", "hub", "model", "tokenizer"},
     "tokenizer": {"atomic", "hub", "json_files", "tokenizer"},
     "data": {"atomic", "cli", "data", "json_files", "tokenizer"},
     "sampler": {"atomic", "errors", "json_files", "lazy", "options", "sampler"},

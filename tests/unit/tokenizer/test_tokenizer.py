@@ -170,6 +170,9 @@ def test_the_vocabulary_in_numbers() -> None:
     assert Tokenizer(VOCAB, MERGES, special_tokens={"<gap>": 1000}).vocab_size == 1001
     assert OWNED.end_token == VOCAB[END_OF_TEXT]
     assert Tokenizer(BYTES, []).end_token is None
+    two = {END_OF_TEXT: 300, "</s>": 301}
+    for eos, end in ((None, 300), ("</s>", 301), ({"content": "</s>"}, 301), ("<none>", None)):
+        assert Tokenizer(BYTES, [], special_tokens=two, settings={"eos_token": eos}).end_token == end
     assert (
         repr(OWNED)
         == f"Tokenizer(vocab_size={len(VOCAB)}, special_tokens={{'<|endoftext|>': {len(VOCAB) - 1}}})"

@@ -1,0 +1,53 @@
+"""A model and its tokenizer from one name: the end token is what the model's files say, everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import call, save, tiny
+from trainer import TIMES, train, well
+
+import minigpt
+from minigpt import Tokenizer
+from minigpt.data.token_file import TokenFile
+from minigpt.score import __main__ as score
+from minigpt.tokenizer.bpe import BYTES
+
+SPECIAL = {"<s>": 256, "</s>": 257, "<pad>": 258}
+
+
+def llama_like(folder: Path, in_config: int | list[int] | None, in_tokenizer: str | None) -> Path:
+    """A model whose end token is </s>, as its config.json, its tokenizer_config.json or both say."""
+    save(folder, tiny(vocab_size=259, eos_token_id=in_config))
+    settings = {} if in_tokenizer is None else {"eos_token": in_tokenizer}
+    Tokenizer(BYTES, [], special_tokens=SPECIAL, settings=settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_tokenizer", "end"),
+    [(257, "</s>", 257), (257, None, 257), (None, "</s>", 257), ([258, 257], "</s>", 257), ([258, 257], None, 257),
+     (100, "</s>", 257), (258, "</s>", 258), (None, None, None)],
+)  # fmt: skip
+def test_the_end_token_is_what_the_models_files_say(
+    tmp_path: Path, in_config: int | list[int] | None, in_tokenizer: str | None, end: int | None
+) -> None:
+    """The model's, if it is a special token; of several the tokenizer's own; else the tokenizer's."""
+    _, tokenizer = minigpt.load(llama_like(tmp_path / "model", in_config, in_tokenizer))
+    assert tokenizer.end_token == end
+
+
+def test_training_and_scoring_use_it(tmp_path: Path) -> None:
+    model = llama_like(tmp_path / "model", 257, "</s>")
+    (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(f"A tale of {i} cats." for i in range(9)))
+    files = ("--data", tmp_path / "text.txt", "--token-cache", tmp_path / "tokens", "--out", tmp_path / "out")
+    times = [part for name, value in TIMES.items() for part in (f"--{name}", value)]
+    well(train(*files, *times, "--init", model, "--steps", 1))
+    (folder,) = (tmp_path / "tokens").iterdir()
+    tokens = TokenFile.open(folder)
+    assert tokens.ids[tokens.spans[:, 0]].tolist() == [257] * 9
+    assert minigpt.load(tmp_path / "out")[1].end_token == 257
+    record = json.loads(call("--json", "--text", "cat", "--model", model, main=score.main).text)
+    assert record["tokens"] == 4  # with that before it and after it
