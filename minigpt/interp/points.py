@@ -73,6 +73,19 @@ POINTS = (
 BY_NAME = {point.name: point for point in POINTS}
 
 
+def table() -> str:
+    """All points as a table in Markdown: name, shape, meaning, and what two other libraries call them."""
+    head = ("point", "shape", "what it is", "transformers", "TransformerLens")
+    rows = [
+        (
+            f"`{'blocks.L.' if point.in_block else ''}{point.name}`", point.shape, point.meaning,
+            point.transformers, point.transformer_lens,
+        )
+        for point in POINTS
+    ]  # fmt: skip
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
 def point_of(name: str) -> Point:
     """The row of the table to which a full name belongs.
 
