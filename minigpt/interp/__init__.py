@@ -32,6 +32,7 @@ from minigpt.interp.path_patching import path_patching
 from minigpt.interp.points import POINTS
 from minigpt.interp.record import record, record_text
 from minigpt.interp.recording import Recording
+from minigpt.interp.series import Series, series
 from minigpt.interp.surprisal import surprisal
 from minigpt.interp.tuned_lens import TunedLens, fit_tuned_lens
 
@@ -41,6 +42,7 @@ __all__ = [
     "HeadStatistics",
     "LensReading",
     "Recording",
+    "Series",
     "Sweep",
     "TokenAttribution",
     "TunedLens",
@@ -71,6 +73,7 @@ __all__ = [
     "record_text",
     "rollout",
     "scale",
+    "series",
     "steer",
     "surprisal",
     "value_weighted",

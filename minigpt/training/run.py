@@ -128,6 +128,7 @@ class TrainingRun:
             self.report.step(metrics)
         except KeyboardInterrupt:  # of a callback: stop as by Ctrl-C, all processes at the same step
             asked.append(signal.SIGINT)
+        self._keep()
         if self.progress.step % self.settings.checkpoint_every == 0 or self.finished or stopped:
             self.save()
         return stopped
@@ -196,6 +197,12 @@ class TrainingRun:
         self._save_model(best=False)
         self.folder.checkpoints.save(self.progress.step, self.learner.state(), asdict(self.progress))
         self.saved = self.progress.step
+
+    def _keep(self) -> None:
+        """Keeps the weights of this step, if they were asked for."""
+        every = self.settings.keep_every
+        if every is not None and self.progress.step % every == 0:
+            self.folder.keep(self.learner.spread.gathered(), self.progress.step)
 
     def _save_model(self, best: bool) -> None:
         self.folder.save_model(self.learner.spread.gathered(), best)

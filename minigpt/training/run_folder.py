@@ -23,6 +23,7 @@ if sys.platform != "win32":
     import fcntl
 
 BEST, ADAPTER, CHECKPOINTS = "best", "adapter", "checkpoints"
+STEPS = "steps"  # of --keep-every; minigpt.interp.series reads them
 
 
 @contextmanager
@@ -82,7 +83,7 @@ class RunFolder:
     def begin(self, settings: Settings) -> None:
         """Removes what a killed process left half written, and writes the settings."""
         if self.processes.is_main:
-            for folder in (self.path, self.path / BEST):
+            for folder in (self.path, self.path / BEST, *self.path.glob(f"{STEPS}/*")):
                 remove_unfinished(folder)
             settings.save(self.path, self.facts)  # first: by it a folder is known to hold a run
             self.tokenizer.save_pretrained(self.path)
@@ -94,9 +95,15 @@ class RunFolder:
             model: with all its weights in this process.
             best: into the subfolder of the best model, not as the last one.
         """
+        self._write(model, self.path / BEST if best else self.path)
+
+    def keep(self, model: GPT2, step: int) -> None:
+        """Writes the model of a step into a subfolder of its own, where no later one replaces it."""
+        self._write(model, self.path / STEPS / f"step-{step:08}")
+
+    def _write(self, model: GPT2, folder: Path) -> None:
         if not self.processes.is_main:
             return
-        folder = self.path / BEST if best else self.path
         if lora.lora_linears(model):
             adapters.save_adapter(model, folder / ADAPTER, base=self.facts["base"])
             model = lora.merge(model)

@@ -133,6 +133,8 @@ class Settings:
         group="logging and checkpoints", metavar="N", least=1)
     checkpoint_every: int = setting(250, "steps between checkpoints, from which --resume continues (default: 250)",
         group="logging and checkpoints", metavar="N", least=1, fixed=False)
+    keep_every: int | None = setting(None, "also keep the weights of every N-th step, in steps/ (default: none)",
+        group="logging and checkpoints", metavar="N", least=1, fixed=False)
     logger: str | None = setting(None, "also write TensorBoard event files", group="logging and checkpoints", parse=str,
         choices=["tensorboard"], fixed=False)
 

@@ -14,7 +14,10 @@ import torch
 from trainer import checkpoints, write_text
 
 import minigpt
+from minigpt import GPT2
+from minigpt.interp import series
 from minigpt.training import Trained, train
+from minigpt.training.prepare import Callback
 
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16, "batch_size": 4, "tokenizer": "bytes", "dtype": "float32",
@@ -137,3 +140,41 @@ def test_a_setting_under_another_name_is_answered_with_the_right_one(
 def test_a_setting_that_is_none(text: Path) -> None:
     with pytest.raises(TypeError, match=r"train has no setting 'colour'; help\(minigpt.training.settings"):
         tiny(text, colour="green")
+
+
+def test_weights_of_chosen_steps_are_kept_and_can_be_analysed_in_a_row(text: Path) -> None:
+    model, *_ = tiny(text, keep_every=2)
+    kept = series(text.parent / "run")
+    assert list(kept) == [2, 4, 6]
+    assert repr(kept) == "Series(3 models, steps 2 to 6)"
+    tokens = torch.tensor([[1, 2, 3]])
+    assert kept[6](tokens).equal(model(tokens))
+    assert not kept[2](tokens).equal(kept[4](tokens))
+    assert kept.run(lambda model: model.loss(tokens).item())[6] == model.loss(tokens).item()
+    shorter, *_ = tiny(text, "four", steps=6, callback=stop_after(3))  # it ends with the next
+    assert kept[4](tokens).equal(shorter(tokens))
+    with pytest.raises(KeyError, match="step 3 was not kept; there are 2, 4, 6"):
+        kept[3]
+    with pytest.raises(ValueError, match=r"has kept no steps: train with --keep-every N"):
+        series(text.parent / "four")
+
+
+def test_a_series_that_is_interrupted_keeps_what_is_done(text: Path) -> None:
+    tiny(text, keep_every=2)
+    done: list[GPT2] = []
+
+    def analysis(model: GPT2) -> int:
+        if done:
+            raise KeyboardInterrupt
+        done.append(model)
+        return model.config.n_layer
+
+    assert series(text.parent / "run").run(analysis) == {2: 1}
+
+
+def stop_after(step: int) -> Callback:
+    def callback(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == step:
+            raise KeyboardInterrupt
+
+    return callback

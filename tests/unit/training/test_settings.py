@@ -23,7 +23,7 @@ RANGES = {
     "n_layer": 0, "n_head": 0, "n_embd": 0, "context": 0, "lora": 0, "lora_alpha": -1e-9, "steps": 0, "batch_size": 0,
     "accumulate": 0, "lr": -1e-9, "adamw_lr": -1e-9, "warmup": -1, "decay": -1, "weight_decay": -0.1, "seed": -1,
     "eval_every": 0, "eval_tokens": 0,
-    "checkpoint_every": 0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
+    "checkpoint_every": 0, "keep_every": 0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
 }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_run_keeps_what_decides_its_result():
         )
         with pytest.raises(ValueError, match=message):
             run.resumed({name: value})
-    free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "logger", "device", "threads",
+    free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "keep_every", "logger", "device", "threads",
             "compile", "gradient_checkpointing", "shard", "decay"}  # fmt: skip
     assert {*asdict(run)} - fixed.keys() - free == {
         "config",
