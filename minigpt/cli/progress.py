@@ -1,4 +1,4 @@
-"""Progress bars for long work: on a terminal only, and nothing where stderr goes to a file."""
+"""Progress bars for long work: on a terminal and in a notebook, and nothing where stderr goes to a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,19 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     >>> list(bar(range(3)))  # no terminal, no bar
     [0, 1, 2]
     """
-    return hub_tqdm.tqdm(iterable, disable=None, **options)  # type: ignore[no-untyped-call]  # None asks for a terminal
+    disable = False if in_notebook() else None  # None: shown only on a terminal
+    return hub_tqdm.tqdm(iterable, disable=disable, **options)  # type: ignore[no-untyped-call]
+
+
+def in_notebook() -> bool:
+    """Whether this process runs a notebook's cells: their output is no terminal, and yet shows bars.
+
+    >>> in_notebook()
+    False
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def late_bar(quiet: bool, **options: Any) -> Any:

@@ -115,9 +115,9 @@ class Settings:
         parse=float, metavar="LR", least=0)
     schedule: str = setting("cosine", "learning rate after the warm-up: cosine decay to zero, or wsd, constant with a "
         "decay at the end (default: cosine)", group="training", parse=str, choices=["cosine", "wsd"])
-    warmup: int | None = setting(None, "warm-up steps (default: 5% of steps)",
+    warmup: int | None = setting(None, "warm-up steps (default: 1/20 of steps)",
         group="training", metavar="N", least=0)
-    decay: int | None = setting(None, "with --schedule wsd: decay steps at the end (default: 20% of steps)", group="training", metavar="N", least=0, fixed=False)
+    decay: int | None = setting(None, "with --schedule wsd: decay steps at the end (default: 1/5 of steps)", group="training", metavar="N", least=0, fixed=False)
     weight_decay: float = setting(0.1, "weight decay, applied to weight matrices only (default: 0.1)", group="training",
         parse=float, metavar="X", least=0)
     beta2: float = setting(0.99, "AdamW beta2; 0.95 for large batches (default: 0.99)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,39 @@ def test_fine_tuning_learns(text: Path, base: Path, tmp_path: Path, lora: tuple[
     losses = [line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line]
     assert losses[-1] < losses[0]
     assert contents(base) == before
+
+
+def test_an_adapters_base_must_stay_what_it_was(text: Path, base: Path, tmp_path: Path) -> None:
+    """The frozen weights are in no checkpoint."""
+    out, moved = tmp_path / "run", tmp_path / "base"
+    shutil.copytree(base, moved)
+    tune(text, out, moved, "--lora", 2)
+    model = GPT2.from_pretrained(moved)
+    with torch.no_grad():
+        model.final_norm.bias[0] += 1e-3
+    model.save_pretrained(moved)
+    before = contents(out)
+    result = train("--resume", "--out", out, "--steps", 8)
+    assert result.code == 2
+    assert "the model of --init is not the one that this run began with: give that one" in result.mistake
+    assert contents(out) == before
+
+
+def test_an_adapter_says_what_it_trains_and_takes_an_alpha(text: Path, base: Path, tmp_path: Path) -> None:
+    models = {}
+    for alpha in (None, 32, 4):
+        out = tmp_path / str(alpha)
+        given = () if alpha is None else ("--lora-alpha", alpha)
+        summary, *_ = tune(text, out, base, "--lora", 2, "--lr", 0.05, "--dtype", "float32", *given)
+        n = 2 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))  # rank 2: in + out of each of four layers
+        assert re.search(rf"LoRA of rank 2 trains {n:,} \(\d+\.\d\d%\) of [\d,]+ parameters", summary), (
+            summary
+        )
+        models[alpha] = load_file(out / "model.safetensors")["transformer.h.0.attn.c_attn.weight"]
+        config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+        assert config["lora_alpha"] == (alpha or 32)
+    assert torch.equal(models[None], models[32])
+    assert not torch.equal(models[4], models[32])
 
 
 def test_an_adapter_is_beside_the_merged_model(text: Path, base: Path, tmp_path: Path) -> None:

@@ -110,6 +110,38 @@ def test_what_is_measured_anew_changes_nothing(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_begun_with_relative_paths_is_resumed_from_another_folder(
+    text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(text.parent)
+    with monkeypatch.context() as patched:
+        changed(patched, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert train(*flags(Path(text.name), tmp_path / "run", *RUN)).code == 130
+    monkeypatch.chdir(tmp_path)
+    lines = well(train("--resume", "--out", "run"))
+    says(lines, "resuming at step 6 of 8, from run/checkpoints/step-00000006")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(
+    text: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    shutil.rmtree(out / "checkpoints")
+    says(goes_on(text, out, whole), "no checkpoint yet: starting from the beginning")
+
+
+def test_a_schedule_that_is_stretched_says_how_the_learning_rate_jumps(whole: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    lines = well(train("--resume", "--out", out, "--steps", 20))
+    last, first = metrics(out)[STEPS - 1]["lr"], metrics(out)[STEPS]["lr"]
+    assert first > 1.5 * last
+    says(
+        lines,
+        f"the learning rate rises from {last:.2g} to {first:.2g}: the schedule is stretched to 20 steps",
+    )
+
+
 @pytest.mark.parametrize("more", [(), ("--logger", "tensorboard"), ("--steps", 3)], ids=str)
 def test_a_finished_run_stays_as_it_is(
     text: Path, whole: Path, tmp_path: Path, more: tuple[object, ...]
