@@ -2,8 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-# One thread: the tests' models are so small that a second one would only wait for the first.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# One thread for each of the workers: the tests' models are so small that a second one would only wait for the
+# first. A file stays with one worker, which makes its fixtures once.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 
@@ -35,7 +36,7 @@ unit: $(VENV)/ready ## tests of single modules, and the examples in docstrings
 test: $(VENV)/ready ## every test that needs nothing from outside
 	$(TESTS) -m "not hub and not slow"
 	@echo "not run, for they need the Hugging Face hub (make test-hub) or minutes (make parity-full):"
-	@$(TESTS) --collect-only -m "hub or slow" | grep '::' | sed 's/^/  not run: /'
+	@$(TESTS) -n 0 --collect-only -m "hub or slow" | grep '::' | sed 's/^/  not run: /'
 
 parity: $(VENV)/ready ## against transformers, and the commands as a user runs them
 	$(TESTS) -m "not hub and not slow" tests/parity tests/e2e

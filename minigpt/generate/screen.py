@@ -23,7 +23,7 @@ class EventObserver(Protocol):
 
 
 class Screen:
-    """Shows one text while it is generated: never half a character, and nothing of a stop string."""
+    """Shows one text while it is generated: incomplete characters are held back, and stop strings left out."""
 
     def __init__(self, text: TextStream, end_tokens: frozenset[int]) -> None:
         """Args: `text` decodes; `end_tokens` are special ones, which are not shown."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt.verify.stored import StoredModel
 
-# Shapes below:  T tokens · H heads · K width of a head · D n_embd
+# Shapes below:  T tokens · H heads · K head dimension · D n_embd
 
 
 def tanh_gelu(x: Tensor) -> Tensor:

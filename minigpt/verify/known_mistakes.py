@@ -12,7 +12,7 @@ from minigpt.verify.formula import ACTIVATIONS, attention, layer_norm, scale_of,
 from minigpt.verify.points import Departure, Pass, distance
 from minigpt.verify.stored import StoredModel
 
-# Shapes below:  T tokens of a row, its padding among them · D n_embd · H heads · K width of a head
+# Shapes below:  T tokens of a row, its padding among them · D n_embd · H heads · K head dimension
 
 Candidate = tuple[str, Tensor]  # what the mistake is, and what it would give here
 
@@ -158,7 +158,7 @@ def _attention(at: Context) -> Iterator[Candidate]:
     for name, wrong in {
         "scores that are not scaled": 1.0,
         "scores scaled by the root of n_embd": q.size(-1) ** -0.5,
-        "scores scaled by the width of a head, not its root": 1 / width,
+        "scores scaled by the head dimension, not its root": 1 / width,
         "scores not divided by the layer's number": scale * (at.layer + 1),
         "scores divided by the layer's number": scale / (at.layer + 1),
         "scores divided by the layer's number less one": scale * (at.layer + 1) / max(at.layer, 1),

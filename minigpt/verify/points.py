@@ -63,7 +63,7 @@ def bounds(exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor], kept: tor
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference of two tensors of one shape; infinite where one of them is no number."""
+    """The largest difference of two tensors of one shape; infinite where one of them is NaN."""
     difference = (ours.double() - theirs.double()).abs()
     return float(difference.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 

@@ -1,0 +1,50 @@
+"""What users read is in the field's standard terms: the worst of what had to be guessed at does not return."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import minigpt
+
+PACKAGE = Path(minigpt.__file__).parent
+ROOT = PACKAGE.parent
+OURS = [  # what to write instead stands behind each
+    r"\bdraws? lots\b",  # samples
+    r"\bby lot\b",  # sampled
+    r"\bof many minds\b",  # where entropy is high
+    r"\bsurer of itself\b",  # lower temperature
+    r"\blikings\b",  # log-probabilities
+    r"\bcarried along\b",  # kept as hypotheses
+    r"\bguess(es)? ahead\b",  # drafts
+    r"\bso many times the work\b",  # N x compute
+    r"\bwhat it cost\b",  # timing and memory
+    r"\btold of\b",  # reported
+    r"\bhalf a character\b",  # an incomplete character
+    r"\bwrites? a tale\b",  # generates a sample
+    r"\bis no number\b",  # is NaN or infinite
+    r"\bwho may look at whom\b",  # causal mask
+    r"\bwords? by lot\b",
+    r"\bone voice\b",  # report the first failure
+    r"\btext to learn\b(?! \()",  # training data
+    r"\bagainst the grain\b",  # always picks the rank-N token
+    r"\bwidth of (the|a) (beam|head)\b",  # num_beams, head dimension
+    r"\bknows? (it|them|one) by heart\b",
+    r"\bnothing is left to chance\b",  # decoding is deterministic
+    r"\bgreat(est)? likeness\b",  # cosine similarity
+]
+FILES = [*PACKAGE.rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("phrase", OURS)
+def test_nobody_has_to_translate(phrase: str) -> None:
+    pattern = re.compile(phrase, re.IGNORECASE)
+    found = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in FILES
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+    assert not found
