@@ -19,6 +19,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> tuple[GPT2, Tokenizer]:
@@ -30,6 +31,7 @@ def load(
         device: where the weights go.
         dtype: their type; float32 on a CPU and as stored elsewhere unless given.
         quantize: "int8" or "float16" keeps the weights in fewer bits: faster on a CPU, and nearly as exact.
+        tokenizer: a directory or a name to take the tokenizer from; the model's own unless given.
         revision: a branch, tag or commit on the hub.
         offline: use cached files only.
 
@@ -38,13 +40,20 @@ def load(
         ValueError: it is no GPT-2, or its files do not fit each other.
     """
     directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
-    if name_or_dir in (None, hub.BUNDLED) or Path(name_or_dir).expanduser() == directory:
-        tokenizer = Tokenizer.load(directory)
+    if tokenizer is not None:
+        reader = Tokenizer.from_pretrained(tokenizer, offline=offline)
+    elif name_or_dir in (None, hub.BUNDLED) or Path(name_or_dir).expanduser() == directory:
+        reader = Tokenizer.load(directory)
     else:  # the hub's folders are named after the commit: model and tokenizer must be of the same
-        tokenizer = Tokenizer.from_pretrained(name_or_dir, revision=directory.name, offline=offline)
+        reader = Tokenizer.from_pretrained(name_or_dir, revision=directory.name, offline=offline)
     model = GPT2.from_pretrained(directory, device=device, dtype=dtype, quantize=quantize)
-    tokenizer.end_token = _end_token(model.config, tokenizer)
-    return model, tokenizer
+    if tokenizer is not None and reader.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {tokenizer} has {reader.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
+            "they are of different models"
+        )
+    reader.end_token = _end_token(model.config, reader)
+    return model, reader
 
 
 def _end_token(config: GPT2Config, tokenizer: Tokenizer) -> int | None:

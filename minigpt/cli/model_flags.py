@@ -33,6 +33,7 @@ class ModelFlags:
     quantize: str | None = None
     compile: bool = False
     threads: int | None = None
+    tokenizer: str | None = None  # None: the model's own
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelFlags:
@@ -67,7 +68,7 @@ class ModelFlags:
         chosen = device("cpu" if self.quantize and self.device == "auto" else self.device)
         try:
             model, tokenizer = minigpt.load(
-                self.model, device=chosen, dtype=dtype, quantize=self.quantize,
+                self.model, device=chosen, dtype=dtype, quantize=self.quantize, tokenizer=self.tokenizer,
                 revision=self.revision, offline=self.offline,
             )  # fmt: skip
         except (OSError, ValueError) as error:
@@ -81,13 +82,18 @@ class ModelFlags:
 
     def load_beside(self, name_or_dir: str) -> tuple[GPT2, Tokenizer]:
         """Another model, where and how the flags ask for the first one."""
-        return replace(self, model=name_or_dir, revision=None).load()
+        return replace(self, model=name_or_dir, tokenizer=None, revision=None).load()
 
 
 def add_model_flags(parser: Parser) -> None:
     """Adds the flags that `ModelFlags` reads."""
     group = parser.add_argument_group("model")
     add_source_flags(group)
+    group.add_argument(
+        "--tokenizer",
+        metavar="NAME_OR_DIR",
+        help="tokenizer of another model or folder (default: the model's)",
+    )
     group.add_argument(
         "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
         help="device to compute on; auto takes a GPU if there is one",

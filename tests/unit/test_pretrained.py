@@ -39,6 +39,30 @@ def test_the_end_token_is_what_the_models_files_say(
     assert tokenizer.end_token == end
 
 
+def test_weights_without_a_tokenizer_are_used_with_that_of_another_folder(tmp_path: Path) -> None:
+    own = save(tmp_path / "own", tiny())
+    tiny().save_pretrained(tmp_path / "bare")
+    tokenizer = minigpt.load(tmp_path / "bare", tokenizer=own)[1]
+    assert tokenizer.encode("a cat") == Tokenizer.load(own).encode("a cat")
+    flags = ("--json", "--text", "a cat", "--model")
+    (bare, whole) = (
+        json.loads(call(*flags, *more, main=score.main).text)
+        for more in ((tmp_path / "bare", "--tokenizer", own), (own,))
+    )
+    assert bare["loss"] == whole["loss"]
+    text = call("a cat", "--model", tmp_path / "bare", "--tokenizer", own, "--max-new-tokens", 3).text
+    assert text == call("a cat", "--model", own, "--max-new-tokens", 3).text
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    own = save(tmp_path / "own", tiny())
+    with pytest.raises(
+        ValueError, match=r"the tokenizer of bundled has .* tokens, the model 258: they are of"
+    ):
+        minigpt.load(own, tokenizer="bundled")
+    assert call("--text", "a", "--model", own, "--tokenizer", "bundled", main=score.main).code == 3
+
+
 def test_training_and_scoring_use_it(tmp_path: Path) -> None:
     model = llama_like(tmp_path / "model", 257, "</s>")
     (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(f"A tale of {i} cats." for i in range(9)))
