@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from minigpt import __version__
-from minigpt.cli import BAD_FLAGS, DONE, note
-from minigpt.cli.terminal import write_out
+from minigpt.cli import BAD_FLAGS, DONE
+from minigpt.cli.terminal import write_err, write_out
 
 COMMANDS = {
     "generate": "generate text with GPT-2",
@@ -36,12 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     name = command.replace("_", "-")
     if name not in COMMANDS:
-        note("", f"there is no command {command!r}; there are {', '.join(COMMANDS)}"
-             f' (a text is continued by: minigpt generate "{command}")')  # fmt: skip
+        write_err(
+            f"minigpt: there is no command {command!r}{_advice(name, command)}; commands: {', '.join(COMMANDS)}\n"
+        )
         return BAD_FLAGS
     module = import_module("minigpt." + name.replace("-", "_") + (".__main__" if name in PACKAGES else ""))
     code: int = module.main(rest)
     return code
+
+
+def _advice(name: str, command: str) -> str:
+    """What was probably meant: a command of a similar name, or, as in version 0.1, a text to continue."""
+    if near := get_close_matches(name, COMMANDS, n=1, cutoff=0.75):
+        return f" (did you mean minigpt {near[0]}?)"
+    return f' (a text is continued by: minigpt generate "{command}")'
 
 
 def usage() -> str:

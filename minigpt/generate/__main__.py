@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from minigpt import cli
-from minigpt.cli import DONE, INTERRUPTED
+from minigpt.cli import DONE, FAILED, INTERRUPTED
 from minigpt.cli.inputs import STDIN, read_text, stdin_is_piped
 from minigpt.generate.flags import parser
 from minigpt.generate.hints import hints
@@ -41,7 +41,9 @@ def generate(argv: Sequence[str]) -> int:
         Repl(args, settings, model, tokenizer, strategy).run("".join(texts))
         return DONE
     session = write_texts(settings, model, tokenizer, strategy, texts)
-    return INTERRUPTED if session.interrupted else DONE
+    if session.interrupted:
+        return INTERRUPTED
+    return FAILED if session.failures else DONE
 
 
 def prompt_texts(settings: GenerateSettings) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from minigpt.errors import InvalidRequest
 from minigpt.generate.clock import Clock
 from minigpt.generate.screen import EventObserver
 from minigpt.sampler.api import run
@@ -38,22 +39,63 @@ class Session:
     requests: Sequence[Request]
     clock: Clock = field(default_factory=Clock)
     interrupted: bool = False
+    failures: dict[int, InvalidRequest] = field(default_factory=dict)  # by prompt: why it has no text
     _generated: dict[tuple[int, int], list[TokenGenerated]] = field(default_factory=dict)
     _finished: dict[int, list[Completion]] = field(default_factory=dict)
 
     def decode(self, observers: Sequence[EventObserver]) -> None:
-        """Runs the strategy to its end, or until Ctrl-C; what was generated until then stays."""
+        """Runs the strategy to its end, or until Ctrl-C; what was generated until then stays.
+
+        A prompt that fails does not take the others along: their texts do not depend on it, so they are
+        generated without it.
+
+        Raises:
+            InvalidRequest: every prompt failed, or one did while observers were watching.
+        """
         try:
-            for event in run(self.model, self.requests, self.strategy):
-                self._take(event)
-                for observer in observers:
-                    observer.take(event)
+            self._run_together(observers)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
             self.clock.stop()
             for observer in observers:
                 observer.close()
+
+    def _run_together(self, observers: Sequence[EventObserver]) -> None:
+        """Runs the strategy on all requests at once; where one of them fails, on each alone."""
+        try:
+            self._run(range(len(self.requests)), observers)
+        except InvalidRequest:
+            if observers or len(self.requests) == 1:
+                raise
+            self._run_one_by_one()
+
+    def _run(self, prompt_indices: Sequence[int], observers: Sequence[EventObserver]) -> None:
+        """Runs the strategy on some of the requests."""
+        requests = [self.requests[i] for i in prompt_indices]
+        for event in run(self.model, requests, self.strategy):
+            if not isinstance(event, PrefillDone):
+                event = replace(event, prompt_index=prompt_indices[event.prompt_index])
+            self._take(event)
+            for observer in observers:
+                observer.take(event)
+
+    def _run_one_by_one(self) -> None:
+        """Runs the strategy on each request that is not finished, alone."""
+        for i in [i for i in range(len(self.requests)) if i not in self._finished]:
+            self._forget(i)
+            try:
+                self._run([i], [])
+            except InvalidRequest as error:
+                self._forget(i)
+                self.failures[i] = error
+        if len(self.failures) == len(self.requests):
+            raise self.failures[0]
+
+    def _forget(self, prompt_index: int) -> None:
+        """Drops what was generated for a prompt that is not finished."""
+        for place in [place for place in self._generated if place[0] == prompt_index]:
+            del self._generated[place]
 
     def _take(self, event: Event) -> None:
         if isinstance(event, TokenGenerated):

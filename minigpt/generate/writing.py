@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigpt import cli
+from minigpt.cli import FAILED, Failure
 from minigpt.cli.outputs import save
 from minigpt.cli.terminal import write_err, write_out
 from minigpt.generate.beam_screen import BeamScreen
@@ -114,6 +115,8 @@ def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, tex
             write_out(written)
     if settings.explain and not settings.json:
         _explain(session, tokenizer)
+    for prompt_index, error in session.failures.items():
+        cli.note("generate", Failure(FAILED, f"prompt {prompt_index} failed: {error}"))
     if not settings.quiet:
         summary = session.clock.summary(session.requests, session.lengths(), session.seed)
         cli.note("generate", ", ".join([summary, *_slides(session.model)]))
