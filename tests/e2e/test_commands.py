@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from command import ONE_THREAD, Result, run, wait
-from minigpt.score.__main__ import main as score
 
 import minigpt
 from minigpt import __main__ as dispatcher
@@ -20,6 +19,7 @@ from minigpt.__main__ import COMMANDS
 from minigpt.detect_watermark import main as detect_watermark
 from minigpt.generate.__main__ import main as generate
 from minigpt.info import main as info
+from minigpt.score.__main__ import main as score
 
 ONCE = ("Once upon a time", "--max-new-tokens", "3")
 
