@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
@@ -15,11 +15,11 @@ from minigpt.cli.model_flags import BUNDLED, add_source_flags
 from minigpt.cli.parser import Parser
 from minigpt.cli.table import json_line, table
 from minigpt.cli.terminal import write_out
+from minigpt.config import GPT2Config
 from minigpt.evaluation.watermark import Detection, WatermarkDetector
+from minigpt.hub import tokenizer_files
 from minigpt.sampler.processors.watermark import WATERMARK_KEY, WATERMARK_RATIO
-
-if TYPE_CHECKING:
-    from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import Tokenizer
 
 ENOUGH = 4.0  # the z above which a text counts as watermarked; by chance 1 in 30,000 is
 
@@ -115,10 +115,6 @@ def without_prompt(text: str, prompt: str | None, path: str) -> str:
 
 def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:
     """The model's tokenizer, and a detector for as many tokens as the model chooses from."""
-    from minigpt.config import GPT2Config
-    from minigpt.hub import tokenizer_files
-    from minigpt.tokenizer import Tokenizer
-
     try:
         folder = tokenizer_files(args.model, revision=args.revision, offline=args.offline)
         tokenizer = Tokenizer.load(folder)

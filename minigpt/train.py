@@ -83,7 +83,7 @@ def parser() -> Parser:
     for f in fields(Settings):
         title = f.metadata["group"]
         group = groups[title] = groups.get(title) or parser.add_argument_group(title)
-        how = {"help": f.metadata["help"], **f.metadata["how"]}
+        how = {"help": f.metadata["help"].replace("%", "%%"), **f.metadata["how"]}
         if "action" not in how:
             how["type"] = f.metadata["parse"]
         group.add_argument(flag_of(f.name), **how)

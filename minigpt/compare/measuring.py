@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from minigpt import evaluation
 from minigpt.data.prompts import Prompt
 from minigpt.errors import InvalidRequest
 from minigpt.evaluation import diversity as measures
 from minigpt.evaluation.diversity import Figures
-from minigpt.evaluation.logprobs import predict
 from minigpt.evaluation.mauve import mauve
 from minigpt.evaluation.perplexity import perplexity_of
 from minigpt.evaluation.scoring_windows import scoring_windows
+from minigpt.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minigpt.model import GPT2
     from minigpt.tokenizer import Tokenizer
 
@@ -95,16 +94,13 @@ class Measure:
 
     def _features(self, bodies: Sequence[list[int]]) -> Tensor:
         """What leaves the model's last block at the end of each prompt and its text: (texts, D)."""
-        import torch
-
-        from minigpt.cache import NoCache
-
         size = self.model.config.n_positions
         found = []
         with torch.no_grad():
             for prompt, body in self._pairs(bodies):
                 tokens = torch.tensor([[*prompt, *body][-size:]], device=self.model.device)
-                found.append(self.model.hidden_states(tokens, NoCache(self.model.config))[0, -1].float())
+                cache = self.model.new_cache(tokens.size(1))
+                found.append(self.model.hidden_states(tokens, cache)[0, -1].float())
         return torch.stack(found)
 
 
@@ -113,8 +109,6 @@ def perplexity(model: GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 
     What exceeds the window is read in windows that move by half of it. NaN if there is no token.
     """
-    import torch
-
     size = model.config.n_positions
     cut = (
         window
@@ -122,5 +116,5 @@ def perplexity(model: GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
         if text
         for window in scoring_windows([*prompt, *text], size, context=len(prompt))
     )
-    logprobs = [found.double() for _, found in predict(model, cut)]
+    logprobs = [found.double() for _, found in evaluation.predict(model, cut)]
     return perplexity_of(-float(torch.cat(logprobs).mean())) if logprobs else math.nan

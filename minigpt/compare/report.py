@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.machine import cpu_name, versions
 from minigpt.cli.table import number, table
 from minigpt.evaluation.diversity import Figures
+from minigpt.lazy import torch
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
@@ -162,8 +163,6 @@ class Report:
 
 def surroundings(model: GPT2) -> dict[str, Any]:
     """What the cost of a method depends on: machine, versions, date."""
-    import torch
-
     on_gpu = model.device.type == "cuda"
     return {
         "machine": {

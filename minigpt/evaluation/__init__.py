@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minigpt.evaluation.lambada import last_word_example, last_words
-    from minigpt.evaluation.logprobs import document_logprobs, token_logprobs
+    from minigpt.evaluation.logprobs import document_logprobs, predict, token_logprobs
     from minigpt.evaluation.perplexity import Document, Score, bare_document, document
 
 _HOMES = {
     "Document": "perplexity", "Score": "perplexity", "bare_document": "perplexity", "document": "perplexity",
     "document_logprobs": "logprobs", "last_word_example": "lambada", "last_words": "lambada",
+    "predict": "logprobs",
     "token_logprobs": "logprobs",
 }  # fmt: skip
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "document_logprobs",
     "last_word_example",
     "last_words",
+    "predict",
     "token_logprobs",
 ]
 

@@ -28,10 +28,10 @@ hash is known.
 """
 
 EPILOG = """examples:
-  python -m minigpt.verify                        the bundled model
-  python -m minigpt.verify gpt2                   GPT-2 from the Hugging Face hub
-  python -m minigpt.verify my-model/ --json       a directory; one JSON object
-  python -m minigpt.verify gpt2 --device cuda --dtype bfloat16      as it will run
+  minigpt verify                        the bundled model
+  minigpt verify gpt2                   GPT-2 from the Hugging Face hub
+  minigpt verify my-model/ --json       a directory; one JSON object
+  minigpt verify gpt2 --device cuda --dtype bfloat16      as it will run
 """
 
 
@@ -74,7 +74,7 @@ def run_checks(wanted: ModelFlags, quiet: bool) -> list[Check]:
 
 
 def parser() -> Parser:
-    usage = "python -m minigpt.verify [MODEL] [options]"
+    usage = "minigpt verify [MODEL] [options]"
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("verify", exits, EPILOG, usage=usage, description=ABOUT)
     parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")

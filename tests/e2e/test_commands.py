@@ -134,7 +134,7 @@ def test_a_closed_stdout_is_said_before_anything_is_computed(tmp_path: Path) -> 
     assert file.read_text().strip()
 
 
-@pytest.mark.parametrize("argv", [("info",), ("score", "--text", "Once upon a time"), ("verify", "--help")])
+@pytest.mark.parametrize("argv", [("info",), ("score", "--text", "Once upon a time"), ("verify", "--quiet")])
 def test_a_closed_stdout_is_one_line(argv: tuple[str, ...]) -> None:
     result = closed(*argv, closing=">&-")
     assert "Traceback" not in result.err

@@ -43,17 +43,8 @@ def texts(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "plain": [],
     }.items():
         files[name] = folder / f"{name}.txt"
-        flags += [
-            "--temperature",
-            1,
-            "--seed",
-            1,
-            "--max-new-tokens",
-            200,
-            "--output",
-            files[name],
-            "--quiet",
-        ]
+        flags += ["--temperature", 1, "--seed", 1, "--max-new-tokens", 200]
+        flags += ["--output", files[name], "--quiet"]
         assert call("x", "--model", writer, *flags).code == 0
     files["short"] = folder / "short.txt"
     files["short"].write_text("Once.\n")
@@ -96,24 +87,10 @@ def test_another_key_finds_another_mark(writer: Path, texts: dict[str, Path]) ->
 def test_a_prompt_can_be_left_out(writer: Path, tmp_path: Path) -> None:
     """Of a long one before a short text, which would hide the mark."""
     prompt, file = "An unmarked prompt goes on and on. " * 3, tmp_path / "echo.txt"
-    asked = (
-        "--watermark",
-        "--watermark-bias",
-        6,
-        "--seed",
-        1,
-        "--max-new-tokens",
-        120,
-        "--echo",
-        "--quiet",
-        "--output",
-        file,
-    )
+    marked = ("--watermark", "--temperature", 1, "--seed", 1, "--max-new-tokens", 120)
+    asked = (*marked, "--echo", "--quiet", "--output", file)
     assert call(prompt, "--model", writer, *asked).code == 0
-    (hidden,), (left_out,) = (
-        records(file, "--model", writer),
-        records(file, "--model", writer, "--prompt", prompt),
-    )
+    (hidden,), (left_out,) = (records(file, "--model", writer, *more) for more in ((), ("--prompt", prompt)))
     assert left_out["z"] > max(4, hidden["z"] + 1)
     assert left_out["tokens"] < hidden["tokens"]
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,8 +17,7 @@ from minigpt import info as info_command
 
 def tell(*flags: object) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.__main__.main", info_command.main):
-        return call(*flags)
+    return call(*flags, main=info_command.main)
 
 
 def facts(*flags: object) -> dict[str, Any]:

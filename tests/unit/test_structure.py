@@ -110,9 +110,7 @@ OPTIONAL = {
     "torch.utils.tensorboard",
 }
 LOCAL_IMPORTS = {
-    "compare/report.py": "to be removed",
-    "compare/measuring.py": "to be removed",
-    "detect_watermark.py": "to be removed",
+    "compare/report.py": "plot imports matplotlib, an optional package",
     "evaluation/lambada.py": "to be removed",
     "evaluation/perplexity.py": "to be removed",
     "merge_lora.py": "to be removed",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from minigpt.score.__main__ import parser as score_parser
 
 from minigpt.cli import EXIT_CODES, Failure
 from minigpt.cli.parser import ELSEWHERE, Parser
 from minigpt.generate import flags as generate_flags
+from minigpt.score.__main__ import parser as score_parser
 from minigpt.train import parser as train_parser
 
 
