@@ -18,6 +18,7 @@ from minigpt.sampler.engine.sliding_window import Cost, Sliding
 from minigpt.sampler.events import Completion
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.contrastive import Contrastive
+from minigpt.sampler.strategies.diverse_beam import DiverseBeam
 from minigpt.sampler.strategies.dola import DoLa
 from minigpt.sampler.strategies.prompt_lookup import PromptLookup
 from minigpt.sampler.strategies.speculative import Speculative
@@ -234,3 +235,24 @@ def test_dropout_is_off_while_a_model_slides() -> None:
     wanted = generate(model, [[1]], max_new_tokens=20, overflow="slide")
     assert generate(model.train(), [[1]], max_new_tokens=20, overflow="slide") == wanted
     assert model.training
+
+
+@pytest.mark.parametrize("strategy", [Contrastive(), DoLa(), PromptLookup(), Beam(num_beams=2)], ids=str)
+def test_a_row_that_begins_behind_a_window_that_has_slid(strategy: Strategy) -> None:
+    """Of prompts so unequal that the longest is read in pieces, the shortest is filling in the first ones."""
+    prompts = [[i % 23 for i in range(3, 30)], [5], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [7, 7]]
+    limits: dict[str, Any] = {"max_new_tokens": 9, "overflow": "slide"}
+    batch = generate(GPT, prompts, strategy, **limits)
+    for prompt, group in zip(prompts, batch, strict=True):
+        (alone,) = generate(GPT, [prompt], strategy, **limits)
+        assert [text.tokens for text in group] == [text.tokens for text in alone]
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_groups_of_beams_read_no_more_than_as_many_beams(stride: int) -> None:
+    costs = []
+    for strategy in (Beam(num_beams=4), DiverseBeam(num_beams=4, num_beam_groups=4, num_return_sequences=2)):
+        model = Sliding(GPT, stride)
+        list(run(model, prepare(model, PROMPTS, max_new_tokens=15, overflow="slide"), strategy))
+        costs.append(model.cost)
+    assert costs[0] == costs[1]
