@@ -73,7 +73,7 @@ class Request:
 
     @property
     def random_name(self) -> str | tuple[int, ...]:
-        """What the seed is mixed with: prompts that share it draw the same random numbers."""
+        """What the seed is mixed with: prompts that share it have the same random numbers."""
         return self.prompt if self.id is None else self.id
 
     def finish_reason(self, new_tokens: Sequence[int]) -> str | None:
@@ -129,7 +129,7 @@ class PrefillDone:
 
 @dataclass(frozen=True)
 class TokenGenerated:
-    """A token that is settled: whatever happens later, text `index` of this prompt goes on with it."""
+    """A token that is final: whatever happens later, text `index` of this prompt goes on with it."""
 
     prompt_index: int
     index: int

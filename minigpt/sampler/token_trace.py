@@ -24,7 +24,7 @@ from minigpt.lazy import Tensor
 class TokenRank:
     """Where a token stands in a distribution.
 
-    `rank` is 1 for the likeliest. `entropy` is the distribution's own, in bits: 2 ** entropy equally likely
+    `rank` is 1 for the most likely token. `entropy` is the distribution's own, in bits: 2 ** entropy equally likely
     tokens would leave as much open.
     """
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from minigpt.lazy import Tensor
-from minigpt.sampler.engine.decode_loop import apply, likeliest, require_possible
+from minigpt.sampler.engine.active_sequence import apply
+from minigpt.sampler.engine.choice import require_possible, top_logprobs
 from minigpt.sampler.events import (
     BeamExtension,
     BeamsExtended,
@@ -118,7 +119,7 @@ class Search:
     def _grow(self, best: Tensor, totals: Tensor, logprobs: Tensor) -> list[Hypothesis]:
         """The chosen candidates as texts."""
         parents, tokens = best // logprobs.size(1), best % logprobs.size(1)
-        tops = likeliest(logprobs, self.request.top_logprobs)
+        tops = top_logprobs(logprobs, self.request.top_logprobs)
         own = logprobs[parents, tokens].tolist()  # the model's own, whatever the processors did
         chosen = zip(parents.tolist(), tokens.tolist(), totals[best].tolist(), own, strict=True)
         return [

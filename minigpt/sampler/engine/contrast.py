@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from minigpt.lazy import Tensor
 from minigpt.options import option
 from minigpt.sampler.choosing import Choosing
-from minigpt.sampler.engine.decode_loop import Prediction
+from minigpt.sampler.engine.reader import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

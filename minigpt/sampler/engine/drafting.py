@@ -1,11 +1,11 @@
-"""Lossless drafting: tokens are guessed ahead, and the model checks all guesses of a text in one pass.
+"""Lossless speculative decoding: the model verifies all draft tokens of a text in one pass.
 
-A guess holds if and only if it is the token that the model itself chooses there: the likeliest, or the one
-sampled by that position's own random number. So the text is the same as without drafts, token for token;
-only the number of passes changes. Who guesses is up to the strategy: see `Drafter`.
+A draft token is accepted if and only if it is the one that the model itself chooses there: the most likely
+one, or the one sampled by that position's own random number. So the text is the same as without drafts,
+token for token; only the number of passes changes. Who drafts is up to the strategy: see `Drafter`.
 
-Source: Leviathan et al. 2023 (speculative decoding), section 2, for reading guesses in one pass. Their rule
-of acceptance keeps the distribution, but not the text.
+Source: Leviathan et al. 2023, section 2, for verifying in one pass. Their rule of acceptance keeps the
+distribution, but not the text.
 """
 
 from __future__ import annotations
@@ -14,16 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
 from minigpt.lazy import Tensor
-from minigpt.sampler.engine.decode_loop import (
-    ModelReader,
-    Prediction,
-    Text,
-    choose,
-    ids,
-    likeliest,
-    padding,
-    require_possible,
-)
+from minigpt.sampler.engine.active_sequence import ActiveSequence
+from minigpt.sampler.engine.choice import choose, require_possible, top_logprobs
+from minigpt.sampler.engine.reader import ModelReader, Prediction, ids, padding
 from minigpt.sampler.events import Cache, Event, Finished, LanguageModel, PrefillDone, Request
 from minigpt.sampler.strategy import Strategy
 
@@ -31,10 +24,10 @@ from minigpt.sampler.strategy import Strategy
 
 
 class Drafter(Protocol):
-    """Whoever guesses."""
+    """What proposes draft tokens."""
 
-    def propose(self, texts: list[Text]) -> list[list[int]]:
-        """How each text may go on: at most `room` tokens. What is guessed for one text depends on it alone."""
+    def propose(self, texts: list[ActiveSequence]) -> list[list[int]]:
+        """How each text may go on: at most `room` tokens. The draft of a text depends on that text alone."""
 
 
 class Movable(Cache, Protocol):
@@ -46,7 +39,7 @@ class Movable(Cache, Protocol):
 class RewindingReader(ModelReader):
     """Reads several tokens of each text at once, and forgets those that a text did not go on with."""
 
-    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
         self.pad = padding([text.request.prompt for text in texts])
         return super().read_prompts(texts)
 
@@ -77,25 +70,25 @@ def drafted(
     model: LanguageModel,
     requests: Sequence[Request],
     strategy: Strategy,
-    drafter: Callable[[list[Text]], Drafter],
+    drafter: Callable[[list[ActiveSequence]], Drafter],
 ) -> Iterator[Event]:
     """Continues every prompt by whatever its drafts have right and one token more, until all are finished.
 
-    All texts are in one pass, though they differ in how many guesses they have and how many hold; a
+    All texts are in one pass, though they differ in how many draft tokens they have and how many are accepted; a
     finished text leaves the batch.
 
     Args:
         drafter: makes the drafter, from the texts that are to be continued.
     """
-    running = [Text.begin(strategy, request, i) for i, request in enumerate(requests)]
+    running = [ActiveSequence.begin(strategy, request, i) for i, request in enumerate(requests)]
     reader = RewindingReader(model)
     logits = reader.read_prompts(running).logits[:, None]  # (B, T, V)
     drafts: list[list[int]] = [[] for _ in running]
     drafting = drafter(running)
     yield PrefillDone()
     while True:
-        for text, row, guesses in zip(running, logits, drafts, strict=True):
-            yield from _write(text, row[-len(guesses) - 1 :], guesses)
+        for text, row, draft in zip(running, logits, drafts, strict=True):
+            yield from _write(text, row[-len(draft) - 1 :], draft)
         going = [i for i, text in enumerate(running) if text.finish_reason is None]
         if not going:
             return
@@ -103,20 +96,20 @@ def drafted(
             running = [running[i] for i in going]
             reader.select(going)
         drafts = drafting.propose(running)
-        sequences = [[*text.token_ids, *guesses] for text, guesses in zip(running, drafts, strict=True)]
+        sequences = [[*text.token_ids, *draft] for text, draft in zip(running, drafts, strict=True)]
         logits = reader.read(sequences, 1 + max(map(len, drafts)))
 
 
-def _write(text: Text, logits: Tensor, guesses: list[int]) -> Iterator[Event]:
-    """Adds to a text the guesses that hold, and one token more; ends where the text does.
+def _write(text: ActiveSequence, logits: Tensor, draft: list[int]) -> Iterator[Event]:
+    """Adds to a text the draft tokens that are accepted, and one token more; ends where the text does.
 
     Each position is processed when the text has come to it, so a processor sees what it would without drafts.
 
-    Shapes: logits (guesses + 1, V)
+    Shapes: logits (draft tokens + 1, V)
     """
     logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors do
-    tops = likeliest(logprobs, text.request.top_logprobs)
-    for i, guess in enumerate([*guesses, None]):
+    tops = top_logprobs(logprobs, text.request.top_logprobs)
+    for i, drafted_token in enumerate([*draft, None]):
         scores = text.processed(logits[i])
         require_possible([scores.max().item()], [text.request])
         token = int(choose(scores[None], [text]))
@@ -124,10 +117,10 @@ def _write(text: Text, logits: Tensor, guesses: list[int]) -> Iterator[Event]:
         yield text.last_event()
         if text.finish_reason:
             yield Finished(text.prompt_index, [text.completion()])
-        if text.finish_reason or token != guess:
+        if text.finish_reason or token != drafted_token:
             return
 
 
-def room(text: Text, num_draft_tokens: int) -> int:
-    """How many guesses a text has use for: a pass adds one token more than hold."""
+def room(text: ActiveSequence, num_draft_tokens: int) -> int:
+    """How many draft tokens a text has use for: a pass adds one token more than are accepted."""
     return min(num_draft_tokens, text.request.max_new_tokens - len(text.tokens) - 1)

@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minigpt.lazy import Tensor, torch
-from minigpt.sampler.engine.decode_loop import (
-    Prediction,
-    Text,
-    first_likeliest,
-    left_padded_batch,
-    require_possible,
-)
+from minigpt.sampler.engine.active_sequence import ActiveSequence
+from minigpt.sampler.engine.choice import first_of_the_best, most_likely, require_possible
+from minigpt.sampler.engine.reader import Prediction, left_padded_batch
 from minigpt.sampler.events import LanguageModel
 from minigpt.sampler.registry import name_of
 from minigpt.sampler.strategy import Strategy
 
 RULED_OUT = float("-inf")
-EQUAL = 1e-5  # by how much values may differ, of 1 or of their size, that are equal in exact arithmetic
 
 # Shapes below:  B rows (texts) · F those with room for a token more · K candidates · D n_embd · V vocabulary
 
@@ -36,7 +31,7 @@ class Candidates:
 
     model: LanguageModel
     rows: Sequence[int]
-    texts: Sequence[Text]
+    texts: Sequence[ActiveSequence]
     scores: Tensor
     tokens: Tensor
     states: Tensor
@@ -50,7 +45,7 @@ class Candidates:
         ends = [[text.finish_reason is not None for text in texts] for texts in self.extended()]
         return torch.tensor(ends, device=self.tokens.device)
 
-    def extended(self) -> list[list[Text]]:
+    def extended(self) -> list[list[ActiveSequence]]:
         """Each text as it would be with each of its candidates: F lists of K."""
         return [
             [text.imagine(token) for token in tokens]
@@ -92,19 +87,19 @@ class LookAhead(ABC):
         Shapes: (F, K); -inf or NaN for one that cannot be chosen
         """
 
-    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
         # Even the last new token is read, for only then can it be weighed.
         tokens, self.cache = left_padded_batch(self.model, [text.request for text in texts], spare=1)
         self.prompt_states = self.model.hidden_states(tokens, self.cache)  # (B, S, D)
         return self._predict(self.prompt_states[:, -1], range(len(texts)))
 
-    def pick(self, scores: Tensor, texts: Sequence[Text]) -> Tensor:
+    def pick(self, scores: Tensor, texts: Sequence[ActiveSequence]) -> Tensor:
         """The best candidate of each text, or where none can be read the most likely.
 
         Shapes: (B, V) processed, B texts  ->  (B,)
         """
         require_possible(scores.amax(-1).tolist(), [text.request for text in texts])
-        likely = torch.stack([first_likeliest(row, self.k) for row in scores])  # (B, K)
+        likely = torch.stack([most_likely(row, self.k) for row in scores])  # (B, K)
         chosen = likely[:, 0].clone()
         n_positions = self.model.config.n_positions
         rows = [i for i, text in enumerate(texts) if len(text.token_ids) < n_positions]
@@ -130,7 +125,7 @@ class LookAhead(ABC):
     def select(self, rows: Sequence[int]) -> None:
         self.places = {i: self.places[row] for i, row in enumerate(rows)}
 
-    def read_next(self, texts: Sequence[Text]) -> Prediction:
+    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
         """What follows the tokens that were picked, and so have been read."""
         return self._predict(self.chosen_states(), [at * self.k + j for at, j in self.places.values()])
 
@@ -143,18 +138,3 @@ class LookAhead(ABC):
         self.cache.select([row for row in rows for _ in range(self.k)])
         logits = self.model.unembed(x).float()
         return Prediction(logits, logits)
-
-
-def first_of_the_best(values: Tensor) -> Tensor:
-    """The place of the best value of each row; of those that are equal but for rounding, of the first.
-
-    The same numbers computed in other rows of a batch may differ in their last bits, and how they do depends
-    on the processor. What is equal in exact arithmetic is decided by its order, the same everywhere.
-
-    Shapes: (F, K)  ->  (F,)
-
-    >>> first_of_the_best(torch.tensor([[0.3, 0.7, 0.70000005], [0.1, 0.2, 0.3]])).tolist()
-    [1, 2]
-    """
-    best = values.amax(-1, keepdim=True)
-    return (values >= best - EQUAL * best.abs().clamp_min(1)).float().argmax(-1)

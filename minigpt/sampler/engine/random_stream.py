@@ -2,7 +2,7 @@
 
 Every text has a stream of random numbers of its own, and in it every position and every token has one: a
 pure function of (seed, prompt, number of the text, position, token). Nothing is consumed, so reading ahead,
-going back, or a batch mate that draws more or less changes no number.
+going back, or a batch mate that samples more or less changes no number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RandomStream:
         seed: at least 0, of any size.
         prompt: its token ids, or the name that stands for it.
         index: which of its prompt's texts this is.
-        purpose: keeps apart what one text draws for different ends.
+        purpose: keeps apart what one text samples for different ends.
 
     >>> stream = RandomStream(7, [5, 6])
     >>> stream.uniform(0) == RandomStream(7, (5, 6)).uniform(0) != stream.uniform(1)
@@ -74,8 +74,8 @@ def sample(logits: Tensor, keys: Sequence[int]) -> Tensor:
     """One token per row, each as often as the softmax of its row says.
 
     The token of least E / probability wins, where E is exponential noise, the token's own in this row's key
-    (so minus its logarithm is Gumbel noise added to the logit). Two models that nearly agree then draw the
-    same token nearly always, which drafts live by; had each row one number, looked up among cumulative
+    (so minus its logarithm is Gumbel noise added to the logit). Two models that nearly agree then sample
+    the same token nearly always, which drafts live by; had each row one number, looked up among cumulative
     probabilities, they would part wherever tokens that come before weigh more.
 
     Computed on the CPU whatever the device, so that all give the same.
@@ -89,7 +89,7 @@ def sample(logits: Tensor, keys: Sequence[int]) -> Tensor:
 
 
 def sample_distinct(logits: Tensor, n: int, key: int) -> Tensor:
-    """`n` different tokens of one row, drawn one after the other without putting back.
+    """`n` different tokens of one row, sampled without replacement, in order.
 
     Shapes: (V,)  ->  (n,), fewer where fewer have a probability
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 from minigpt.errors import InvalidRequest
 from minigpt.options import option
 from minigpt.sampler.engine.beam_search import Choose, Search
-from minigpt.sampler.engine.decode_loop import first_likeliest, ids, read_prompts
+from minigpt.sampler.engine.choice import most_likely
+from minigpt.sampler.engine.reader import ids, read_prompts
 from minigpt.sampler.events import (
     BeamExtension,
     BeamsExtended,
@@ -76,7 +77,7 @@ class Beam(Strategy):
 
     def chooser(self, request: Request) -> Choose:
         """How one prompt's search chooses among all continuations of its beams."""
-        return lambda totals, n, position: first_likeliest(totals, n)
+        return lambda totals, n, position: most_likely(totals, n)
 
     def alone(self) -> Strategy:
         """The strategy that a single beam is: greedy decoding."""

@@ -11,7 +11,7 @@ from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor
 from minigpt.options import Kind, option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
-from minigpt.sampler.engine.decode_loop import require_possible
+from minigpt.sampler.engine.choice import require_possible
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import Loaded, are_ids, spelling
 from minigpt.sampler.strategies.beam import Beam

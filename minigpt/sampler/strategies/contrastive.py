@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from minigpt.lazy import Tensor, torch
 from minigpt.options import option
-from minigpt.sampler.engine.decode_loop import Prediction, Text, decode_loop
+from minigpt.sampler.engine.active_sequence import ActiveSequence
+from minigpt.sampler.engine.decode_loop import decode_loop
 from minigpt.sampler.engine.look_ahead import Candidates, LookAhead
+from minigpt.sampler.engine.reader import Prediction
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.strategy import Strategy
 
@@ -19,7 +21,7 @@ from minigpt.sampler.strategy import Strategy
 class Contrastive(Strategy):
     """Of the most likely tokens, takes the least similar to the context: deterministic, little repetition.
 
-    Each of the `top_k` likeliest candidates v is read, and the one with the best
+    Each of the `top_k` most likely candidates v is read, and the one with the best
 
         (1 - penalty_alpha) * p(v) - penalty_alpha * max over earlier tokens t of cosine(h_v, h_t)
 
@@ -27,8 +29,8 @@ class Contrastive(Strategy):
     tokens among the earlier ones. The pass that reads the candidates also predicts what follows, so a
     token costs one pass of `top_k` rows. `penalty_alpha=0` and `top_k=1` are greedy decoding.
 
-    A candidate can only be weighed where the window has room to read it. So where prompt and new tokens
-    exceed the window by the one token that need not be read, that last token is the likeliest.
+    A candidate can only be weighed where the context has room to read it. So where prompt and new tokens
+    exceed the context length by the one token that need not be read, that last token is the most likely one.
 
     Source: Su et al. 2022, "A Contrastive Framework for Neural Text Generation", section 3.2.
     """
@@ -53,7 +55,7 @@ class Unlike(LookAhead):
         super().__init__(model, strategy, strategy.top_k)
         self.alpha = strategy.penalty_alpha
 
-    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
         prediction = super().read_prompts(texts)
         self.past = directions(self.prompt_states)  # of all tokens so far: (B, S, D)
         for i, text in enumerate(texts):
@@ -70,7 +72,7 @@ class Unlike(LookAhead):
         super().select(rows)
         self.past = self.past[list(rows)]
 
-    def read_next(self, texts: Sequence[Text]) -> Prediction:
+    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
         self.past = torch.cat([self.past, directions(self.chosen_states())[:, None]], 1)
         return super().read_next(texts)
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minigpt.options import REQUIRED, option
+from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
-from minigpt.sampler.engine.decode_loop import ModelReader, Prediction, Text, decode_loop
+from minigpt.sampler.engine.decode_loop import decode_loop
+from minigpt.sampler.engine.reader import ModelReader, Prediction
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.strategy import SecondModel
@@ -51,10 +53,10 @@ class TwoReaders:
     def __init__(self, model: LanguageModel, strategy: ContrastiveDecoding) -> None:
         self.expert, self.amateur, self.strategy = ModelReader(model), ModelReader(strategy.amateur), strategy
 
-    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
         return self._contrast(self.expert.read_prompts(texts), self.amateur.read_prompts(texts))
 
-    def read_next(self, texts: Sequence[Text]) -> Prediction:
+    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
         return self._contrast(self.expert.read_next(texts), self.amateur.read_next(texts))
 
     def select(self, rows: Sequence[int]) -> None:

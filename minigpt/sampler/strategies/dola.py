@@ -10,8 +10,10 @@ from typing import Any, Literal
 from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor
 from minigpt.options import Kind, option
+from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
-from minigpt.sampler.engine.decode_loop import Prediction, Text, decode_loop, last_tokens, left_padded_batch
+from minigpt.sampler.engine.decode_loop import decode_loop
+from minigpt.sampler.engine.reader import Prediction, last_tokens, left_padded_batch
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import are_ids
 
@@ -88,11 +90,11 @@ class LayerReader:
     def __init__(self, model: LanguageModel, strategy: DoLa) -> None:
         self.model, self.strategy = model, strategy
 
-    def read_prompts(self, texts: Sequence[Text]) -> Prediction:
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
         tokens, self.cache = left_padded_batch(self.model, [text.request for text in texts])
         return self._predict(tokens)
 
-    def read_next(self, texts: Sequence[Text]) -> Prediction:
+    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
         return self._predict(last_tokens(texts, self.model))
 
     def select(self, rows: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minigpt.options import option
 from minigpt.sampler.choosing import Choosing
-from minigpt.sampler.engine.decode_loop import Text
+from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.drafting import drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
 
@@ -37,11 +37,11 @@ class PromptLookup(Choosing):
 class Lookup:
     """Guesses by what followed before."""
 
-    def __init__(self, strategy: PromptLookup, texts: list[Text]) -> None:
+    def __init__(self, strategy: PromptLookup, texts: list[ActiveSequence]) -> None:
         self._strategy = strategy
         self._pasts = {text.prompt_index: Past(strategy.max_ngram) for text in texts}
 
-    def propose(self, texts: list[Text]) -> list[list[int]]:
+    def propose(self, texts: list[ActiveSequence]) -> list[list[int]]:
         drafts = []
         for text in texts:
             past = self._pasts[text.prompt_index]

@@ -9,7 +9,8 @@ from functools import partial
 from minigpt.lazy import Tensor, torch
 from minigpt.options import REQUIRED, option
 from minigpt.sampler.choosing import Choosing
-from minigpt.sampler.engine.decode_loop import Text, choose
+from minigpt.sampler.engine.active_sequence import ActiveSequence
+from minigpt.sampler.engine.choice import choose
 from minigpt.sampler.engine.drafting import RewindingReader, drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
@@ -50,7 +51,7 @@ class Speculative(Choosing):
 class DraftModel:
     """Guesses by a model of its own."""
 
-    def __init__(self, strategy: Speculative, vocab_size: int, texts: list[Text]) -> None:
+    def __init__(self, strategy: Speculative, vocab_size: int, texts: list[ActiveSequence]) -> None:
         self._strategy, self._vocab_size = strategy, vocab_size
         self._reader = RewindingReader(strategy.draft)
         self._texts = [text for text in texts if self._room(text) > 0]
@@ -59,27 +60,27 @@ class DraftModel:
         if self._texts:
             self._reader.read_prompts(self._texts)
 
-    def propose(self, texts: list[Text]) -> list[list[int]]:
+    def propose(self, texts: list[ActiveSequence]) -> list[list[int]]:
         self._drop_those_done()
         drafts = dict(zip((text.prompt_index for text in self._texts), self._drafts(), strict=True))
         return [drafts.get(text.prompt_index, []) for text in texts]
 
     def _drop_those_done(self) -> None:
-        """A text without room for a guess will have none later either."""
+        """A text without room for a draft token will have none later either."""
         going = [i for i, text in enumerate(self._texts) if not text.finish_reason and self._room(text) > 0]
         if 0 < len(going) < len(self._texts):
             self._reader.select(going)
         self._texts = [self._texts[i] for i in going]
 
-    def _room(self, text: Text) -> int:
-        """How many tokens to guess: the last guess is not read, so it may lie beyond the context length."""
+    def _room(self, text: ActiveSequence) -> int:
+        """How many tokens to draft: the last one is not read, so it may lie beyond the context length."""
         config = self._strategy.draft.config
         if max(text.token_ids) >= config.vocab_size:  # padding of the model's vocabulary that the draft lacks
             return 0
         return min(room(text, self._strategy.num_draft_tokens), config.n_positions - len(text.token_ids) + 1)
 
     def _drafts(self) -> list[list[int]]:
-        """A draft for each text; those with fewer guesses begin later, so that all end together."""
+        """A draft for each text; those with fewer tokens begin later, so that all end together."""
         imagined = [
             replace(text.imagine(), processors=self._processors[text.prompt_index]) for text in self._texts
         ]
@@ -89,23 +90,23 @@ class DraftModel:
         for step in range(longest):
             waiting = [max(0, longest - room - step) for room in rooms]
             known = [text.token_ids[: -wait or None] for text, wait in zip(imagined, waiting, strict=True)]
-            # At first two tokens are unread where all guesses held, else one.
+            # At first two tokens are unread where all were accepted, else one.
             logits = self._reader.read(known, 1 if step else 2)[:, -1]
             for text, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):
                 if not wait:
-                    self._guess(text, self._of_shared_vocabulary(row), draft)
+                    self._add(text, self._of_shared_vocabulary(row), draft)
         return drafts
 
     def _of_shared_vocabulary(self, logits: Tensor) -> Tensor:
-        """The draft's logits for the model's tokens; padding that either lacks is never guessed: (V,)."""
+        """The draft's logits for the model's tokens; padding that either lacks is never drafted: (V,)."""
         shared = logits[: self._vocab_size]
         return torch.nn.functional.pad(shared, (0, self._vocab_size - len(shared)), value=float("-inf"))
 
-    def _guess(self, text: Text, logits: Tensor, draft: list[int]) -> None:
+    def _add(self, text: ActiveSequence, logits: Tensor, draft: list[int]) -> None:
         """Adds a token to the draft, unless it has come to an end."""
         scores = logits if text.finish_reason else text.processed(logits)
         if text.finish_reason or not scores.max().isfinite():
-            text.finish_reason = text.finish_reason or "nothing to guess"
+            text.finish_reason = text.finish_reason or "nothing to draft"
             text.tokens.append(0)  # any: its row stays in the batch and is read on, but not written
             return
         token = int(choose(scores[None], [text]))

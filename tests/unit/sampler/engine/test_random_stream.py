@@ -225,8 +225,8 @@ FLAT = FakeModel(lambda text: [0.0] * 1000)
 DRAWING: list[Strategy] = [
     Sample(seed=3),
     BeamSample(seed=3, num_beams=3),
-    PromptLookup(seed=3, temperature=1.0),
-    Speculative(draft=FLAT, seed=3, temperature=1.0),
+    PromptLookup(seed=3, do_sample=True),
+    Speculative(draft=FLAT, seed=3, do_sample=True),
 ]
 EACH = pytest.mark.parametrize("strategy", DRAWING, ids=lambda strategy: type(strategy).__name__)
 
@@ -267,9 +267,9 @@ def test_different_prompts_have_different_coins() -> None:
     assert len(thrown) == 40
 
 
-@pytest.mark.parametrize("guesses", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("seed", range(3))
-def test_sampled_text_is_that_of_sample_at_any_number_of_guesses(guesses: int, seed: int) -> None:
+def test_sampled_text_is_that_of_sample_at_any_number_of_draft_tokens(count: int, seed: int) -> None:
     """Drafts by a model that is often right, by one that is mostly wrong, and by what came before."""
     rule = scrambled(6, spread=2.0)
     model = FakeModel(rule)
@@ -280,10 +280,11 @@ def test_sampled_text_is_that_of_sample_at_any_number_of_guesses(guesses: int, s
     options: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1}
     limits: dict[str, Any] = {"max_new_tokens": 24, "end_tokens": [4]}
     expected = [text.tokens for (text,) in generate(model, prompts, Sample(seed=seed, **options), **limits)]
+    drafting: dict[str, Any] = {**options, "seed": seed, "do_sample": True, "num_draft_tokens": count}
     for strategy in (
-        Speculative(draft=near, num_draft_tokens=guesses, seed=seed, **options),
-        Speculative(draft=FakeModel(scrambled(6, 5)), num_draft_tokens=guesses, seed=seed, **options),
-        PromptLookup(num_draft_tokens=guesses, seed=seed, **options),
+        Speculative(draft=near, **drafting),
+        Speculative(draft=FakeModel(scrambled(6, 5)), **drafting),
+        PromptLookup(**drafting),
     ):
         assert [text.tokens for (text,) in generate(model, prompts, strategy, **limits)] == expected
         alone = [generate(model, [prompt], strategy, **limits)[0][0].tokens for prompt in prompts]

@@ -1,0 +1,72 @@
+"""Choosing tokens from scores; of equal ones always the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor
+from minigpt.sampler.engine.active_sequence import ActiveSequence
+from minigpt.sampler.engine.random_stream import sample
+from minigpt.sampler.events import Request
+
+EQUAL = 1e-5  # by how much values may differ, of 1 or of their size, that are equal in exact arithmetic
+
+# Shapes below:  B rows (texts in progress) · V vocabulary · F texts with K candidates each
+
+
+def choose(scores: Tensor, texts: Sequence[ActiveSequence]) -> Tensor:
+    """The next token of each text: sampled by the text's own random numbers if it has some, else the most likely.
+
+    Shapes: (B, V)  ->  (B,)
+    """
+    streams = [text.random_stream for text in texts]
+    keys = [stream.key(len(text.tokens)) for text, stream in zip(texts, streams, strict=True) if stream]
+    return sample(scores, keys) if keys else scores.argmax(-1)  # argmax takes the first of equals
+
+
+def most_likely(scores: Tensor, k: int) -> Tensor:
+    """The `k` best of one row, best first; of equals the first come first, as `topk` does not promise.
+
+    Shapes: (V,)  ->  (k,), fewer where there are fewer
+    """
+    k = min(k, scores.numel())
+    ids = (scores >= scores.topk(k).values[-1]).nonzero()[:, 0]  # more than k where several tie with the k-th
+    return ids[scores[ids].argsort(descending=True, stable=True)[:k]]
+
+
+def top_logprobs(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:
+    """The `n` most likely tokens of each row and their log-probabilities, best first.  Shape: (B, V)."""
+    if not n:
+        return [[] for _ in logprobs]
+    ranked = [most_likely(row, n) for row in logprobs]
+    return [
+        list(zip(ids.tolist(), row[ids].tolist(), strict=True))
+        for ids, row in zip(ranked, logprobs, strict=True)
+    ]
+
+
+def require_possible(best: list[float], requests: Sequence[Request]) -> None:
+    """Raises ValueError where even the best score of a row is none: -inf, +inf or NaN."""
+    for score, request in zip(best, requests, strict=True):
+        if not math.isfinite(score):
+            raise InvalidRequest(
+                f"no token is left to choose after {len(request.prompt)} prompt tokens: the options rule out every"
+                " one (or the logits are not finite numbers, as float16 can cause); loosen them, or use float32"
+            )
+
+
+def first_of_the_best(values: Tensor) -> Tensor:
+    """The place of the best value of each row; of those that are equal but for rounding, of the first.
+
+    The same numbers computed in other rows of a batch may differ in their last bits, and how they do depends
+    on the processor. What is equal in exact arithmetic is decided by its order, the same everywhere.
+
+    Shapes: (F, K)  ->  (F,)
+
+    >>> first_of_the_best(torch.tensor([[0.3, 0.7, 0.70000005], [0.1, 0.2, 0.3]])).tolist()
+    [1, 2]
+    """
+    best = values.amax(-1, keepdim=True)
+    return (values >= best - EQUAL * best.abs().clamp_min(1)).float().argmax(-1)

@@ -1,0 +1,114 @@
+"""Reading the texts side by side: what a reader is, and the one that most strategies have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from minigpt.lazy import Tensor, torch
+from minigpt.sampler.engine.active_sequence import ActiveSequence
+from minigpt.sampler.events import Cache, LanguageModel, Request
+
+# Shapes below:  B rows (texts in progress) · T tokens of the longest prompt · V vocabulary
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What follows each text: the model's own logits, and the scores that a strategy makes of them.
+
+    The processors act on the scores. Where they rule out all that the scores leave, they act on `otherwise`
+    instead, if there is such.
+
+    Shapes: (B, V) all
+    """
+
+    logits: Tensor
+    scores: Tensor
+    otherwise: Tensor | None = None
+
+    def select(self, rows: Sequence[int]) -> Prediction:
+        logits, rows = self.logits[list(rows)], list(rows)
+        scores = logits if self.scores is self.logits else self.scores[rows]
+        return Prediction(logits, scores, None if self.otherwise is None else self.otherwise[rows])
+
+
+class Reader(Protocol):
+    """What reads the texts and predicts how they go on; a strategy may have one of its own.
+
+    `decode_loop` calls in this order: `read_prompts` once, with one text for each prompt; `select` if each
+    prompt has several texts; then for every token the processors, `pick`, `select` if a text is finished,
+    and `read_next`. A strategy that looks ahead is both reader and picker: `pick` is given the processed
+    scores and the texts before any of them is read on, see `minigpt.sampler.engine.look_ahead`.
+
+    Each text tells its prompt, its tokens and its limit (`text.request`), so what is read for one text can
+    be made to depend on that text alone.
+    """
+
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
+        """Reads the prompts."""
+
+    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
+        """Reads the last token of each text; all before it have been read."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Text i from now on is what text `rows[i]` was."""
+
+
+class ModelReader:
+    """Reads the texts side by side; the scores are the model's own logits."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
+        logits, self.cache = read_prompts(self.model, [text.request for text in texts])
+        return Prediction(logits, logits)
+
+    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
+        logits = self.model.next_logits(last_tokens(texts, self.model), self.cache).float()
+        return Prediction(logits, logits)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.cache.select(rows)
+
+
+def read_prompts(model: LanguageModel, requests: Sequence[Request]) -> tuple[Tensor, Cache]:
+    """Reads all prompts at once, the shorter ones padded on the left.
+
+    Shapes: the logits of what follows each prompt, float32 (B, V); a cache of B rows with room for the rest
+    """
+    tokens, cache = left_padded_batch(model, requests)
+    return model.next_logits(tokens, cache).float(), cache
+
+
+def left_padded_batch(
+    model: LanguageModel, requests: Sequence[Request], spare: int = 0
+) -> tuple[Tensor, Cache]:
+    """All prompts in one batch, the shorter ones padded on the left with 0, and a cache to read them into.
+
+    The cache has room for all that is read back, which the last new token is not, and for `spare` tokens more.
+
+    Shapes: (B, T); a cache of B rows
+    """
+    pads = padding([request.prompt for request in requests])
+    rows = [[0] * pad + list(request.prompt) for pad, request in zip(pads, requests, strict=True)]
+    room = len(rows[0]) + max(request.max_new_tokens for request in requests) - 1 + spare
+    pad = torch.tensor(pads, device=model.device) if any(pads) else None
+    return ids(rows, model), model.new_cache(room, rows=len(requests), pad=pad)
+
+
+def padding(texts: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens each text is short of the longest."""
+    longest = max(map(len, texts))
+    return [longest - len(text) for text in texts]
+
+
+def last_tokens(texts: Sequence[ActiveSequence], model: LanguageModel) -> Tensor:
+    """The last token of each text, where the model is: (B, 1)."""
+    return ids([text.tokens[-1:] for text in texts], model)
+
+
+def ids(rows: list[list[int]], model: LanguageModel) -> Tensor:
+    """Token ids where the model is."""
+    return torch.tensor(rows, device=model.device)
