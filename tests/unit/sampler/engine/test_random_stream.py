@@ -259,7 +259,9 @@ def test_different_prompts_have_different_coins() -> None:
     row = torch.tensor([[1.0, 0.9, -9.0]])
     thrown = {
         tuple(
-            bool(XTC(0.5, coins=RandomStream(3, [i], purpose="xtc"))(row, torch.zeros(1, n).long())[0, 0] < 0)
+            bool(
+                XTC(0.5, stream=RandomStream(3, [i], purpose="xtc"))(row, torch.zeros(1, n).long())[0, 0] < 0
+            )
             for n in range(20)
         )
         for i in range(40)
