@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minigpt.interp.hooks import Pass, attached, require_watchable
+from minigpt.interp.hooks import KEYS_0, Memory, Pass, attached, require_watchable
 from minigpt.interp.points import check_indices, expand, point_of
 from minigpt.model import GPT2
 
 # Shapes below:  B rows · T new tokens · H heads
 
+MANY = 2**31  # rows; how many there are is known when a text is read
 Change = Callable[[str, Tensor, Pass], Tensor]  # name of the point, its value -> a value of the same shape
 
 
@@ -104,8 +105,7 @@ class Places:
         require_watchable(model)
         check_indices("head", heads, model.config.n_head)
         check_indices("position", positions, model.config.n_positions)
-        if rows is not None and (not rows or min(rows) < 0):
-            raise IndexError(f"rows={list(rows)} must be numbers of texts in the batch, from 0")
+        check_indices("row", rows, MANY)
         if heads is not None and not any(point_of(name).has_heads for name in expand(model.config, [point])):
             raise ValueError(f"heads={list(heads)} has no meaning at {point}, which has no heads")
         return cls(heads, positions, rows)
@@ -153,10 +153,12 @@ class Edit:
     changes = True
 
     def __init__(self, names: Sequence[str], change: Change, where: Places) -> None:
-        self.names = frozenset(names)
+        # Rows that are named must stay where they are: the first layer's keys tell whether they did.
+        self.names = frozenset([*names, KEYS_0] if where.rows is not None else names)
         self.where = where
         self._change = change
         self._silent = list(names)  # that have not acted yet
+        self._memory = Memory()
         self._passes = 0
 
     @classmethod
@@ -169,6 +171,13 @@ class Edit:
         self.where.begin(current)
 
     def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
+        if name == KEYS_0:
+            if self._memory.moved(value, current.start):
+                raise ValueError(
+                    "the rows of the batch were moved between two passes, as by beams or texts that end: rows= no "
+                    "longer names the same texts; leave it out, or generate one text at a time"
+                )
+            return value
         if name in self._silent:
             self._silent.remove(name)
         chosen = self.where.mask(value, point_of(name).has_heads, current)
@@ -185,7 +194,7 @@ class Edit:
     def check(self) -> None:
         """Raises what has to be raised where the edit did not act as asked."""
         if not self._passes:
-            raise ValueError(f"the edit of {', '.join(sorted(self.names)[:3])} did nothing: no text was read")
+            raise ValueError(f"the edit of {', '.join(self._silent[:3])} did nothing: no text was read")
         if self._silent:
             raise ValueError(
                 f"{', '.join(self._silent[:5])} never fired: this model's layers do not compute it, so the edit "

@@ -26,6 +26,7 @@ from minigpt.model import GPT2
 # Two values that visitors may want beside the points of the table:
 MASK = "attn.mask"  # which keys each query may see, as the kernel gets it: bool (T, S) or (B, H or 1, T, S)
 KEYS = "attn.keys"  # the keys that the kernel gets, cached ones included: (B, H, S, K)
+KEYS_0 = f"blocks.0.{KEYS}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,24 @@ class Pass:
         """The position of each new token, counted from its row's first real one; negative on padding: (B, T)."""
         slots = torch.arange(self.start, self.start + self.tokens.size(1), device=self.tokens.device)
         return slots - self.pad[:, None]
+
+
+class Memory:
+    """Notices when the rows of a cache were moved between two passes: no length tells of that, but the keys do."""
+
+    def __init__(self) -> None:
+        self._keys: Tensor | None = None
+
+    def moved(self, keys: Tensor, start: int) -> bool:
+        """Whether the first layer's keys of the `start` slots before a pass are not those that were there.
+
+        Shapes: (B, H, S, K)
+        """
+        before, self._keys = self._keys, keys.detach().clone()
+        if before is None or start == 0:
+            return False
+        known = min(start, before.size(2))
+        return not keys[:, :, :known].equal(before[:, :, :known])
 
 
 class Visitor(Protocol):
@@ -127,12 +146,22 @@ class Door:
         return self.show("embed", x), past, mask
 
     def _final_norm(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return self.show("final_norm", output)
+        return self._show_last("final_norm", output)
 
     def _logits(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         if output.dim() == 2:  # while generating: of the newest token only, (B, V)
-            return self.show("logits", output[:, None])[:, 0]
-        return self.show("logits", output)
+            return self._show_last("logits", output[:, None])[:, 0]
+        return self._show_last("logits", output)
+
+    def _show_last(self, name: str, value: Tensor) -> Tensor:
+        """Shows what comes after the blocks, which may also be called by itself, as DoLa does for every layer."""
+        rows, n_new = (0, 0) if self.current is None else self.current.tokens.shape
+        if value.dim() != 3 or value.size(0) != rows or value.size(1) not in (1, n_new):
+            raise ValueError(
+                f"{name} was computed for something else than what the model has read (shape {tuple(value.shape)}): "
+                "it can be watched or edited only where it ends a pass"
+            )
+        return self.show(name, value)
 
 
 class BlockHooks:

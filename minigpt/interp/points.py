@@ -124,6 +124,7 @@ def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | 
     Raises:
         KeyError: a pattern matches no point of this model.
         IndexError: the model has no such layer.
+        ValueError: a pattern is no string, or `layers` no list.
 
     >>> expand(GPT2Config(n_layer=3), ["blocks.*.resid_post", "logits"], layers=[0, 2])
     ['blocks.0.resid_post', 'blocks.2.resid_post', 'logits']
@@ -132,6 +133,8 @@ def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | 
     check_indices("layer", layers, config.n_layer)
     chosen: set[str] = set()
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"points are names, each an argument of its own, got {pattern!r}")
         parts = [re.escape(part).replace(r"\*", "[^.]*") for part in pattern.split(".")]
         matches = {name for name in names if re.fullmatch(r"\.".join(parts), name)}
         if layers is not None:
@@ -144,11 +147,15 @@ def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | 
 
 def check_indices(what: str, indices: Sequence[int] | None, n: int) -> None:
     """Raises IndexError unless all of them are from 0 to n - 1."""
-    wrong = [i for i in indices or () if not 0 <= i < n]
+    if indices is None:
+        return
+    if isinstance(indices, int):
+        raise ValueError(f"{what}s={indices} must be a list of numbers: write [{indices}]")
+    if not len(indices):
+        raise ValueError(f"{what}s=[] chooses nothing; leave it out for all of them")
+    wrong = [i for i in indices if not 0 <= i < n]
     if wrong:
         raise IndexError(f"there is no {what} {wrong[0]}: this model has {what}s 0 to {n - 1}")
-    if indices is not None and not len(indices):
-        raise ValueError(f"{what}s=[] chooses nothing; leave it out for all of them")
 
 
 def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> str:

@@ -6,18 +6,19 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import index
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt.interp import tensor_file
-from minigpt.interp.hooks import KEYS, Pass, attached, require_watchable
+from minigpt.interp.hooks import KEYS_0, Memory, Pass, attached, require_watchable
 from minigpt.interp.points import check_indices, expand, point_of
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
 
-KEYS_0 = f"blocks.0.{KEYS}"
 READ_IT_ONCE = "record the finished text instead: record_text(model, tokens)"
 
 
@@ -124,15 +125,14 @@ def as_batch(
     """Token ids of one text or several as the model reads them: (B, T), and how each row is padded (B,).
 
     Raises:
-        ValueError: a text is empty.
+        ValueError: a text is empty, or was not encoded.
     """
-    if isinstance(tokens, Tensor):
-        texts = tokens.tolist() if tokens.dim() > 1 else [tokens.tolist()]
-    else:
-        texts = [list(row) for row in tokens if not isinstance(row, int)]
-        if not texts:
-            texts = [[row for row in tokens if isinstance(row, int)]]
-    if not all(texts) or not texts:
+    if isinstance(tokens, str):
+        raise ValueError(f"tokens are ids, got the text {tokens!r:.60}: encode it first")
+    rows: Sequence[Any] = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    one = all(hasattr(row, "__index__") for row in rows)
+    texts = [[index(token) for token in row] for row in ([rows] if one else rows)]
+    if not all(texts):
         raise ValueError("an empty text has nothing to read: give at least one token, such as the end token")
     longest = max(map(len, texts))
     pads = [longest - len(text) for text in texts]
@@ -157,7 +157,7 @@ class _Recorder:
         self.wanted = frozenset(seen.names)
         self.names = self.wanted | {KEYS_0}
         self._store = store
-        self._keys: Tensor | None = None
+        self._memory = Memory()
         self._this_pass: set[str] = set()
 
     def begin(self, current: Pass) -> None:
@@ -177,8 +177,11 @@ class _Recorder:
         self._this_pass = set()
 
     def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
-        if name == KEYS_0:
-            self._check_memory(value, current.start)
+        if name == KEYS_0 and self._memory.moved(value, current.start):
+            raise ValueError(
+                "the cache's rows were moved between two passes, as beam search does: what was recorded before "
+                f"belongs to other rows now; {READ_IT_ONCE}"
+            )
         if name not in self.wanted:
             return value
         if name in self._this_pass:
@@ -199,15 +202,6 @@ class _Recorder:
         if silent:
             raise ValueError(f"{', '.join(silent[:5])} never fired: this model's layers do not compute it")
 
-    def _check_memory(self, keys: Tensor, start: int) -> None:
-        """What the cache holds must be what was read: beams change places in it, and their lengths do not show."""
-        if self._keys is not None and not keys[:, :, :start].equal(self._keys):
-            raise ValueError(
-                "the cache's rows were moved between two passes, as beam search does: what was recorded before "
-                f"belongs to other rows now; {READ_IT_ONCE}"
-            )
-        self._keys = keys.detach().clone()
-
     def _keep_in_graph(self, name: str, value: Tensor) -> Tensor:
         """A copy that takes the value's place, so that gradients flow through it."""
         if not torch.is_grad_enabled():
@@ -222,7 +216,12 @@ class _Recorder:
     def _part(self, name: str, value: Tensor) -> Tensor:
         if self.heads is not None and point_of(name).has_heads:
             value = value[:, list(self.heads)]
-        return value if self.take is None else self.take(value)
+        if self.take is None:
+            return value
+        taken = self.take(value.clone())  # whatever it writes into
+        if not isinstance(taken, Tensor):
+            raise ValueError(f"take= must give a tensor, got {taken!r:.60} at {name}")
+        return taken
 
     def _add(self, name: str, value: Tensor) -> None:
         if isinstance(self._store, tensor_file.SpooledChunks):

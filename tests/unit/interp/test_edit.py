@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import pytest
 import torch
 from fakes import tiny_gpt2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from minigpt.interp import (
@@ -22,7 +25,7 @@ from minigpt.interp import (
     steer,
 )
 from minigpt.interp.points import all_points
-from minigpt.sampler import Beam, Greedy, generate
+from minigpt.sampler import Beam, DoLa, Greedy, generate
 
 MODEL = tiny_gpt2()
 TEXT, OTHER = [3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]
@@ -303,7 +306,7 @@ def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
         (lambda: ablate(MODEL, "embed", positions=[7]), IndexError, "position 7 was never read: .* positions 0 to 6"),
         (lambda: ablate(MODEL, "embed", positions=[]), ValueError, r"positions=\[\] chooses nothing"),
         (lambda: ablate(MODEL, "embed", rows=[1]), IndexError, "row 1 was never read: the batch had rows 0 to 0"),
-        (lambda: ablate(MODEL, "embed", rows=[-1]), IndexError, r"rows=\[-1\] must be numbers of texts"),
+        (lambda: ablate(MODEL, "embed", rows=[-1]), IndexError, "there is no row -1"),
         (lambda: ablate(MODEL, "embed", torch.ones(5)), ValueError, r"shape \(5,\) does not fit embed"),
         (lambda: steer(MODEL, "embed", torch.ones(1, 9, 16)), ValueError, "does not fit embed"),
         (lambda: edit(MODEL, "embed", lambda value: value[:, :1]), ValueError, r"must give a tensor of shape \(1, 7, 16\)"),
@@ -316,6 +319,8 @@ def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
         (lambda: patch(MODEL, "blocks.0.attn.z", record_text(MODEL, OTHER, "blocks.0.attn.z", heads=[0])),
          ValueError, "has shape"),
         (lambda: patch(MODEL, "embed", record_text(tiny_gpt2(n_embd=32), OTHER)), ValueError, "has shape"),
+        (lambda: ablate(MODEL, "embed", positions=3), ValueError, r"positions=3 must be a list of numbers: write \[3\]"),  # type: ignore[arg-type]
+        (lambda: ablate(MODEL, "blocks.0.attn.z", heads=1), ValueError, r"heads=1 must be a list"),  # type: ignore[arg-type]
         (lambda: knock_out(MODEL, [2], [3]), ValueError, "query 2 cannot see key 3"),
         (lambda: knock_out(MODEL, [0], [0]), ValueError, "are all that a query sees"),
         (lambda: knock_out(MODEL, [9], [3]), IndexError, "position 9 was never read"),
@@ -359,3 +364,98 @@ def test_a_live_recording_is_a_source() -> None:
         got = logits()
     with patch(MODEL, point, SOURCE):
         close(got, logits())
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), Beam(num_beams=2)])
+def test_rows_that_no_longer_name_the_same_texts_raise(strategy: Any) -> None:
+    """A text that ends leaves the batch, and beams change places: row 1 would silently be another text."""
+    prompts = [TEXT, OTHER, TEXT[:3]]
+    ((first,), *_) = generate(MODEL, prompts, Greedy(), max_new_tokens=1)
+    with (
+        pytest.raises(ValueError, match="rows= no longer names the same texts"),
+        ablate(MODEL, "embed", rows=[1]),
+    ):
+        generate(MODEL, prompts, strategy, max_new_tokens=8, end_tokens=first.tokens)
+    with ablate(MODEL, "blocks.0.mlp.out"):
+        generate(
+            MODEL, prompts, strategy, max_new_tokens=8, end_tokens=first.tokens
+        )  # all rows alike: no harm
+
+
+def test_a_layer_by_layer_reading_is_not_mistaken_for_the_end_of_a_pass() -> None:
+    with (
+        pytest.raises(ValueError, match="logits was computed for something else"),
+        scale(MODEL, "logits", 0.5),
+    ):
+        generate(MODEL, [TEXT, OTHER], DoLa(dola_layers="low"), max_new_tokens=2)
+    with (
+        pytest.raises(ValueError, match="final_norm was computed for something else"),
+        scale(MODEL, "final_norm", 2.0),
+    ):
+        MODEL.final_norm(torch.zeros(1, 3, 16))
+
+
+# Whatever the text, however it is read
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_intervention_acts_alike_however_the_text_is_read(data: st.DataObject) -> None:
+    """Alone, with a cache in pieces, and padded beside another text; several interventions at once."""
+    text = data.draw(st.lists(st.integers(0, 22), min_size=2, max_size=8))
+    n = len(text)
+    places = st.lists(st.integers(0, n - 1), min_size=1, max_size=3, unique=True)
+
+    def intervention() -> AbstractContextManager[None]:
+        name = data.draw(
+            st.sampled_from(["embed", *(p for p in all_points(MODEL.config) if p.startswith("blocks"))])
+        )
+        kind = data.draw(st.sampled_from(["scale", "edit", "patch", "knock out"]))
+        positions = data.draw(places)
+        if kind == "scale":
+            return scale(MODEL, name, 0.5, positions=positions)
+        if kind == "edit":
+            return edit(MODEL, name, torch.tanh, positions=positions)
+        if kind == "patch":
+            return patch(MODEL, name, record_text(MODEL, list(reversed(text)), name), positions=positions)
+        query = data.draw(st.integers(1, n - 1))
+        return knock_out(
+            MODEL, [query], [data.draw(st.integers(0, query - 1))], heads=[data.draw(st.integers(0, 1))]
+        )
+
+    made = [intervention() for _ in range(data.draw(st.integers(1, 3)))]
+    mate = data.draw(st.lists(st.integers(0, 22), min_size=1, max_size=10))
+    cut = data.draw(st.integers(1, n))
+    pads = [max(n, len(mate)) - n, max(n, len(mate)) - len(mate)]
+    batch = torch.tensor([[0] * pads[0] + text, [0] * pads[1] + mate])
+    with ExitStack() as stack:
+        for one in made:
+            stack.enter_context(one)
+        alone = MODEL(torch.tensor([text]))[0]
+        cache = MODEL.new_cache(n)
+        for part in torch.tensor([text]).split([cut, n - cut] if cut < n else [n], 1):
+            cached = MODEL.next_logits(part, cache)[0]
+        together = MODEL(batch, pad=torch.tensor(pads))[0, pads[0] :]
+    close(cached, alone[-1])
+    close(together, alone)
+
+
+# When something breaks in the middle of a pass
+
+
+@pytest.mark.parametrize(
+    "module", ["blocks.0", "blocks.0.attn.qkv", "blocks.1.attn.sdpa", "blocks.1.mlp.down", "head"]
+)
+def test_a_pass_that_fails_leaves_nothing_and_the_next_is_right(module: str) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("mine")
+
+    cache = MODEL.new_cache(7)
+    MODEL.next_logits(TOKENS[:, :3], cache)
+    handle = MODEL.get_submodule(module).register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="mine"), scale(MODEL, "blocks.*.resid_mid", 0.5), record(MODEL):
+        MODEL.next_logits(TOKENS[:, 3:], cache)
+    handle.remove()
+    assert cache.length == 3
+    assert n_hooks(MODEL) == 0
+    close(MODEL.next_logits(TOKENS[:, 3:], cache), MODEL(TOKENS)[:, -1])

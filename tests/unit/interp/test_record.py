@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fakes import tiny_gpt2
@@ -104,6 +105,12 @@ def test_take_makes_less_of_a_value_before_it_is_kept() -> None:
     assert first["blocks.0.attn.pattern"].shape == (1, 2, 7)
     kept = first["blocks.0.attn.pattern"].untyped_storage().nbytes()
     assert kept == 2 * 7 * 4  # a view would have kept the whole pattern
+
+
+def test_what_take_writes_into_its_value_does_not_reach_the_model() -> None:
+    plain = record_text(MODEL, TEXT, "logits")["logits"]
+    with record(MODEL, "blocks.*.resid_post", take=lambda value: value.zero_()), torch.no_grad():
+        assert MODEL(TOKENS).equal(plain)
 
 
 def test_gradients_of_every_point_are_those_of_autograd() -> None:
@@ -299,6 +306,9 @@ def test_recording_one_layer_keeps_one_layer_however_deep_the_model() -> None:
         (["blocks.7.attn.q"], {}, KeyError, r"no point matches 'blocks.7.attn.q'"),
         (["attn.q"], {}, KeyError, "points of layer L begin with blocks.L."),
         (["blocks.*"], {}, KeyError, "no point matches"),
+        ([["logits", "embed"]], {}, ValueError, r"points are names, each an argument of its own, got \["),
+        (["blocks.*.attn.q"], {"heads": 1}, ValueError, r"heads=1 must be a list of numbers: write \[1\]"),
+        (["logits"], {"take": lambda value: 3.0}, ValueError, "take= must give a tensor, got 3.0 at logits"),
         (["blocks.0.attn.q"], {"layers": [1]}, KeyError, r"in layers \[1\]"),
         (["logits"], {"layers": [2]}, IndexError, "there is no layer 2: this model has layers 0 to 1"),
         (["blocks.*.attn.q"], {"heads": [2]}, IndexError, "there is no head 2: this model has heads 0 to 1"),
@@ -364,6 +374,11 @@ def test_texts_that_are_empty_short_or_too_long() -> None:
         record_text(MODEL, [])
     with pytest.raises(ValueError, match="an empty text has nothing to read"):
         record_text(MODEL, [[1], []])
+    with pytest.raises(ValueError, match="tokens are ids, got the text 'Once'"):
+        record_text(MODEL, "Once")
+    assert record_text(MODEL, np.array([1, 2]), "embed")["embed"].equal(
+        record_text(MODEL, [1, 2], "embed")["embed"]
+    )
     with pytest.raises(ValueError, match="33 tokens do not fit the context length of 32"):
         record_text(MODEL, [1] * 33)
 
