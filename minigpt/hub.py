@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import huggingface_hub
-from huggingface_hub import constants
 
 from minigpt.json_files import expect, field, read_object
+from minigpt.lazy import hub_constants as constants
 from minigpt.lazy import hub_errors
 
 BUNDLED = "bundled"  # the name of the model that is shipped with minigpt; ./bundled is a directory
@@ -101,6 +102,7 @@ def _open(
             name.lower(), [BUNDLED], cutoff=0.75
         ):  # nobody on the hub is asked for it
             raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
+    _check_variables()
     try:
         huggingface_hub.hf_hub_url(
             name, CONFIG
@@ -113,6 +115,24 @@ def _open(
         if path.exists():
             raise type(error)(f"{error} (the local {name!r} {state})") from error
         raise
+
+
+def _check_variables() -> None:
+    """Refuses what the hub's client cannot read, which it would say without the variable's name.
+
+    Raises:
+        ValueError: a variable has no usable value.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        raise ValueError(f"HF_ENDPOINT is {endpoint!r}: {error}; set it to an address, or unset it") from None
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        if not os.environ.get(name, "10").isdecimal():
+            raise ValueError(
+                f"{name} is {os.environ[name]!r}: set it to a whole number of seconds, or unset it"
+            )
 
 
 def _shards(source: _Directory | _Repository) -> list[str]:

@@ -2,8 +2,8 @@
 
     from minigpt.lazy import Tensor, torch
 
-Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_errors`
-and `hub_tqdm` are the modules of errors and of progress bars of the Hugging Face hub's client.
+Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_constants`,
+`hub_errors` and `hub_tqdm` are modules of the Hugging Face hub's client.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Tensor", "hub_errors", "hub_tqdm", "numpy", "torch"]
+__all__ = ["Tensor", "hub_constants", "hub_errors", "hub_tqdm", "numpy", "torch"]
 
 
 class _Lazy(ModuleType):
@@ -23,12 +23,14 @@ class _Lazy(ModuleType):
 
 
 if TYPE_CHECKING:
+    import huggingface_hub.constants as hub_constants
     import huggingface_hub.errors as hub_errors
     import huggingface_hub.utils.tqdm as hub_tqdm
     import numpy
     import torch
     from torch import Tensor
 else:
+    hub_constants = _Lazy("huggingface_hub.constants")
     hub_errors = _Lazy("huggingface_hub.errors")
     hub_tqdm = _Lazy("huggingface_hub.utils.tqdm")
     numpy = _Lazy("numpy")

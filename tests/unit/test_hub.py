@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from huggingface_hub import constants
 
 from minigpt import hub
 from minigpt.hub import bundled, model_files, tokenizer_files
@@ -22,8 +23,8 @@ def _nothing_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty cache, the test's own working directory, and a network that nobody may use."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def folder(path: str | Path, *files: str) -> Path:
@@ -208,7 +209,7 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub.huggingface_hub, "get_hf_file_metadata", lambda _: None)
     monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", download)
 
