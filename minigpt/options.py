@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 
 REQUIRED = MISSING  # the default of an option without which its class makes no sense
 FLOAT32 = (
@@ -53,6 +54,13 @@ KINDS: dict[type, Kind] = {
 }
 
 
+HUGE = 2**31
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) and bound >= HUGE else f"{bound:g}"
+
+
 @dataclass(frozen=True)
 class Range:
     """Which numbers an option takes.
@@ -76,9 +84,16 @@ class Range:
 
     def __str__(self) -> str:
         if self.least is not None and self.most is not None:
-            return f"from {self.least:g} to {self.most:g}"
+            return f"from {_plain(self.least)} to {_plain(self.most)}"
         bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        return " and ".join(
+            f"{words} {_plain(bound)}" for words, bound in bounds.items() if bound is not None
+        )
+
+    @property
+    def shown(self) -> Range:
+        """What `--help` says of it: nothing of an upper end that nobody comes near."""
+        return replace(self, below=None) if self.below is not None and self.below >= HUGE else self
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class Option:
     collect: Callable[[list[Any], Any], Any] | None
     resolve: Callable[[Any, Any], Any] | None
     needs: str | None
+    default_is: str | None
     metavar: str
     nargs: str | None
 
@@ -117,10 +133,12 @@ class Option:
         >>> option(0.1, "growth", group="control", above=0, needs="penalty").metadata["option"].described
         'with --penalty: growth (above 0; default: 0.1)'
         """
-        notes = [] if self.choices else [self.limits]
+        notes = [] if self.choices else [replace(self, range=self.range.shown).limits]
         if self.required:
             notes.append("required")
-        elif self.default not in (None, False, self.off) and self.default not in ((), {}):
+        elif self.default_is:
+            notes.append(f"default: {self.default_is}")
+        elif not (self.default is None or self.default is False or self.default in (self.off, (), {})):
             notes.append(
                 f"default: {self.default:g}"
                 if isinstance(self.default, float)
@@ -180,6 +198,7 @@ def option(
     collect: Callable[[list[Any], Any], Any] | None = None,
     resolve: Callable[[Any, Any], Any] | None = None,
     needs: str | None = None,
+    default_is: str | None = None,
     metavar: str | None = None,
     nargs: str | None = None,
     **facts: Any,
@@ -203,6 +222,7 @@ def option(
         resolve: (value, what the command has loaded) -> the field's value, for one that needs a tokenizer or
             a model.
         needs: another option, without which this one has no effect; the command line says so.
+        default_is: what the default is in words, where it follows from something else.
         metavar: what `--help` calls the value.
         nargs: "+" for a flag with several values, as in argparse.
         facts: whatever else the class wants to remember of the field, in its metadata.
@@ -219,6 +239,7 @@ def option(
         collect=collect,
         resolve=resolve,
         needs=needs,
+        default_is=default_is,
         metavar=metavar or chosen.metavar,
         nargs=nargs,
     )
@@ -259,7 +280,7 @@ def check_options(instance: object) -> None:
     for name, option in options_of(kind).items():
         value = getattr(instance, name)
         if (limit := option.problem(value)) is not None:
-            raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {value!r:.80}")
+            raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {shown(value)}")
 
 
 def require_in_range(kind: type, **values: Any) -> None:
@@ -270,4 +291,4 @@ def require_in_range(kind: type, **values: Any) -> None:
     """
     for name, value in values.items():
         if (limit := options_of(kind)[name].problem(value, may_be_off=False)) is not None:
-            raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {value!r:.80}")
+            raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {shown(value)}")

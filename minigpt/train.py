@@ -13,9 +13,10 @@ from typing import Any
 
 from minigpt import cli, training
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli.fields import add_flags
 from minigpt.cli.parser import Parser
 from minigpt.training.request import RunRequest
-from minigpt.training.settings import Settings, flag_of
+from minigpt.training.settings import Settings
 
 ABOUT = """Train a GPT-2 on your own text, from scratch or from a pretrained model.
 
@@ -79,14 +80,7 @@ def parser() -> Parser:
     )
     group.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     group.add_argument("--quiet", action="store_true", help="errors only on stderr")
-    groups: dict[str, Any] = {}
-    for f in fields(Settings):
-        title = f.metadata["group"]
-        group = groups[title] = groups.get(title) or parser.add_argument_group(title)
-        how = {"help": f.metadata["help"].replace("%", "%%"), **f.metadata["how"]}
-        if "action" not in how:
-            how["type"] = f.metadata["parse"]
-        group.add_argument(flag_of(f.name), **how)
+    add_flags(parser, Settings)
     return parser
 
 

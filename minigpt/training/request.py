@@ -13,8 +13,9 @@ from typing import Any
 from minigpt.atomic import UNFINISHED
 from minigpt.cli.parser import meant_flag
 from minigpt.errors import InvalidRequest
+from minigpt.options import flag_of
 from minigpt.training import settings as run_settings
-from minigpt.training.settings import RUN, Settings, absolute_paths, flag_of
+from minigpt.training.settings import RUN, Settings, absolute_paths
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, fields, replace
-from dataclasses import field as dataclass_field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from minigpt.atomic import replace_text
 from minigpt.config import PUBLISHED, GPT2Config
 from minigpt.json_files import expect, field, read_object, shown
+from minigpt.options import Kind, check_options, flag_of, option
 
 RUN = "run.json"
 FACTS: dict[str, type] = {
@@ -32,124 +31,100 @@ SHAPES = {**SMALL, **PUBLISHED}
 SHAPE_FLAGS = ("config", "n_layer", "n_head", "n_embd")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str,
-    parse: Callable[[str], Any] = int,
-    least: float | None = None,
-    below: float | None = None,
-    fixed: bool = True,
-    **how: Any,
-) -> Any:
-    """A field that is a flag, too.
-
-    Args:
-        default: as of a dataclass field; None where it follows from other settings.
-        help: one line for `--help`.
-        group: the heading under which `--help` shows it.
-        parse: one value from its text.
-        least: the smallest value allowed.
-        below: every value is less than this; counts are below 2**31 if nothing is said.
-        fixed: a run keeps it to its end; the others may be given anew with `--resume`.
-        how: whatever else argparse needs.
-    """
-    if below is None:
-        below = 2**31 if parse is int else math.inf
-    metadata = {"help": help, "group": group, "parse": parse, "least": least, "below": below, "how": how}
-    return dataclass_field(default=default, metadata={**metadata, "fixed": fixed})
+def _count(default: int | None, help: str, *, group: str, least: int = 1, **how: Any) -> Any:
+    """An option that counts something: sizes are bounded by what can exist."""
+    return option(default, help, group=group, kind=int, least=least, below=2**31, **how)
 
 
-def _switch(help: str, *, group: str) -> Any:
-    return setting(False, help, group=group, parse=bool, fixed=False, action="store_true")
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+
+
+PATHS = Kind("a tuple of strings", _are_strings, str, "FILE_OR_DIR")
 
 
 @dataclass(frozen=True)
 class Settings:
     """All settings; None where a default follows from others, until `settled`.
 
+    The fact `fixed` of an option says whether a run keeps it to its end (it does unless it says False); the others may be
+    given anew with `--resume`.
+
     Raises:
-        ValueError: a number is out of its range.
+        InvalidRequest: a value is of the wrong type or out of its range.
+        ValueError: settings do not go together.
     """
 
     # fmt: off
-    data: tuple[str, ...] = setting((), "training data: .txt files (documents separated by lines <|endoftext|>), "
-        ".jsonl files, or folders of them", group="data", parse=str, nargs="+", metavar="FILE_OR_DIR", fixed=False)
-    val: str = setting("0.05", "validation file, or the fraction of documents to hold out (default: 0.05)",
-        group="data", parse=str, metavar="FILE_OR_FRACTION", fixed=False)
-    text_field: str = setting("text", "the field of a .jsonl object that holds the text (default: text)",
-        group="data", parse=str, metavar="NAME")
-    tokenizer: str | None = setting(None, "a model's folder or name; bytes; or chars, the text's own characters "
-        "(default: the bundled model's, or that of --init)", group="data", parse=str, metavar="NAME_OR_DIR")
-    token_cache: str | None = setting(None, "where token files are kept (default: ~/.cache/minigpt/tokens)",
-        group="data", parse=str, metavar="DIR", fixed=False)
+    data: tuple[str, ...] = option((), "training data: .txt files (documents separated by lines <|endoftext|>), "
+        ".jsonl files, or folders of them", group="data", kind=PATHS, nargs="+", fixed=False)
+    val: str = option("0.05", "validation file, or the fraction of documents to hold out", group="data",
+        metavar="FILE_OR_FRACTION", fixed=False)
+    text_field: str = option("text", "the field of a .jsonl object that holds the text", group="data", metavar="NAME")
+    tokenizer: str | None = option(None, "a model's folder or name; bytes; or chars, the text's own characters",
+        group="data", kind=str, default_is="the bundled model's, or that of --init", metavar="NAME_OR_DIR")
+    token_cache: str | None = option(None, "where token files are kept", group="data", kind=str,
+        default_is="~/.cache/minigpt/tokens", metavar="DIR", fixed=False)
 
-    init: str | None = setting(None, "fine-tune this model: bundled, a folder, or a hub name such as gpt2",
-        group="model", parse=str, metavar="NAME_OR_DIR")
-    config: str | None = setting(None, f"a new model of this shape: {', '.join(SHAPES)} (default: tiny)",
-        group="model", parse=str, choices=list(SHAPES), metavar="NAME")
-    n_layer: int | None = setting(None, "layers (default: those of --config)", group="model", metavar="N", least=1)
-    n_head: int | None = setting(None, "attention heads", group="model", metavar="N", least=1)
-    n_embd: int | None = setting(None, "embedding size", group="model", metavar="N", least=1)
-    context: int | None = setting(None, "context length in tokens (default: the model's)", group="model",
-        metavar="N", least=1)
-    dropout: float = setting(0.0, "dropout probability; 0.1 or more helps when training for many epochs "
-        "(default: 0)", group="model", parse=float, metavar="P", least=0, below=1)
-    lora: int | None = setting(None, "train a low-rank adapter of this rank beside the frozen weights of --init",
-        group="model", metavar="RANK", least=1)
-    lora_alpha: float | None = setting(None, "scale of the adapter: its product is multiplied by alpha / rank "
-        "(default: 32)", group="model", parse=float, metavar="ALPHA", least=0)
+    init: str | None = option(None, "fine-tune this model: bundled, a folder, or a hub name such as gpt2",
+        group="model", kind=str, metavar="NAME_OR_DIR")
+    config: str | None = option(None, f"a new model of this shape: {', '.join(SHAPES)}", group="model", kind=str,
+        choices=SHAPES, default_is="tiny", metavar="NAME")
+    n_layer: int | None = _count(None, "layers", group="model", default_is="those of --config")
+    n_head: int | None = _count(None, "attention heads", group="model", default_is="those of --config")
+    n_embd: int | None = _count(None, "embedding size", group="model", default_is="that of --config")
+    context: int | None = _count(None, "context length in tokens", group="model", default_is="the model's")
+    dropout: float = option(0.0, "dropout probability; 0.1 or more helps when training for many epochs", group="model",
+        least=0, below=1, metavar="P")
+    lora: int | None = _count(None, "train a low-rank adapter of this rank beside the frozen weights of --init",
+        group="model", metavar="RANK")
+    lora_alpha: float | None = option(None, "scale of the adapter: its product is multiplied by alpha / rank",
+        group="model", kind=float, above=0, default_is="32", metavar="ALPHA")
 
-    steps: int = setting(2000, "optimizer steps (default: 2000)", group="training", metavar="N", least=1,
+    steps: int = _count(2000, "optimizer steps", group="training", fixed=False)
+    batch_size: int = _count(12, "sequences per batch, over all processes", group="training")
+    accumulate: int = _count(1, "gradient accumulation: batches per optimizer step", group="training")
+    optimizer: str | None = option(None, "optimizer of the matrices inside the blocks; AdamW updates everything else",
+        group="training", kind=str, choices=("adamw", "muon"),
+        default_is="muon for a new model, adamw with --init or --shard", metavar="{adamw,muon}")
+    lr: float | None = option(None, "peak learning rate", group="training", kind=float, least=0,
+        default_is="6e-4 * 768 / n_embd from scratch, 1e-4 with --init, 5e-4 with --lora", metavar="LR")
+    adamw_lr: float | None = option(None, "peak learning rate of AdamW beside Muon", group="training", kind=float,
+        least=0, default_is="half of --lr", metavar="LR")
+    schedule: str = option("cosine", "learning rate after the warm-up: cosine decay to zero, or wsd, constant with a "
+        "decay at the end", group="training", choices=("cosine", "wsd"), metavar="{cosine,wsd}")
+    warmup: int | None = _count(None, "warm-up steps", group="training", least=0, default_is="5% of steps")
+    decay: int | None = _count(None, "with --schedule wsd: decay steps at the end", group="training", least=0,
+        default_is="20% of steps", fixed=False)
+    weight_decay: float = option(0.1, "weight decay, applied to weight matrices only", group="training", least=0)
+    beta2: float = option(0.99, "AdamW beta2; 0.95 for large batches", group="training", least=0, below=1)
+    seed: int = option(0, "random seed of weights, data order and dropout", group="training", least=0, below=2**63)
+    dtype: str = option("auto", "autocast dtype; weights stay float32 (auto: bfloat16 where a one-second benchmark finds "
+        "it faster)", group="training", choices=("auto", *DTYPES), metavar="{auto,float32,bfloat16}")
+
+    eval_every: int = _count(250, "steps between validations", group="logging and checkpoints", fixed=False)
+    eval_tokens: int = _count(200_000, "validation tokens per evaluation, spread evenly",
+        group="logging and checkpoints")
+    checkpoint_every: int = _count(250, "steps between checkpoints, from which --resume continues",
+        group="logging and checkpoints", fixed=False)
+    keep_every: int | None = _count(None, "also keep the weights of every N-th step, in steps/",
+        group="logging and checkpoints", default_is="none", fixed=False)
+    logger: str | None = option(None, "also write TensorBoard event files", group="logging and checkpoints", kind=str,
+        choices=("tensorboard",), metavar="{tensorboard}", fixed=False)
+
+    device: str = option("auto", "device; auto takes a GPU if there is one", group="hardware",
+        choices=("auto", "cpu", "cuda", "mps"), metavar="{auto,cpu,cuda,mps}", fixed=False)
+    threads: int | None = option(None, "CPU threads", group="hardware", kind=int, least=1, most=1024,
+        default_is="one per core", metavar="N", fixed=False)
+    compile: bool = option(False, "torch.compile the model: slow first step, faster after", group="hardware",
         fixed=False)
-    batch_size: int = setting(12, "sequences per batch, over all processes (default: 12)", group="training", metavar="N",
-        least=1)
-    accumulate: int = setting(1, "gradient accumulation: batches per optimizer step (default: 1)", group="training", metavar="N", least=1)
-    optimizer: str | None = setting(None, "optimizer of the matrices inside the blocks; AdamW updates everything else "
-        "(default: muon for a new model, adamw with --init or --shard)", group="training", parse=str,
-        choices=["adamw", "muon"])
-    lr: float | None = setting(None, "peak learning rate (default: 6e-4 * 768 / n_embd from scratch, 1e-4 "
-        "with --init, 5e-4 with --lora)", group="training", parse=float, metavar="LR", least=0)
-    adamw_lr: float | None = setting(None, "peak learning rate of AdamW beside Muon (default: half of --lr)", group="training",
-        parse=float, metavar="LR", least=0)
-    schedule: str = setting("cosine", "learning rate after the warm-up: cosine decay to zero, or wsd, constant with a "
-        "decay at the end (default: cosine)", group="training", parse=str, choices=["cosine", "wsd"])
-    warmup: int | None = setting(None, "warm-up steps (default: 1/20 of steps)",
-        group="training", metavar="N", least=0)
-    decay: int | None = setting(None, "with --schedule wsd: decay steps at the end (default: 1/5 of steps)", group="training", metavar="N", least=0, fixed=False)
-    weight_decay: float = setting(0.1, "weight decay, applied to weight matrices only (default: 0.1)", group="training",
-        parse=float, metavar="X", least=0)
-    beta2: float = setting(0.99, "AdamW beta2; 0.95 for large batches (default: 0.99)",
-        group="training", parse=float, metavar="X", least=0, below=1)
-    seed: int = setting(0, "random seed of weights, data order and dropout (default: 0)", group="training", metavar="N", least=0,
-        below=2**63)
-    dtype: str = setting("auto", "autocast dtype; weights stay float32 (auto: bfloat16 where a one-second "
-        "benchmark finds it faster)", group="training", parse=str, choices=["auto", *DTYPES])
-
-    eval_every: int = setting(250, "steps between validations (default: 250)", group="logging and checkpoints", metavar="N",
-        least=1, fixed=False)
-    eval_tokens: int = setting(200_000, "validation tokens per evaluation, spread evenly (default: 200000)",
-        group="logging and checkpoints", metavar="N", least=1)
-    checkpoint_every: int = setting(250, "steps between checkpoints, from which --resume continues (default: 250)",
-        group="logging and checkpoints", metavar="N", least=1, fixed=False)
-    keep_every: int | None = setting(None, "also keep the weights of every N-th step, in steps/ (default: none)",
-        group="logging and checkpoints", metavar="N", least=1, fixed=False)
-    logger: str | None = setting(None, "also write TensorBoard event files", group="logging and checkpoints", parse=str,
-        choices=["tensorboard"], fixed=False)
-
-    device: str = setting("auto", "device; auto takes a GPU if there is one", group="hardware", parse=str,
-        choices=["auto", "cpu", "cuda", "mps"], fixed=False)
-    threads: int | None = setting(None, "CPU threads (default: one per core)", group="hardware", metavar="N", least=1,
-        below=1025, fixed=False)
-    compile: bool = _switch("torch.compile the model: slow first step, faster after", group="hardware")
-    gradient_checkpointing: bool = _switch("recompute activations to save memory", group="hardware")
-    shard: bool = _switch("under torchrun: shard weights and optimizer over the processes (FSDP2)", group="hardware")
+    gradient_checkpointing: bool = option(False, "recompute activations to save memory", group="hardware", fixed=False)
+    shard: bool = option(False, "under torchrun: shard weights and optimizer over the processes (FSDP2)",
+        group="hardware", fixed=False)
     # fmt: on
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            _check_value(f, getattr(self, f.name))
+        check_options(self)
         share = self.val_share
         if share is not None and not 0 < share < 1:
             raise ValueError(f"--val {self.val} must be a file, or a fraction above 0 and below 1")
@@ -161,10 +136,8 @@ class Settings:
                 )
         elif self.lora is not None:
             raise ValueError("--lora adapts a pretrained model: add --init")
-        if self.lora_alpha is not None and (self.lora is None or self.lora_alpha == 0):
-            raise ValueError(
-                f"--lora-alpha {self.lora_alpha} must be above 0, and scales an adapter: add --lora RANK"
-            )
+        if self.lora_alpha is not None and self.lora is None:
+            raise ValueError(f"--lora-alpha {self.lora_alpha} scales an adapter: add --lora RANK")
         self._check_optimisation()
 
     def _check_optimisation(self) -> None:
@@ -236,7 +209,7 @@ class Settings:
             before, after = getattr(self, f.name), given.get(f.name, getattr(self, f.name))
             # Which share of the text is held out decides what is learned; a file may have moved.
             share = f.name == "val" and (_share(before), _share(after)) != (None, None)
-            if (f.metadata["fixed"] or share) and before != after:
+            if (f.metadata.get("fixed", True) or share) and before != after:
                 raise ValueError(
                     f"{flag_of(f.name)} {after}: this run began with {before}, and keeps it to its end; "
                     "leave the flag out, or begin another run in another --out"
@@ -274,25 +247,6 @@ def _share(val: str) -> float | None:
         return None
 
 
-def _check_value(f: Field[Any], value: Any) -> None:
-    """Refuses a setting that is of another kind, none of its choices, or out of its range."""
-    flag, least, below = flag_of(f.name), f.metadata["least"], f.metadata["below"]
-    if f.name == "data" or (value is None and f.default is None):
-        return
-    expect(f.metadata["parse"], value, "settings", flag)
-    choices = f.metadata["how"].get("choices", [value])
-    if value not in choices:
-        raise ValueError(f"{flag} must be one of {', '.join(choices)}, got {shown(value)}")
-    # `not (a <= b)`, because NaN compares false with everything
-    if least is not None and not least <= value < below:
-        upper = "" if below == math.inf else f" and below {_plain(below)}"
-        raise ValueError(f"{flag} must be at least {least:g}{upper}, got {shown(value)}")
-
-
-def _plain(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
-
-
 def load(out: Path) -> tuple[Settings, dict[str, Any]]:
     """The settings of the run in a folder, and the other facts of its run.json.
 
@@ -312,7 +266,3 @@ def load(out: Path) -> tuple[Settings, dict[str, Any]]:
         return Settings(**{**values, "data": tuple(texts)}), facts
     except (ValueError, TypeError) as error:
         raise ValueError(f"{out / RUN} is damaged ({error}): begin another run in another --out") from None
-
-
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -17,10 +17,11 @@ from trainer import TINY, contents, flags, learned, metrics, train, well, write_
 
 import minigpt
 from minigpt import GPT2, Tokenizer
+from minigpt.options import flag_of
 from minigpt.score import __main__ as score
 from minigpt.training.adapters import load_adapter
 from minigpt.training.lora import merge
-from minigpt.training.settings import Settings, flag_of
+from minigpt.training.settings import Settings
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json",
          "tokenizer_config.json"}  # fmt: skip

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "json_files": set(),
     "lazy": set(),
     "errors": set(),
-    "options": {"errors"},
+    "options": {"errors", "json_files"},
     "atomic": set(),
     "hub": {"json_files", "lazy"},
     "kernels": set(),

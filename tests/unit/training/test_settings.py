@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from minigpt import GPT2, GPT2Config
+from minigpt.options import KINDS, flag_of, options_of
 from minigpt.training import hardware as machine
 from minigpt.training import settings as settings_module
-from minigpt.training.settings import Settings, absolute_paths, flag_of
+from minigpt.training.settings import Settings, absolute_paths
 
 CPU = torch.device("cpu")
 
@@ -30,12 +31,12 @@ RANGES = {
 @pytest.mark.parametrize("name", RANGES)
 def test_a_number_out_of_its_range(name):
     value = RANGES[name]
-    with pytest.raises(ValueError, match=rf"{flag_of(name)} must be at least .*, got {value}"):
+    with pytest.raises(ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*, got {value}"):
         Settings(**{name: value})
     if isinstance(value, float):
-        with pytest.raises(ValueError, match=f"{flag_of(name)} must be at least .*, got nan"):
+        with pytest.raises(ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*, got nan"):
             Settings(**{name: math.nan})
-        with pytest.raises(ValueError, match=f"{flag_of(name)} must be at least .*, got inf"):
+        with pytest.raises(ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*, got inf"):
             Settings(**{name: math.inf})
 
 
@@ -43,12 +44,14 @@ def test_a_number_out_of_its_range(name):
     ("name", "value"), [("dropout", 1.0), ("beta2", 1.0), ("threads", 1025), ("seed", 2**63)]
 )
 def test_a_number_above_its_range(name, value):
-    with pytest.raises(ValueError, match=rf"{flag_of(name)} must be at least .* and below .*, got {value}"):
+    with pytest.raises(
+        ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*(below|to) .*, got {value}"
+    ):
         Settings(**{name: value})
 
 
 def test_every_number_is_in_one_of_these_tests():
-    numbers = {f for f, one in Settings.__dataclass_fields__.items() if one.metadata["parse"] in (int, float)}
+    numbers = {name for name, one in options_of(Settings).items() if one.kind in (KINDS[int], KINDS[float])}
     assert numbers == RANGES.keys()
 
 
@@ -162,12 +165,17 @@ def test_a_held_out_file_may_have_moved_but_not_become_a_share():
 
 
 @pytest.mark.parametrize(
-    "how", [{"lora_alpha": 8.0}, {"lora_alpha": 0.0, "lora": 2, "init": "gpt2"}], ids=str
+    ("how", "message"),
+    [
+        ({"lora_alpha": 8.0}, "--lora-alpha 8.0 scales an adapter: add --lora RANK"),
+        (
+            {"lora_alpha": 0.0, "lora": 2, "init": "gpt2"},
+            r"lora_alpha \(--lora-alpha\) must be a number above 0, got 0.0",
+        ),
+    ],
 )
-def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how):
-    with pytest.raises(
-        ValueError, match=r"--lora-alpha .* must be above 0, and scales an adapter: add --lora"
-    ):
+def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Settings(**how)
 
 
@@ -202,11 +210,17 @@ def test_settings_are_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": "many"}, "--steps must be a whole number, got 'many'"),
-        ({"steps": True}, "--steps must be a whole number, got True"),
-        ({"lr": [1]}, r"--lr must be a number, got \[1\]"),
-        ({"dtype": "float8"}, "--dtype must be one of auto, float32, bfloat16, got 'float8'"),
-        ({"batch_size": 10**30}, "--batch-size must be at least 1 and below 2,147,483,648, got 10000"),
+        ({"steps": "many"}, r"steps \(--steps\) must be a whole number .*, got 'many'"),
+        ({"steps": True}, r"steps \(--steps\) must be a whole number .*, got True"),
+        ({"lr": [1]}, r"lr \(--lr\) must be a number of at least 0, got \[1\]"),
+        (
+            {"dtype": "float8"},
+            r"dtype \(--dtype\) must be one of 'auto', 'float32', 'bfloat16', got 'float8'",
+        ),
+        (
+            {"batch_size": 10**30},
+            r"batch_size \(--batch-size\) must be a whole number of at least 1 and below 2,147,483,648, got 10000",
+        ),
         ({"data": ["a", 3]}, "settings.data must be a text, got 3"),
     ],
 )
