@@ -77,8 +77,7 @@ def train(
             there was a validation val_loss, val_perplexity, val_bits_per_byte.
 
     Raises:
-        TypeError: there is no such setting; the message names the right one if it is known by another name.
-        InvalidRequest: a setting or a text is wrong; a ValueError.
+        InvalidRequest: a setting or a text is wrong, or there is no such setting: the message names the right one.
         Diverged: the loss is no longer finite; a ValueError.
         OSError: a model does not exist, or something cannot be written (`CannotWrite`).
 

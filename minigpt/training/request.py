@@ -81,12 +81,12 @@ def refuse_unknown(names: Iterable[str]) -> None:
     """Refuses what is no setting, and names the right one where it goes by another name elsewhere.
 
     Raises:
-        TypeError: as for any keyword argument that there is not.
+        InvalidRequest: there is no such setting.
 
     >>> refuse_unknown(["learning_rate"])
     Traceback (most recent call last):
         ...
-    TypeError: train has no setting 'learning_rate': use lr; help(minigpt.training.settings.Settings) lists all
+    minigpt.errors.InvalidRequest: train has no setting 'learning_rate': use lr; help(minigpt.training.settings.Settings) lists all
     """
     flags = [flag_of(f.name) for f in fields(Settings)]
     for name in names:
@@ -95,7 +95,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
                 r"--([\w-]+)", lambda flag: flag[1].replace("-", "_"), meant_flag(flag_of(name), flags)
             )
             advice = f": {meant}" if meant else ""
-            raise TypeError(
+            raise InvalidRequest(
                 f"train has no setting {name!r}{advice}; help(minigpt.training.settings.Settings) lists all"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -121,6 +122,22 @@ def test_a_run_begun_with_relative_paths_is_resumed_from_another_folder(
     lines = well(train("--resume", "--out", "run"))
     says(lines, "resuming at step 6 of 8, from run/checkpoints/step-00000006")
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_of_version_0_1_is_resumed(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run.json has fewer settings and facts: AdamW and a cosine were all there was."""
+    given = (*RUN, "--optimizer", "adamw")
+    well(train(*flags(text, tmp_path / "whole", *given)))
+    with monkeypatch.context() as patched:
+        changed(patched, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert train(*flags(text, tmp_path / "run", *given)).code == 130
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    for name in ("lora_alpha", "optimizer", "adamw_lr", "schedule", "decay", "keep_every"):
+        del facts["settings"][name]
+    del facts["base_sha256"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    well(train("--resume", "--out", tmp_path / "run"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(
@@ -322,4 +339,5 @@ def test_a_loss_that_is_no_number(
 def test_a_learning_rate_beyond_all_measure(text: Path, tmp_path: Path) -> None:
     result = train(*flags(text, tmp_path / "run", "--lr", "1e6", "--steps", 50, "--checkpoint-every", 50))
     assert result.code == 1
+    assert metrics(tmp_path / "run")  # which refuses Infinity and NaN, as no JSON
     says(said(result)[-1:], "step ", " is inf", "no checkpoint yet", "a lower --lr, a longer --warmup")

@@ -133,12 +133,14 @@ def test_mistakes(text: Path) -> None:
 def test_a_setting_under_another_name_is_answered_with_the_right_one(
     text: Path, name: str, right: str
 ) -> None:
-    with pytest.raises(TypeError, match=rf"train has no setting '{name}'.* {right}\b"):
+    with pytest.raises(minigpt.InvalidRequest, match=rf"train has no setting '{name}'.* {right}\b"):
         tiny(text, **{name: 3})
 
 
 def test_a_setting_that_is_none(text: Path) -> None:
-    with pytest.raises(TypeError, match=r"train has no setting 'colour'; help\(minigpt.training.settings"):
+    with pytest.raises(
+        minigpt.InvalidRequest, match=r"train has no setting 'colour'; help\(minigpt.training.settings"
+    ):
         tiny(text, colour="green")
 
 
