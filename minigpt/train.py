@@ -15,6 +15,7 @@ from minigpt import cli, training
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
 from minigpt.cli.fields import add_flags
 from minigpt.cli.parser import Parser
+from minigpt.lazy import hub_tqdm
 from minigpt.training.request import RunRequest
 from minigpt.training.settings import Settings
 
@@ -90,10 +91,8 @@ def _value(args: argparse.Namespace, name: str) -> Any:
 
 
 def _hush() -> None:
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     warnings.simplefilter("ignore")
-    disable_progress_bars()  # ours are of the same kind
+    hub_tqdm.disable_progress_bars()  # ours are of the same kind
 
 
 if __name__ == "__main__":

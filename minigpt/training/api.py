@@ -19,8 +19,8 @@ from minigpt.model import GPT2
 from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distributed import Processes, joined
-from minigpt.training.prepare import Callback, Log, prepare
-from minigpt.training.report import read_metrics
+from minigpt.training.prepare import prepare
+from minigpt.training.report import Callback, Log, read_metrics
 from minigpt.training.request import RunRequest, refuse_unknown
 from minigpt.training.run import TrainingRun
 from minigpt.training.run_folder import locked
@@ -92,9 +92,11 @@ def train(
     ([1, 2, 3], 1)
     """
     refuse_unknown(settings)
-    given = {name: str(value) if name == "val" else _plain(value) for name, value in settings.items()}
+    given = {name: _plain(value) for name, value in settings.items() if value is not None}
+    if "val" in given:
+        given["val"] = str(given["val"])  # a fraction is a number here, and a flag's text on the command line
     if data:
-        given["data"] = tuple(map(os.fspath, [data] if isinstance(data, str | os.PathLike) else data))
+        given["data"] = tuple(map(_plain, [data] if isinstance(data, str | os.PathLike) else data))
     request = RunRequest.make(Path(out), given, resume)
     run_to_end(request, _to_stderr if log is None else log, callback)
     model, tokenizer = load(request.out)
@@ -160,7 +162,7 @@ def _run(run: TrainingRun, request: RunRequest, log: Log) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as the command line gives it."""
+    """A setting as the command line gives it: paths as strings."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

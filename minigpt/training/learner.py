@@ -14,10 +14,10 @@ from minigpt.data.windows import Windows
 from minigpt.model import GPT2
 from minigpt.training import optimiser as optim
 from minigpt.training.distributed import Processes, Sharded, Whole
-from minigpt.training.evaluate import sum_loss
 from minigpt.training.hardware import autocast
 from minigpt.training.schedule import cosine, wsd
 from minigpt.training.settings import Settings
+from minigpt.training.validation import sum_loss
 
 MAX_GRAD_NORM = 1.0  # gradient clipping norm; GPT-3 (Brown et al. 2020, appendix B) and its followers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,15 @@ from minigpt.data.windows import Windows, hold_out
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distributed import Processes
-from minigpt.training.evaluate import Validation
 from minigpt.training.hardware import choose_dtype, training_flops
 from minigpt.training.initial_model import InitialModel, initial_model
 from minigpt.training.learner import Learner
-from minigpt.training.report import SilentReport, TrainingReport
+from minigpt.training.report import Callback, Log, SilentReport, TrainingReport
 from minigpt.training.request import RunRequest
 from minigpt.training.run import TrainingRun
 from minigpt.training.run_folder import RunFolder
 from minigpt.training.settings import Settings
-
-Callback = Callable[[Mapping[str, Any]], object]
-Log = Callable[[str], object]
+from minigpt.training.validation import Validation
 
 # Facts in run.json that must be the same when a run is resumed, and what to call them.
 UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sha256": "the model of --init"}

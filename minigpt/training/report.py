@@ -16,6 +16,9 @@ from minigpt.cli.progress import bar
 from minigpt.cli.table import json_line
 from minigpt.json_files import expect, field, parse
 
+Log = Callable[[str], object]  # takes a message to the user
+Callback = Callable[[Mapping[str, Any]], object]  # takes the metrics of a step
+
 METRICS = "metrics.jsonl"
 EVERY = 30.0  # seconds between two lines, at most, where no bar is shown
 JUMP = 1.5  # times; a learning rate that rises by more when a run is resumed is reported
@@ -35,10 +38,10 @@ class TrainingReport:
     """
 
     out: Path
-    log: Callable[[str], object]
+    log: Log
     logger: str | None
     peak_tokens_per_second: float
-    callback: Callable[[Mapping[str, Any]], object] | None = None
+    callback: Callback | None = None
     clock: Callable[[], float] = time.monotonic
 
     def begin(self, step: int, steps: int) -> None:

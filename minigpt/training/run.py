@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -16,10 +16,10 @@ import torch
 
 from minigpt.sampler import generate
 from minigpt.sampler.strategies.sample import Sample
-from minigpt.training.evaluate import Validation
 from minigpt.training.learner import Learner
-from minigpt.training.report import SilentReport, TrainingReport
+from minigpt.training.report import Log, SilentReport, TrainingReport
 from minigpt.training.run_folder import RunFolder
+from minigpt.training.validation import Validation
 
 SAMPLE_TOKENS = 30
 
@@ -63,7 +63,7 @@ class TrainingRun:
         self.progress = TrainingProgress()
         self.saved = 0  # the step of the last checkpoint
 
-    def restore(self, log: Callable[[str], object]) -> None:
+    def restore(self, log: Log) -> None:
         """Goes back to the newest checkpoint that is whole, or to the beginning if there is none."""
         newest = self.folder.checkpoints.newest(log)
         if newest is None:

@@ -228,15 +228,16 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     if "val" in values and _share(values["val"]) is None:
         values["val"] = _absolute(values["val"])
     for name in {"tokenizer", "init"} & values.keys():
-        if os.path.isdir(os.path.expanduser(values[name])):
+        if isinstance(values[name], str) and os.path.isdir(_absolute(values[name])):
             values[name] = _absolute(values[name])
     if "token_cache" in values:
         values["token_cache"] = _absolute(values["token_cache"])
     return values
 
 
-def _absolute(name: str) -> str:
-    return os.path.abspath(os.path.expanduser(name))
+def _absolute(name: Any) -> Any:
+    """An absolute path; what is no path at all stays as it is, for the check of types."""
+    return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) else name
 
 
 def _share(val: str) -> float | None:

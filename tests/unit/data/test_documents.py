@@ -1,9 +1,12 @@
 """From files to documents: what a border is, what is left as it is, and where a mistake is found."""
 
+from __future__ import annotations
+
 import json
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,11 +16,11 @@ from minigpt.data.documents import documents, fingerprint, text_files
 from minigpt.tokenizer.files import END_OF_TEXT
 
 
-def read(*paths, **how):
+def read(*paths: Path, **how: str) -> list[str]:
     return list(documents(paths, **how))
 
 
-def write(path, text):
+def write(path: Path, text: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
@@ -42,11 +45,13 @@ def write(path, text):
         ("ö\n<|endoftext|>\n😀\ufeff", ["ö", "😀\ufeff"]),
     ],
 )
-def test_a_text_file_holds_documents_between_lines_of_the_end_token(tmp_path, text, found):
+def test_a_text_file_holds_documents_between_lines_of_the_end_token(
+    tmp_path: Path, text: Any, found: Any
+) -> None:
     assert read(write(tmp_path / "a.txt", text)) == found
 
 
-def test_an_end_token_inside_a_line_is_text_and_a_warning_counts_them(tmp_path):
+def test_an_end_token_inside_a_line_is_text_and_a_warning_counts_them(tmp_path: Path) -> None:
     files = [
         write(tmp_path / "a.txt", "One.<|endoftext|>\nTwo."),
         write(tmp_path / "b.txt", "<|endoftext|>\nB."),
@@ -64,7 +69,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
-def test_any_documents_are_read_back(texts):
+def test_any_documents_are_read_back(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not any(line.rstrip() == END_OF_TEXT for text in texts for line in text.split("\n")):
             assert read(write(Path(folder, "a.txt"), f"\n{END_OF_TEXT}\n".join(texts))) == texts
@@ -72,7 +77,7 @@ def test_any_documents_are_read_back(texts):
         assert read(write(Path(folder, "a.jsonl"), lines)) == texts
 
 
-def test_jsonl_holds_a_document_a_line_in_a_field_of_its_own(tmp_path):
+def test_jsonl_holds_a_document_a_line_in_a_field_of_its_own(tmp_path: Path) -> None:
     file = write(
         tmp_path / "a.jsonl", '{"n": 1, "body": "One\\nline."}\n\n{"body": "  "}\n{"body": "Two.\\n"}\n'
     )
@@ -80,14 +85,14 @@ def test_jsonl_holds_a_document_a_line_in_a_field_of_its_own(tmp_path):
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3))
-def test_a_file_from_windows_is_the_same_text(texts):
+def test_a_file_from_windows_is_the_same_text(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         unix = f"\n{END_OF_TEXT}\n".join(text.replace("\r", "") + "." for text in texts)
         windows = "\ufeff" + unix.replace("\n", "\r\n")
         assert read(write(Path(folder, "a.txt"), windows)) == read(write(Path(folder, "b.txt"), unix))
 
 
-def test_a_suffix_means_the_same_in_upper_case(tmp_path):
+def test_a_suffix_means_the_same_in_upper_case(tmp_path: Path) -> None:
     upper = write(tmp_path / "B.JSONL", '{"text": "B"}')
     assert read(upper) == ["B"]
     assert fingerprint([upper]) == fingerprint([write(tmp_path / "deep" / "b.jsonl", '{"text": "B"}')])
@@ -95,7 +100,7 @@ def test_a_suffix_means_the_same_in_upper_case(tmp_path):
     assert [file.name for file in text_files(tmp_path)] == ["A.TXT", "B.JSONL", "b.jsonl"]
 
 
-def test_a_folder_is_all_its_texts_sorted_by_name(tmp_path):
+def test_a_folder_is_all_its_texts_sorted_by_name(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "B")
     write(tmp_path / "a" / "z.jsonl", '{"text": "Z"}')
     write(tmp_path / "a" / "deep" / "y.txt", "Y")
@@ -129,7 +134,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_named_with_their_place(tmp_path, name):
+def test_mistakes_are_named_with_their_place(tmp_path: Path, name: str) -> None:
     content, message = MISTAKES[name]
     if content == {}:
         (tmp_path / name).mkdir()
@@ -139,17 +144,17 @@ def test_mistakes_are_named_with_their_place(tmp_path, name):
         read(tmp_path / name)
 
 
-def test_one_empty_file_among_others_is_named(tmp_path):
+def test_one_empty_file_among_others_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "A")
     write(tmp_path / "b.txt", "\n")
     with pytest.raises(ValueError, match=r"b\.txt holds no text"):
         read(tmp_path)
 
 
-def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
+def test_what_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a.txt", "A")
 
-    def refuse(*_):
+    def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
@@ -161,7 +166,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------ fingerprints
 
 
-def test_a_fingerprint_is_of_contents_and_order_not_of_names(tmp_path):
+def test_a_fingerprint_is_of_contents_and_order_not_of_names(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.txt", "A"), write(tmp_path / "b.txt", "B")
     same = write(tmp_path / "far" / "away.txt", "A")
     assert fingerprint([a]) == fingerprint([same])
@@ -170,14 +175,14 @@ def test_a_fingerprint_is_of_contents_and_order_not_of_names(tmp_path):
     assert len({fingerprint(paths) for paths in ([a], [b], [a, b], [a, a], [b, a])}) == 5
 
 
-def test_one_text_in_two_files_is_not_the_same_as_in_one(tmp_path):
+def test_one_text_in_two_files_is_not_the_same_as_in_one(tmp_path: Path) -> None:
     """For they are read otherwise: a file's end is a border."""
     whole = write(tmp_path / "whole.txt", "AB")
     parts = [write(tmp_path / "a.txt", "A"), write(tmp_path / "b.txt", "B")]
     assert fingerprint([whole]) != fingerprint(parts)
 
 
-def test_the_same_bytes_read_as_jsonl_are_another_text(tmp_path):
+def test_the_same_bytes_read_as_jsonl_are_another_text(tmp_path: Path) -> None:
     content = '{"text": "A"}'
     text, lines = write(tmp_path / "a.txt", content), write(tmp_path / "a.jsonl", content)
     assert read(text) != read(lines)

@@ -1,7 +1,12 @@
 """Token files: what the tokenizer makes of each document, made once, whole or not at all."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +22,18 @@ TEXT = "\n<|endoftext|>\n".join(f"Document {i}: {'wörd 😀 ' * (i % 7)}end." f
 
 
 @pytest.fixture
-def text(tmp_path):
+def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
     return file
 
 
 @pytest.fixture
-def cache(tmp_path):
+def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def with_large_ids():
+def with_large_ids() -> Tokenizer:
     return Tokenizer(BYTES, [], special_tokens={"<|endoftext|>": 70_000})
 
 
@@ -42,7 +47,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_token_file_is_each_document_after_an_end_token(text, cache, name):
+def test_a_token_file_is_each_document_after_an_end_token(text: Path, cache: Path, name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     file = tokenise([text], tokenizer, cache)
     start = [] if tokenizer.end_token is None else [tokenizer.end_token]
@@ -58,7 +63,7 @@ def test_a_token_file_is_each_document_after_an_end_token(text, cache, name):
     assert isinstance(file.ids, np.memmap)
 
 
-def test_ids_take_two_bytes_where_that_is_enough(text, cache):
+def test_ids_take_two_bytes_where_that_is_enough(text: Path, cache: Path) -> None:
     small = tokenise([text], byte_tokenizer(), cache)
     large = tokenise([text], with_large_ids(), cache)
     assert (small.ids.dtype, large.ids.dtype) == (np.uint16, np.uint32)
@@ -69,7 +74,7 @@ def test_ids_take_two_bytes_where_that_is_enough(text, cache):
     assert tokenise([text], over, cache).ids.max() == 65_536
 
 
-def test_digests_tell_documents_apart(tmp_path, cache):
+def test_digests_tell_documents_apart(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("\n<|endoftext|>\n".join(["one", "two", "one", "three"]))
     digests = tokenise([file], byte_tokenizer(), cache).digests
@@ -79,7 +84,7 @@ def test_digests_tell_documents_apart(tmp_path, cache):
     assert digests.tolist() == other.tolist()  # of the text, whatever it is cut into
 
 
-def test_half_a_character_is_no_reason_to_stop(tmp_path, cache):
+def test_half_a_character_is_no_reason_to_stop(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a\\ud83d"}')
     ids = tokenise([file], byte_tokenizer(), cache).ids
@@ -90,15 +95,15 @@ def test_half_a_character_is_no_reason_to_stop(tmp_path, cache):
 
 
 class Unwilling(Tokenizer):
-    def encode(self, text, allow_special=False):
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
         raise AssertionError("this text was tokenised before")
 
 
-def unwilling():
+def unwilling() -> Tokenizer:
     return Unwilling({**BYTES, "<|endoftext|>": 256}, [])
 
 
-def test_an_unchanged_text_is_not_tokenised_again(text, cache, tmp_path):
+def test_an_unchanged_text_is_not_tokenised_again(text: Path, cache: Path, tmp_path: Path) -> None:
     first = tokenise([text], byte_tokenizer(), cache)
     again = tokenise([text], unwilling(), cache)
     assert (again.folder, again.ids.tolist()) == (first.folder, first.ids.tolist())
@@ -107,7 +112,9 @@ def test_an_unchanged_text_is_not_tokenised_again(text, cache, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["text", "kind", "tokenizer", "text_field", "cache"])
-def test_what_decides_the_tokens_makes_a_new_file(text, cache, tmp_path, change):
+def test_what_decides_the_tokens_makes_a_new_file(
+    text: Path, cache: Path, tmp_path: Path, change: str
+) -> None:
     paths, field = [text], "text"
     tokenise(paths, byte_tokenizer(), cache)
     if change == "text":
@@ -130,7 +137,7 @@ def test_what_decides_the_tokens_makes_a_new_file(text, cache, tmp_path, change)
         tokenise(paths, unwilling(), cache, field)
 
 
-def test_a_tokenizer_that_was_saved_and_loaded_is_the_same(tmp_path):
+def test_a_tokenizer_that_was_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     for name, make in TOKENIZERS.items():
         tokenizer = make()
         tokenizer.save_pretrained(tmp_path / name)
@@ -138,7 +145,7 @@ def test_a_tokenizer_that_was_saved_and_loaded_is_the_same(tmp_path):
     assert len({tokenizer_fingerprint(make()) for make in TOKENIZERS.values()}) == len(TOKENIZERS)
 
 
-def test_the_cache_is_where_the_system_wants_it(monkeypatch, tmp_path):
+def test_the_cache_is_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "minigpt" / "tokens"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
@@ -150,9 +157,9 @@ def test_the_cache_is_where_the_system_wants_it(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("on purpose"), MemoryError])
-def test_what_ends_in_the_middle_leaves_nothing(text, cache, error):
+def test_what_ends_in_the_middle_leaves_nothing(text: Path, cache: Path, error: Any) -> None:
     class Failing(Tokenizer):
-        def encode(self, text, allow_special=False):
+        def encode(self, text: str, allow_special: bool = False) -> list[int]:
             if f"Document {AT_ONCE + 5}:" in text:
                 raise error
             return super().encode(text, allow_special)
@@ -164,7 +171,9 @@ def test_what_ends_in_the_middle_leaves_nothing(text, cache, error):
     assert len(tokenise([text], byte_tokenizer(), cache).spans) == 2 * AT_ONCE + 3
 
 
-def test_what_a_killed_process_left_is_not_taken_for_a_token_file(text, cache, monkeypatch):
+def test_what_a_killed_process_left_is_not_taken_for_a_token_file(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("minigpt.atomic.shutil", SimpleNamespace(rmtree=lambda _: None))  # nobody tidies up
         patched.setattr(tokens_module.np, "save", lambda *_: 1 / 0)
@@ -174,11 +183,13 @@ def test_what_a_killed_process_left_is_not_taken_for_a_token_file(text, cache, m
     assert len(tokenise([text], byte_tokenizer(), cache).spans) == 2 * AT_ONCE + 3
 
 
-def test_two_at_a_time_do_not_hurt_each_other(text, cache, monkeypatch):
+def test_two_at_a_time_do_not_hurt_each_other(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two runs that begin together, on the same text: one finds what the other has made in the meantime."""
     encoded, made = tokens_module._encoded, []
 
-    def slow(*args):
+    def slow(*args: Any) -> Iterator[Any]:
         yield from encoded(*args)
         if not made:  # every document is written, and the folder is to get its name
             made.append("by the other")
@@ -191,7 +202,7 @@ def test_two_at_a_time_do_not_hurt_each_other(text, cache, monkeypatch):
     assert [*cache.iterdir()] == [file.folder]
 
 
-def test_a_cache_that_cannot_be_written_is_named(text, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named(text: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         ValueError, match=r"file/cache cannot be written to \(Not a directory\): .* --token-cache"
@@ -199,15 +210,15 @@ def test_a_cache_that_cannot_be_written_is_named(text, tmp_path):
         tokenise([text], byte_tokenizer(), tmp_path / "file" / "cache")
 
 
-def shorten(file):
+def shorten(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-2])
 
 
-def empty(file):
+def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-def other(content):
+def other(content: str) -> Callable[[Path], object]:
     return lambda file: file.write_text(content)
 
 
@@ -219,7 +230,9 @@ def other(content):
     + [("documents.npy", lambda file: np.save(file, np.arange(3)))]
     + [(name, lambda file: file.unlink()) for name in ("tokens.bin", "documents.npy", "facts.json")],
 )
-def test_a_damaged_token_file_is_refused_and_made_again(text, cache, name, damage):
+def test_a_damaged_token_file_is_refused_and_made_again(
+    text: Path, cache: Path, name: str, damage: Any
+) -> None:
     file = tokenise([text], byte_tokenizer(), cache)
     expected = file.ids.tolist()
     damage(file.folder / name)
@@ -232,7 +245,7 @@ def test_a_damaged_token_file_is_refused_and_made_again(text, cache, name, damag
     assert tokenise([text], byte_tokenizer(), cache).ids.tolist() == expected
 
 
-def test_a_token_file_is_opened_without_its_text(text, cache):
+def test_a_token_file_is_opened_without_its_text(text: Path, cache: Path) -> None:
     file = tokenise([text], byte_tokenizer(), cache)
     text.unlink()
     assert TokenFile.open(file.folder).ids.tolist() == file.ids.tolist()

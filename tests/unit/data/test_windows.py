@@ -1,5 +1,7 @@
 """In which order training reads, against a ring that is simply joined: every token is a target once an epoch."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,23 +19,23 @@ TEXT = st.tuples(LENGTHS, st.integers(1, 20)).filter(lambda text: sum(text[0]) >
 SEED = st.integers(0, 5)
 
 
-def file(lengths):
+def file(lengths: list[int]) -> TokenFile:
     """Documents whose tokens are all different: token i is i."""
     ends = np.cumsum(lengths)
     spans = np.stack([ends - lengths, ends], axis=1)
     return TokenFile(Path(), np.arange(sum(lengths), dtype=np.uint16), spans, np.arange(len(lengths)), "")
 
 
-def windows(lengths, length, seed=0):
+def windows(lengths: list[int], length: int, seed: int = 0) -> tuple[TokenFile, Windows]:
     tokens = file(lengths)
     return tokens, Windows(tokens, length, seed)
 
 
-def epoch(of, number):
+def epoch(of: Windows, number: int) -> list[list[int]]:
     return of.rows(range(number * of.per_epoch, (number + 1) * of.per_epoch)).tolist()
 
 
-def order_of_documents(tokens, rows):
+def order_of_documents(tokens: TokenFile, rows: list[list[int]]) -> dict[int, int]:
     """The documents in the order in which some windows go through them, told from their borders alone.
 
     It is what the module promises, the other way round: any successor of a token is the next of its
@@ -50,7 +52,7 @@ def order_of_documents(tokens, rows):
 
 
 @given(TEXT, SEED, st.integers(0, 3))
-def test_every_token_is_a_target_once_an_epoch(text, seed, number):
+def test_every_token_is_a_target_once_an_epoch(text: tuple[list[int], int], seed: int, number: int) -> None:
     tokens, of = windows(*text, seed)
     length = of.length
     targets = [token for row in epoch(of, number) for token in row[1:]]
@@ -61,7 +63,9 @@ def test_every_token_is_a_target_once_an_epoch(text, seed, number):
 
 
 @given(TEXT, SEED, st.integers(0, 3))
-def test_each_window_is_a_stretch_of_the_joined_documents(text, seed, number):
+def test_each_window_is_a_stretch_of_the_joined_documents(
+    text: tuple[list[int], int], seed: int, number: int
+) -> None:
     tokens, of = windows(*text, seed)
     length = of.length
     follows = order_of_documents(tokens, epoch(of, number))
@@ -77,7 +81,7 @@ def test_each_window_is_a_stretch_of_the_joined_documents(text, seed, number):
 
 
 @given(TEXT, SEED)
-def test_windows_are_cut_from_the_shuffled_ring(text, seed):
+def test_windows_are_cut_from_the_shuffled_ring(text: tuple[list[int], int], seed: int) -> None:
     """The whole promise, with a ring that is a list, and an order that is drawn as documented."""
     tokens, of = windows(*text, seed)
     length = of.length
@@ -92,7 +96,7 @@ def test_windows_are_cut_from_the_shuffled_ring(text, seed):
 
 
 @given(LENGTHS, st.integers(0, 40), st.integers(1, 40))
-def test_a_ring_reads_on_from_its_beginning(lengths, start, n):
+def test_a_ring_reads_on_from_its_beginning(lengths: list[int], start: int, n: int) -> None:
     tokens = file(lengths)
     spans = tokens.spans[::-1]
     ring = [token for begin, end in spans for token in range(begin, end)]
@@ -103,7 +107,9 @@ def test_a_ring_reads_on_from_its_beginning(lengths, start, n):
 
 
 @given(TEXT, SEED, st.lists(st.integers(1, 7), max_size=8), st.integers(0, 30))
-def test_how_windows_are_batched_changes_none(text, seed, sizes, first):
+def test_how_windows_are_batched_changes_none(
+    text: tuple[list[int], int], seed: int, sizes: list[int], first: int
+) -> None:
     _, of = windows(*text, seed)
     n = sum(sizes)
     _, other = windows(*text, seed)
@@ -116,7 +122,7 @@ def test_how_windows_are_batched_changes_none(text, seed, sizes, first):
     assert of.rows(range(first, first + 1)).tolist() == whole[:1]  # back again, to another epoch perhaps
 
 
-def test_a_seed_decides_the_order_and_each_epoch_has_its_own():
+def test_a_seed_decides_the_order_and_each_epoch_has_its_own() -> None:
     lengths = [5] * 12
     _, of = windows(lengths, 4, seed=1)
     _, same = windows(lengths, 4, seed=1)
@@ -127,27 +133,27 @@ def test_a_seed_decides_the_order_and_each_epoch_has_its_own():
     assert len({str(sorted(order)) for order in orders}) == 4  # the cuts fall elsewhere, too
 
 
-def test_windows_begin_everywhere_in_the_long_run():
+def test_windows_begin_everywhere_in_the_long_run() -> None:
     """Of a single document, too: where it is cut is drawn anew each epoch."""
     _, of = windows([40], 8)
     assert {row[0] for number in range(100) for row in epoch(of, number)} == {*range(40)}
 
 
-def test_rows_are_what_torch_embeds():
+def test_rows_are_what_torch_embeds() -> None:
     _, of = windows([30], 8)
     rows = of.rows(range(2, 5))
     assert (rows.shape, str(rows.dtype)) == ((3, 9), "torch.int64")
 
 
 @pytest.mark.parametrize(("n", "length"), [(1, 1), (8, 8), (7, 8), (8, 100)])
-def test_a_text_shorter_than_a_window(n, length):
+def test_a_text_shorter_than_a_window(n: int, length: int) -> None:
     tokens = file([n])
     message = rf"has {n} tokens, less than a context of {length} and the token after it: .* smaller --context"
     with pytest.raises(ValueError, match=message):
         Windows(tokens, length, 0)
 
 
-def test_a_text_of_exactly_one_window():
+def test_a_text_of_exactly_one_window() -> None:
     _, of = windows([9], 8)
     assert of.per_epoch == 1
     assert sorted(of.rows(range(1)).tolist()[0]) == [*range(9)]
@@ -160,7 +166,7 @@ SHARE = st.floats(0.001, 0.999)
 
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=30), SHARE, SEED)
-def test_whole_documents_are_held_out(lengths, share, seed):
+def test_whole_documents_are_held_out(lengths: list[int], share: float, seed: int) -> None:
     tokens = file(lengths)
     training, validation = (part.spans.tolist() for part in hold_out(tokens, share, seed))
     assert training
@@ -181,7 +187,7 @@ def test_whole_documents_are_held_out(lengths, share, seed):
 
 
 @given(st.integers(2, 200), SHARE)
-def test_of_a_single_document_the_end_is_held_out(n, share):
+def test_of_a_single_document_the_end_is_held_out(n: int, share: float) -> None:
     (training,), (validation,) = (part.spans.tolist() for part in hold_out(file([n]), share, 0))
     assert training[0] == 0
     assert training[1] == validation[0]
@@ -189,7 +195,7 @@ def test_of_a_single_document_the_end_is_held_out(n, share):
     assert validation[1] - validation[0] == min(max(1, round(share * n)), n - 1)
 
 
-def test_what_is_held_out_is_drawn_by_the_seed():
+def test_what_is_held_out_is_drawn_by_the_seed() -> None:
     tokens = file([5] * 40)
     held = [hold_out(tokens, 0.2, seed)[1].spans.tolist() for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]

@@ -122,6 +122,14 @@ def test_mistakes(text: Path) -> None:
         tiny(text, steps=0)
     with pytest.raises(OSError, match="does not exist"):
         train(data=text, out=text.parent / "new", init=text.parent / "none" / "at" / "all")
+    for wrong, message in (
+        ({"data": [5]}, r"data \(--data\) must be a tuple of strings"),
+        ({"init": 5}, r"init \(--init\) must be a string"),
+        ({"steps": "many"}, r"steps \(--steps\) must be a whole number"),
+        ({"n_layer": 2.5}, r"n_layer \(--n-layer\) must be a whole number"),
+    ):
+        with pytest.raises(minigpt.InvalidRequest, match=message):
+            tiny(text, "new", **wrong)
     assert not (text.parent / "new").exists()
 
 

@@ -29,7 +29,7 @@ RANGES = {
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_a_number_out_of_its_range(name):
+def test_a_number_out_of_its_range(name: str) -> None:
     value = RANGES[name]
     with pytest.raises(ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*, got {value}"):
         Settings(**{name: value})
@@ -43,32 +43,32 @@ def test_a_number_out_of_its_range(name):
 @pytest.mark.parametrize(
     ("name", "value"), [("dropout", 1.0), ("beta2", 1.0), ("threads", 1025), ("seed", 2**63)]
 )
-def test_a_number_above_its_range(name, value):
+def test_a_number_above_its_range(name: str, value: float) -> None:
     with pytest.raises(
         ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*(below|to) .*, got {value}"
     ):
         Settings(**{name: value})
 
 
-def test_every_number_is_in_one_of_these_tests():
+def test_every_number_is_in_one_of_these_tests() -> None:
     numbers = {name for name, one in options_of(Settings).items() if one.kind in (KINDS[int], KINDS[float])}
     assert numbers == RANGES.keys()
 
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.5", "1.5", "nan", "inf"])
-def test_a_share_out_of_its_range(share):
+def test_a_share_out_of_its_range(share: float) -> None:
     with pytest.raises(ValueError, match=f"--val {share} must be a file, or a fraction above 0 and below 1"):
         Settings(val=share)
 
 
-def test_flags_that_do_not_go_together():
+def test_flags_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="--config, --n-embd: the shape comes with --init"):
         Settings(init="gpt2", config="tiny", n_embd=8)
     with pytest.raises(ValueError, match="--lora adapts a pretrained model: add --init"):
         Settings(lora=8)
 
 
-def test_defaults_that_follow_from_others():
+def test_defaults_that_follow_from_others() -> None:
     scratch, full, adapter = (
         Settings(**how).settled(768) for how in ({}, {"init": "x"}, {"init": "x", "lora": 4})
     )
@@ -80,7 +80,7 @@ def test_defaults_that_follow_from_others():
     assert given.settled(192) == given
 
 
-def test_muon_trains_new_models_and_adamw_all_others():
+def test_muon_trains_new_models_and_adamw_all_others() -> None:
     new, tuned, sharded = (Settings(**how).settled(768) for how in ({}, {"init": "x"}, {"shard": True}))
     assert [s.optimizer for s in (new, tuned, sharded)] == ["muon", "adamw", "adamw"]
     assert (new.adamw_lr, tuned.adamw_lr) == (3e-4, None)
@@ -88,13 +88,13 @@ def test_muon_trains_new_models_and_adamw_all_others():
     assert Settings(adamw_lr=0.2).settled(768).adamw_lr == 0.2
 
 
-def test_only_wsd_has_a_decay():
+def test_only_wsd_has_a_decay() -> None:
     assert Settings(steps=500).settled(768).decay is None
     assert Settings(steps=500, schedule="wsd").settled(768).decay == 100
     assert Settings(steps=500, schedule="wsd", decay=7).settled(768).decay == 7
 
 
-def test_optimisers_and_schedules_that_do_not_go_together():
+def test_optimisers_and_schedules_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="--shard splits every matrix over the processes, and Muon needs it"):
         Settings(optimizer="muon", shard=True)
     with pytest.raises(ValueError, match="--shard splits every matrix over the processes, and Muon needs it"):
@@ -105,7 +105,7 @@ def test_optimisers_and_schedules_that_do_not_go_together():
         Settings(decay=7)
 
 
-def test_a_run_of_the_first_version_goes_on_with_adamw(tmp_path):
+def test_a_run_of_the_first_version_goes_on_with_adamw(tmp_path: Path) -> None:
     before = {
         name: value
         for name, value in asdict(Settings()).items()
@@ -118,7 +118,7 @@ def test_a_run_of_the_first_version_goes_on_with_adamw(tmp_path):
     assert (settings.optimizer, settings.schedule) == ("adamw", "cosine")
 
 
-def test_a_shape_is_the_named_one_with_what_is_given():
+def test_a_shape_is_the_named_one_with_what_is_given() -> None:
     small = Settings(
         config="gpt2" if "gpt2" in settings_module.SHAPES else "small", n_layer=3, context=99, dropout=0.2
     )
@@ -130,7 +130,7 @@ def test_a_shape_is_the_named_one_with_what_is_given():
         Settings(n_embd=10, n_head=3).shape(300, None)
 
 
-def test_a_run_keeps_what_decides_its_result():
+def test_a_run_keeps_what_decides_its_result() -> None:
     run = Settings(data=("a.txt",), batch_size=4, lr=0.1, warmup=3, init="gpt2")
     again = run.resumed({"steps": 9, "data": ("b.txt",), "batch_size": 4, "device": "cpu"})
     assert again == replace(run, steps=9, data=("b.txt",), device="cpu")
@@ -155,7 +155,7 @@ def test_a_run_keeps_what_decides_its_result():
     }  # not with --init
 
 
-def test_a_held_out_file_may_have_moved_but_not_become_a_share():
+def test_a_held_out_file_may_have_moved_but_not_become_a_share() -> None:
     shared, file = Settings(val="0.05"), Settings(val="a.txt")
     assert file.resumed({"val": "b.txt"}).val == "b.txt"
     assert shared.resumed({"val": "0.05"}) == shared
@@ -179,7 +179,7 @@ def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how: dict[str, Any], mess
         Settings(**how)
 
 
-def test_paths_are_made_absolute_and_names_stay(tmp_path, monkeypatch):
+def test_paths_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     given = {
@@ -200,7 +200,7 @@ def test_paths_are_made_absolute_and_names_stay(tmp_path, monkeypatch):
     assert absolute_paths({"data": ("~nosuchuser/x",)})["data"] == (str(tmp_path / "~nosuchuser/x"),)
 
 
-def test_settings_are_read_back(tmp_path):
+def test_settings_are_read_back(tmp_path: Path) -> None:
     run = Settings(data=("a.txt", "b"), lr=1e-4, warmup=7, dropout=0.1)
     facts = {"base": None, "train": "x", "val": "y", "dtype": "float32"}
     run.save(tmp_path, facts)
@@ -249,7 +249,7 @@ def test_facts_of_another_kind_are_named(tmp_path: Path, facts: dict[str, Any], 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 3}', '{"settings": {"data": [], "new": 1}}',
                                      '{"settings": {"data": [], "steps": 0}}'])  # fmt: skip
-def test_a_damaged_file_of_settings(tmp_path, content):
+def test_a_damaged_file_of_settings(tmp_path: Path, content: Any) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run\.json is damaged \(.*\): begin another run in another --out"):
         settings_module.load(tmp_path)
@@ -258,7 +258,7 @@ def test_a_damaged_file_of_settings(tmp_path, content):
 # ------------------------------------------------------------------------------ the machine
 
 
-def test_flops_are_those_of_palms_formula():
+def test_flops_are_those_of_palms_formula() -> None:
     c = GPT2Config(vocab_size=100, n_positions=20, n_embd=8, n_layer=3, n_head=2)
     n = sum(p.numel() for p in GPT2(c).parameters())
     # forward: two for each weight that a token is multiplied with, and two products of T by D in each layer
@@ -266,7 +266,7 @@ def test_flops_are_those_of_palms_formula():
     assert machine.training_flops(c, n, 20) == 3 * forward
 
 
-def test_bfloat16_is_taken_where_it_is_faster(monkeypatch):
+def test_bfloat16_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {torch.float32: 10.0, torch.bfloat16: 13.0}
     monkeypatch.setattr(machine, "matmul_rate", lambda device, dtype, seconds: rates[dtype])
     assert machine.choose_dtype(CPU, "auto") == ("bfloat16", 13.0)
@@ -276,5 +276,5 @@ def test_bfloat16_is_taken_where_it_is_faster(monkeypatch):
     assert machine.choose_dtype(CPU, "bfloat16") == ("bfloat16", 11.0)
 
 
-def test_a_rate_is_measured():
+def test_a_rate_is_measured() -> None:
     assert machine.matmul_rate(CPU, torch.float32, 0.01) > 0
