@@ -144,9 +144,9 @@ class Option:
                 if isinstance(self.default, float)
                 else f"default: {self.default}"
             )
-        told = "; ".join(filter(None, notes))
+        noted = "; ".join(filter(None, notes))
         needed = f"with {flag_of(self.needs)}: " if self.needs else ""
-        return f"{needed}{self.help}{f' ({told})' * bool(told)}"
+        return f"{needed}{self.help}{f' ({noted})' * bool(noted)}"
 
     def problem(self, value: Any, may_be_off: bool = True) -> str | None:
         """What a value must be, if it is not that."""
@@ -228,7 +228,7 @@ def option(
         facts: whatever else the class wants to remember of the field, in its metadata.
     """
     chosen = kind if isinstance(kind, Kind) else KINDS.get(kind or type(default), KINDS[str])
-    told = Option(
+    declared = Option(
         default=default,
         help=help,
         group=group,
@@ -243,7 +243,7 @@ def option(
         metavar=metavar or chosen.metavar,
         nargs=nargs,
     )
-    metadata = {"option": told, **facts}
+    metadata = {"option": declared, **facts}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), hash=False, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -60,14 +60,25 @@ def add_flags(groups: Mapping[str, Any]) -> None:
 
 
 def strategy_options() -> dict[str, dict[str, Option]]:
-    """Every option that has a flag, by its name; as the strategies have it, by theirs, the simplest first."""
-    having_flags = [
+    """Every option that has a flag, by its name; as the strategies have it, by theirs, the simplest first.
+
+    Raises:
+        TypeError: strategies that share a flag disagree on what its values are.
+    """
+    with_flags = [
         name for kind in map(find, names()) for name, option in options_of(kind).items() if option.group
     ]
-    return {
+    shared = {
         name: {name_of(kind): options_of(kind)[name] for kind in having(name)}
-        for name in dict.fromkeys(having_flags)
+        for name in dict.fromkeys(with_flags)
     }
+    for name, by_strategy in shared.items():
+        if len({(option.kind, option.choices, option.group) for option in by_strategy.values()}) > 1:
+            raise TypeError(
+                f"{', '.join(by_strategy)} declare the option {name} differently: its kind, choices and group"
+                " must be the same, for it is one flag"
+            )
+    return shared
 
 
 def _help(name: str, by_strategy: dict[str, Option]) -> str:

@@ -11,6 +11,7 @@ from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli import strategy_flags as options
 from minigpt.cli.parser import Parser
 from minigpt.cli.terminal import utf8
+from minigpt.options import options_of
 from minigpt.sampler.registry import name_of, names
 from minigpt.sampler.strategy import Strategy
 
@@ -55,9 +56,8 @@ class Method:
         strategy = options.build_strategy(self.kind, self.args, loaded)
         if getattr(strategy, "num_return_sequences", 1) != 1:
             raise Failure(BAD_FLAGS, "one text a prompt is compared: leave out --num-return-sequences")
-        # Given among the flags, a seed would make some strategies sample that otherwise take the best.
-        samples_with_any = getattr(strategy, "seed", None) is not None and self.args.seed is None
-        return replace(strategy, seed=self.seed) if samples_with_any else strategy  # type: ignore[call-arg]
+        unseeded = "seed" in options_of(self.kind) and self.args.seed is None
+        return replace(strategy, seed=self.seed) if unseeded else strategy  # type: ignore[call-arg]
 
 
 def chosen(given: list[str], seed: int) -> list[Method]:

@@ -44,9 +44,9 @@ class Choosing(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, told in options_of(type(self)).items():
+        for name, option_ in options_of(type(self)).items():
             idle = name in SAMPLING and name != "seed" and not self.do_sample
-            if idle and getattr(self, name) != told.default:
+            if idle and getattr(self, name) != option_.default:
                 raise InvalidRequest(
                     f"{named(type(self), name)} has no effect without do_sample=True: set it, or leave {name} out"
                 )

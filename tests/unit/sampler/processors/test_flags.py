@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import pytest
 
@@ -11,6 +12,7 @@ from minigpt.cli import Failure
 from minigpt.cli import strategy_flags as options
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.parser import Parser
+from minigpt.options import option
 from minigpt.sampler import Greedy, Sample, Strategy, option_values
 from minigpt.sampler.choosing import SAMPLING
 from minigpt.tokenizer.bpe import BYTES
@@ -81,3 +83,24 @@ def test_what_a_flag_cannot_be_is_said(flag: str, message: str) -> None:
 def test_values_are_read_from_their_texts() -> None:
     assert option_values.BIASES.parse("7=-2.5") == (7, -2.5)
     assert option_values.START_AND_FACTOR.parse("20,1.1") == (20, 1.1)
+
+
+def test_strategies_that_disagree_on_a_flag_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Odd(Greedy):
+        """One with a share of tokens where others have a number."""
+
+        top_k: float = option(0.5, "a share of the tokens", group="sampling")
+
+    having = options.having
+    monkeypatch.setattr(options, "having", lambda name: [*having(name), *([Odd] if name == "top_k" else [])])
+    with pytest.raises(TypeError, match="declare the option top_k differently: its kind, choices and group"):
+        options.add_flags(defaultdict(lambda: Parser("generate")))
+
+
+def test_the_help_of_a_shared_flag_says_how_strategies_differ() -> None:
+    parser = Parser("generate")
+    options.add_flags(defaultdict(lambda: parser))
+    shown = " ".join(parser.format_help().split())
+    assert "40 is usual (at least 1, or 0 for off); contrastive: number of candidates" in shown
+    assert "10 is usual (at least 1; default: 5); default for diverse-beam: 4" in shown
