@@ -82,20 +82,16 @@ def strategy_options() -> dict[str, dict[str, Option]]:
 
 
 def _help(name: str, by_strategy: dict[str, Option]) -> str:
-    """The help of the strategy that the option implies, and how it differs for others."""
-    with suppress(InvalidRequest):
-        implied = name_of(implied_by([name]))
-        by_strategy = (
-            {implied: by_strategy[implied], **by_strategy} if implied in by_strategy else by_strategy
-        )
-    first = next(iter(by_strategy.values()))
-    texts = {first.described: ""}
+    """The help of the strategy that the option implies, or the simplest, and how it differs for others."""
+    usual = next(iter(by_strategy.values()))
+    with suppress(InvalidRequest):  # it implies none without another
+        usual = by_strategy.get(name_of(implied_by([name])), usual)
+    texts = {usual.described: usual.described}
     for strategy, option in by_strategy.items():
-        short = f"default for {strategy}: {option.default}"
-        texts.setdefault(
-            option.described, short if option.help == first.help else f"{strategy}: {option.described}"
-        )
-    return first.described + "".join(f"; {text}" for text in texts.values() if text)
+        other = option.help != usual.help
+        text = f"{strategy}: {option.described}" if other else f"default for {strategy}: {option.default}"
+        texts.setdefault(option.described, text)
+    return "; ".join(texts.values())
 
 
 def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:

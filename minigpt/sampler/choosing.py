@@ -18,6 +18,10 @@ from minigpt.sampler.strategy import Strategy
 class Sampling(Strategy, MirostatOptions, XTCOptions, CutoffOptions):
     """The options of every strategy that samples; a temperature of 0 switches sampling off."""
 
+    def __post_init__(self) -> None:
+        self.decide_seed()
+        super().__post_init__()
+
     @property
     def samples(self) -> bool:
         return self.temperature != 0

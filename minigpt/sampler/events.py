@@ -1,20 +1,14 @@
-"""What a strategy may ask of a model, what it is asked for, and what it reports while it decodes.
-
-No torch here: the command line reads every strategy's options to answer `--help` at once.
-"""
+"""What a strategy may ask of a model, what it is asked for, and what it reports while it decodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minigpt.errors import InvalidRequest
+from minigpt.lazy import Tensor, torch
 from minigpt.sampler.token_trace import TokenTrace
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 OVERFLOWS = ("error", "truncate", "stop", "slide")
 

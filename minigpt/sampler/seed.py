@@ -17,7 +17,8 @@ class Seeded:
         group="sampling", kind=int, least=0, metavar="N",
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
+    def decide_seed(self) -> None:
+        """Takes a random seed where one is needed and none is given."""
         if self.seed is None and self.samples:
             object.__setattr__(self, "seed", secrets.randbits(32))
 

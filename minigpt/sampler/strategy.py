@@ -86,9 +86,6 @@ class Strategy(CustomOptions, WatermarkOptions, GrammarOptions, DRYOptions, Pena
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        parent = super()
-        if hasattr(parent, "__post_init__"):  # that of `Seeded`, where a subclass has it
-            parent.__post_init__()
         check_options(self)
         # Processors of its own check their parameters.
         chain(self, Request((0,), max_new_tokens=1, end_tokens=frozenset([0])))

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from minigpt.lazy import numpy, torch
+from minigpt.lazy import Tensor, numpy, torch
 
 if TYPE_CHECKING:
     from numpy import float64, intp, uint64
     from numpy.typing import NDArray
-    from torch import Tensor
 
 # Shapes below:  B rows · V vocabulary · N numbers
 

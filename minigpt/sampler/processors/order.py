@@ -76,9 +76,16 @@ def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int =
         request: the prompt, and what ends its texts.
         index: which of its prompt's texts this is.
         keep: how many tokens the cut-offs leave at least.
+
+    Raises:
+        TypeError: the strategy puts a processor of its own before something that is no step.
     """
     text = TextContext(request, index, keep)
     own = list(strategy.own_processors(text))
+    if misplaced := [place for place, _ in own if place not in ORDER]:
+        raise TypeError(
+            f"{type(strategy).__name__}.own_processors: {misplaced[0]} is no step of the order; name one of ORDER"
+        )
     steps: list[Processor] = []
     for step in ORDER:
         steps += [Checked(processor) for place, processor in own if place is step]

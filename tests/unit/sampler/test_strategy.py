@@ -211,6 +211,17 @@ def test_a_strategy_brings_a_processor_that_has_its_place_in_the_order() -> None
     assert ORDER.index(LogitBias) < ORDER.index(Temperature) < ORDER.index(TopK)
 
 
+def test_a_place_that_is_none_is_refused() -> None:
+    class Lost(Greedy):
+        def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]:
+            yield Cooling, lambda logits, tokens: logits  # type: ignore[misc]
+
+    with pytest.raises(
+        TypeError, match=r"^Lost.own_processors: .*Cooling'> is no step of the order; name one of ORDER$"
+    ):
+        Lost()
+
+
 def test_its_own_processor_acts_and_is_validated() -> None:
     logits = torch.tensor([[2.0, 1.0]])
     (step,) = chain(Annealed(hot=3.0, cooling=2), Request((0,), max_new_tokens=9))
