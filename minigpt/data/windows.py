@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,9 +22,7 @@ class CircularTokens:
 
     def __init__(self, ids: np.ndarray, spans: np.ndarray) -> None:
         self._ids, self._spans = ids, spans
-        self._ends = np.cumsum(
-            spans[:, 1] - spans[:, 0]
-        )  # of each document, counted from the first one's start
+        self._ends = np.cumsum(spans[:, 1] - spans[:, 0])  # of each document, if the first one begins at 0
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -37,7 +33,7 @@ class CircularTokens:
         parts = []
         i = int(np.searchsorted(self._ends, start, side="right"))
         begin, end = self._spans[i]
-        begin = end - (self._ends[i] - start)  # in the middle of the first document
+        begin = end - (self._ends[i] - start)  # perhaps in the middle of a document
         while n:
             parts.append(self._ids[begin : min(end, begin + n)])
             n -= len(parts[-1])
@@ -89,32 +85,3 @@ class Windows:
         self._first = int(random.integers(self.n_tokens))
         self._order = random.permutation(self.per_epoch)
         self._epoch = epoch
-
-
-def hold_out(tokens: TokenFile, share: float, seed: int) -> tuple[TokenFile, TokenFile]:
-    """Splits a text into training and validation by whole documents; of a single one, the end is held out.
-
-    Documents are held out in random order as long as they fit into the share; if none does, the shortest is.
-
-    >>> from pathlib import Path
-    >>> one = TokenFile(Path("."), np.arange(10), np.array([[0, 10]]), np.zeros(1), "")
-    >>> [part.spans.tolist() for part in hold_out(one, 0.2, seed=0)]
-    [[[0, 8]], [[8, 10]]]
-    """
-    spans, n = tokens.spans, tokens.n_tokens
-    wanted = min(max(1, round(share * n)), n - 1)
-    if len(spans) == 1:
-        (begin, end) = spans[0]
-        cut = end - wanted
-        return replace(tokens, spans=np.array([[begin, cut]])), replace(tokens, spans=np.array([[cut, end]]))
-    sizes = spans[:, 1] - spans[:, 0]
-    held = np.zeros(len(spans), dtype=bool)
-    for i in np.random.default_rng(seed).permutation(len(spans)):
-        if sizes[i] <= wanted:  # never hold out more than the share: one long book must not go whole
-            held[i], wanted = True, wanted - sizes[i]
-    if not held.any():
-        held[np.argmin(sizes)] = True
-    train, validation = (
-        replace(tokens, spans=spans[part], digests=tokens.digests[part]) for part in (~held, held)
-    )
-    return train, validation

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 import minigpt
+from minigpt.data.split import hold_out
 from minigpt.data.token_file import TokenFile, default_cache, tokenise, tokenizer_fingerprint
-from minigpt.data.windows import Windows, hold_out
+from minigpt.data.windows import Windows
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distributed import Processes
@@ -53,7 +54,7 @@ def prepare(
     dtype, peak = processes.broadcast(choose_dtype(device, request.saved.get("dtype", settings.dtype)))
     summary = _summary(start.model, settings, windows, validation)
     log(f"{summary}; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s")
-    if settings.val_share is None:
+    if settings.val_fraction is None:
         _report_overlap(train, held_out, log)
     processes.wait()  # no rank writes before all have checked everything
     peak_tokens = processes.world_size * peak / facts["flops_per_token"]
@@ -76,7 +77,7 @@ def _token_files(
 ) -> tuple[TokenFile, TokenFile]:
     """The training documents and the held-out ones; rank 0 tokenises, the others find what it has made."""
     cache = Path(os.path.expanduser(settings.token_cache)) if settings.token_cache else default_cache()
-    share = settings.val_share
+    fraction = settings.val_fraction
 
     def tokenised(paths: list[Path]) -> TokenFile:
         if not processes.is_main:
@@ -87,8 +88,8 @@ def _token_files(
         return tokens
 
     train = tokenised(settings.data_paths)
-    if share is not None:
-        return hold_out(train, share, settings.seed)
+    if fraction is not None:
+        return hold_out(train, fraction, settings.seed)
     return train, tokenised([Path(os.path.expanduser(settings.val))])
 
 

@@ -112,8 +112,8 @@ class TrainingReport:
         self._last_line = self.clock()
 
     def _speed(self, metrics: Mapping[str, Any]) -> str:
-        share = metrics["tokens_per_second"] / self.peak_tokens_per_second
-        return f"{metrics['tokens_per_second']:,.0f} tokens/s, {share:.0%} of peak"
+        mfu = metrics["tokens_per_second"] / self.peak_tokens_per_second
+        return f"{metrics['tokens_per_second']:,.0f} tokens/s, {mfu:.0%} MFU"
 
 
 class SilentReport:

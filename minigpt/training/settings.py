@@ -125,8 +125,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        share = self.val_share
-        if share is not None and not 0 < share < 1:
+        fraction = self.val_fraction
+        if fraction is not None and not 0 < fraction < 1:
             raise ValueError(f"--val {self.val} must be a file, or a fraction above 0 and below 1")
         if self.init is not None:
             taken = [flag_of(name) for name in SHAPE_FLAGS if getattr(self, name) is not None]
@@ -152,9 +152,9 @@ class Settings:
             raise ValueError(f"--decay {self.decay} belongs to --schedule wsd: add it, or leave --decay out")
 
     @property
-    def val_share(self) -> float | None:
+    def val_fraction(self) -> float | None:
         """The fraction to hold out, if it is not a file's name."""
-        return _share(self.val)
+        return _fraction(self.val)
 
     @property
     def data_paths(self) -> list[Path]:
@@ -207,9 +207,9 @@ class Settings:
         """
         for f in fields(self):
             before, after = getattr(self, f.name), given.get(f.name, getattr(self, f.name))
-            # Which share of the text is held out decides what is learned; a file may have moved.
-            share = f.name == "val" and (_share(before), _share(after)) != (None, None)
-            if (f.metadata.get("fixed", True) or share) and before != after:
+            # Which fraction of the text is held out decides what is learned; a file may have moved.
+            fraction = f.name == "val" and (_fraction(before), _fraction(after)) != (None, None)
+            if (f.metadata.get("fixed", True) or fraction) and before != after:
                 raise ValueError(
                     f"{flag_of(f.name)} {after}: this run began with {before}, and keeps it to its end; "
                     "leave the flag out, or begin another run in another --out"
@@ -225,7 +225,7 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(given)
     if "data" in values:
         values["data"] = tuple(map(_absolute, values["data"]))
-    if "val" in values and _share(values["val"]) is None:
+    if "val" in values and _fraction(values["val"]) is None:
         values["val"] = _absolute(values["val"])
     for name in {"tokenizer", "init"} & values.keys():
         if isinstance(values[name], str) and os.path.isdir(_absolute(values[name])):
@@ -240,7 +240,7 @@ def _absolute(name: Any) -> Any:
     return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) else name
 
 
-def _share(val: str) -> float | None:
+def _fraction(val: str) -> float | None:
     """The fraction to hold out, if `val` is not a file's name."""
     try:
         return float(val)

@@ -180,7 +180,7 @@ def test_it_says_what_it_does(finished: tuple[Path, list[str]]) -> None:
             f"validation loss {figures['val_loss']:.4f}, perplexity {figures['val_perplexity']:.2f}" in line
         )
         assert f"{figures['val_bits_per_byte']:.4f} bits per byte" in line
-        assert re.search(r"[\d,]+ tokens/s, \d+% of peak, \d+ minutes left \| \S", line)
+        assert re.search(r"[\d,]+ tokens/s, \d+% MFU, \d+ minutes left \| \S", line)
     lowest = min(figures["val_loss"] for figures in found)
     assert last == f"done at step 7, lowest validation loss {lowest:.4f}; {out} holds the model"
 
@@ -190,7 +190,7 @@ def test_a_bar_is_for_terminals_alone(text: Path, tmp_path: Path, terminal: bool
     result = train(*flags(text, tmp_path / "run"), terminal=terminal)
     assert result.code == 0
     assert ("\r" in result.err) == terminal
-    assert bool(re.search(r"6/6.*loss \d\.\d+, [\d,]+ tokens/s, \d+% of peak", result.err)) == terminal
+    assert bool(re.search(r"6/6.*loss \d\.\d+, [\d,]+ tokens/s, \d+% MFU", result.err)) == terminal
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data.token_file import TokenFile
-from minigpt.data.windows import CircularTokens, Windows, hold_out
+from minigpt.data.windows import CircularTokens, Windows
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8)
 # Documents and a window that they fill: longer than all documents but one, or shorter than any.
@@ -157,47 +157,3 @@ def test_a_text_of_exactly_one_window() -> None:
     _, of = windows([9], 8)
     assert of.per_epoch == 1
     assert sorted(of.rows(range(1)).tolist()[0]) == [*range(9)]
-
-
-# ------------------------------------------------------------------------------ holding out
-
-
-SHARE = st.floats(0.001, 0.999)
-
-
-@given(st.lists(st.integers(1, 12), min_size=2, max_size=30), SHARE, SEED)
-def test_whole_documents_are_held_out(lengths: list[int], share: float, seed: int) -> None:
-    tokens = file(lengths)
-    training, validation = (part.spans.tolist() for part in hold_out(tokens, share, seed))
-    assert training
-    assert validation
-    assert sorted(training + validation) == tokens.spans.tolist()  # each in one of them, and none is cut
-    for part in hold_out(tokens, share, seed):
-        assert part.digests.tolist() == [tokens.spans.tolist().index(span) for span in part.spans.tolist()]
-        assert part.n_tokens == sum(end - begin for begin, end in part.spans.tolist())
-    assert training == sorted(training)
-    assert validation == sorted(validation)
-    # As many as fit into the share, so that no other one would; if none does, the shortest.
-    sizes = [end - begin for begin, end in validation]
-    wanted = min(max(1, round(share * len(tokens.ids))), len(tokens.ids) - 1)
-    if sum(sizes) <= wanted:
-        assert all(sum(sizes) + end - begin > wanted for begin, end in training)
-    else:
-        assert sizes == [min(lengths)]
-
-
-@given(st.integers(2, 200), SHARE)
-def test_of_a_single_document_the_end_is_held_out(n: int, share: float) -> None:
-    (training,), (validation,) = (part.spans.tolist() for part in hold_out(file([n]), share, 0))
-    assert training[0] == 0
-    assert training[1] == validation[0]
-    assert validation[1] == n
-    assert validation[1] - validation[0] == min(max(1, round(share * n)), n - 1)
-
-
-def test_what_is_held_out_is_drawn_by_the_seed() -> None:
-    tokens = file([5] * 40)
-    held = [hold_out(tokens, 0.2, seed)[1].spans.tolist() for seed in (0, 0, 1)]
-    assert held[0] == held[1] != held[2]
-    assert len(held[0]) == 8
-    assert held[0] != tokens.spans[:8].tolist()

@@ -65,7 +65,7 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds(
         one.step(metrics(step))
     one.end()
     assert [line.split(":")[0] for line in lines[:-1]] == [f"step {n} of 100" for n in (3, 6, 9)]
-    assert lines[0] == "step 3 of 100: loss 2.0000; 50 tokens/s, 50% of peak, 97 minutes left"
+    assert lines[0] == "step 3 of 100: loss 2.0000; 50 tokens/s, 50% MFU, 97 minutes left"
 
 
 def test_a_validation_is_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
