@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,11 @@ def _columns(nodes: Sequence[Node]) -> list[float]:
     return lefts
 
 
+def _xml(text: str) -> str:
+    """The text as XML has it, which has no place for some characters."""
+    return escape(re.sub("[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "·", text))
+
+
 def _drawn(node: Node, lefts: Sequence[float], top: float, is_best: bool) -> Iterator[str]:
     """The elements that show a node: the line from the one before it, and its label."""
     kind = ' class="best"' if is_best else ""
@@ -126,4 +132,4 @@ def _drawn(node: Node, lefts: Sequence[float], top: float, is_best: bool) -> Ite
         )
         yield f'<path d="{curve}"{kind}/>'
     title = f"<title>score {node.score:.3f}</title>" if node.parent is not None else ""
-    yield f'<text x="{x:.1f}" y="{y + 4:.1f}"{kind}>{title}{escape(node.label)}</text>'
+    yield f'<text x="{x:.1f}" y="{y + 4:.1f}"{kind}>{title}{_xml(node.label)}</text>'

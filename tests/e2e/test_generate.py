@@ -17,6 +17,7 @@ from command import END, Result, call, reciter, run, save, start, tiny, wait
 
 import minigpt
 from minigpt import GPT2, Tokenizer
+from minigpt.cli import outputs
 from minigpt.generate import session
 from minigpt.sampler import Beam, BeamSample, Greedy, PromptLookup, Sample, generate
 from minigpt.sampler.api import run as decode
@@ -708,3 +709,116 @@ def test_a_seed_that_changes_nothing_is_reported(
     done = tell("Once", *flags, "--max-new-tokens", 2)
     assert f"--seed 3 changes nothing: {strategy} does not sample; --temperature 1 does\n" in done.err
     assert "changes nothing" not in tell("Once", "--temperature", 1, "--seed", 3, "--max-new-tokens", 2).err
+
+
+# ------------------------------------------------------------------------------ what is not asked for
+
+
+def test_a_model_of_short_context_writes_what_fits(tmp_path: Path) -> None:
+    directory = save(tmp_path, tiny(eos_token_id=None))  # a context length of 32
+    made = call("--model", directory, "-p", "abc", "-p", "x" * 31, "-p", "x" * 32, "--json").text.split("\n")
+    assert [len(strict_json(line)["tokens"]) for line in made] == [30, 2, 1]
+    assert [strict_json(line)["finish_reason"] for line in made] == ["length"] * 3
+    truncated = strict_json(call("--model", directory, "x" * 40, "--overflow", "truncate", "--json").text)
+    assert len(truncated["tokens"]) == 32
+    assert call("--model", directory, "x" * 33).code == 4
+
+
+def test_a_pipe_is_read_where_there_is_no_prompt(story: Path) -> None:
+    flags = ("--model", story, "--stop", " saw")
+    assert run(*flags, stdin=b"\xef\xbb\xbfOnce\r\n").text == " a cat"
+    assert run(*flags, "Once a", stdin=b"not read").text == " cat"
+    assert run(*flags, stdin=b"").text == STORY[1:].partition(" saw")[0]  # an empty prompt
+
+
+def test_a_file_from_windows_is_the_same_prompt(records: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfOnce\r\na cat\r\n")
+    (record,) = records("-f", tmp_path / "prompt.txt", "--max-new-tokens", 1)
+    assert record["prompt"] == "Once\na cat"
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (("Once ",), "the prompt ends in a space, which GPT-2's tokens have before a word"),
+        (
+            ("Once", "--stop", r"a\n"),
+            r"--stop 'a\\n' has a backslash and a letter in it; for a newline write $'\n'",
+        ),
+        (("Once", "--bad-words", r"\t"), "--bad-words '\\\\t' has a backslash"),
+    ],
+)
+def test_what_is_probably_not_meant_is_remarked_on(
+    tell: Callable[..., Result], flags: tuple[str, ...], hint: str
+) -> None:
+    assert hint in tell(*flags, "--max-new-tokens", 2).err
+    assert tell(*flags, "--max-new-tokens", 2, "--quiet").err == ""
+    assert "minigpt.generate: prompt" in tell("Once", "--max-new-tokens", 2).err.splitlines()[0]
+
+
+def test_a_prompt_that_fails_does_not_take_the_others_along(tell: Callable[..., Result]) -> None:
+    flags = ("--regex", "[ab]", "--no-repeat-ngram-size", 1, "--json")
+    result = tell("-p", "a\nb", "-p", "The king", "-p", "ab", *flags)
+    assert result.code == 1
+    (record,) = [strict_json(line) for line in result.out.splitlines()]
+    assert (record["prompt_index"], record["text"]) == (1, "a")
+    first, second, _ = result.err.splitlines()
+    assert first.startswith("minigpt.generate: prompt 0 failed: no token is left to choose")
+    assert second.startswith("minigpt.generate: prompt 2 failed: no token is left to choose")
+    assert tell("-p", "ab", "-p", "ba", *flags).code == 2
+
+
+# ------------------------------------------------------------------------------ text is data
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows by heart what would set the title, clear the screen and reverse the line."""
+    return save(tmp_path_factory.mktemp("hostile"), reciter("a" + HOSTILE + "!"))
+
+
+@pytest.mark.parametrize("flags", [("--stream",), ("--no-stream",), ("--echo",)])
+def test_a_terminal_is_not_told_what_to_do(hostile: Path, flags: tuple[str, ...]) -> None:
+    asked = ("--model", hostile, "a", *flags, "--max-new-tokens", 24, "--explain")
+    shown = call(*asked, terminal=True)
+    assert shown.out.removeprefix("a" if "--echo" in flags else "") == "·]0;title··[2J·31m·!\n"
+    assert not set(shown.err) & set(HOSTILE) - set("]0;title[2J31m")
+    assert HOSTILE in call(*asked).out, "a pipe gets every byte"
+
+
+def test_the_most_likely_tokens_stand_beside_each_token(
+    tell: Callable[..., Result], records: Callable[..., Any]
+) -> None:
+    flags = ("Once", "--explain", "--top", 2, "--max-new-tokens", 2)
+    heading, first, second, _ = tell(*flags).err.splitlines()
+    assert heading.endswith("top 2")
+    assert re.search(r'" " 1, ".+" [\d.e-]+$', first)
+    assert re.search(r'"a" 1, ".+" [\d.e-]+$', second)
+    (record,) = records(*flags)
+    assert [len(step) for step in record["top_logprobs"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--top", 2), ("--explain", "--top", 0), ("--explain", "--top", 2, "--logprobs", 1, "--json")]
+)
+def test_top_is_for_explain(tell: Callable[..., Result], flags: tuple[object, ...]) -> None:
+    result = tell("Once", *flags)
+    assert result.code == 2
+    assert "--top" in result.mistake
+
+
+def test_a_file_that_cannot_be_written_at_the_end_leaves_the_text(
+    tell: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: str, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs, "write_file", full)
+    result = tell("Once", "--stop", " saw", "--output", tmp_path / "text", "--quiet")
+    assert (result.code, result.out) == (1, " a cat\n")
+    assert (
+        result.err
+        == f"minigpt.generate: --output {tmp_path / 'text'}: No space left on device; its text went to stdout\n"
+    )

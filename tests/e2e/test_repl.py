@@ -361,3 +361,63 @@ def test_on_a_terminal_the_line_is_edited(story: Path, monkeypatch: pytest.Monke
         result = call("--model", story, "-i", "--max-new-tokens", 4, terminal=True)
     assert marks == ["> ", ". ", "> "]
     assert result.code == 0
+
+
+def test_pasted_paragraphs_are_one_turn(story: Path) -> None:
+    """On a terminal, where lines that come at once cannot have been typed one after the other."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = start(
+        "--model", story, "-i", "--max-new-tokens", 4, "--quiet", stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    screen = b""
+    for typed in (b"one\n\ntwo\n", b"!show\n", b"!quit\n"):
+        while not screen.endswith(b"> "):
+            screen += os.read(ours, 1000)
+        os.write(ours, typed)
+        screen += b"|"
+    process.wait(60)
+    shown = screen.replace(b"\r\n", b"\n")
+    written = STORY[len("one\n\ntwo") :][:4].encode()
+    assert shown.endswith(b"one\n\ntwo" + written + b"\n> |")
+    os.close(ours)
+
+
+# ------------------------------------------------------------------------------ words of command
+
+
+@pytest.mark.parametrize("line", ["help", "quit", "Exit", "undo"])
+def test_a_plain_word_of_command_is_not_taken_for_text(type_: Type, line: str) -> None:
+    result = type_("Once", line, "!show")
+    assert result.text == " a c\nOnce a c"
+    (note,) = notes(result)
+    assert note.startswith("not added to the text: commands begin with !, as in !")
+    assert type_("Once", f" {line}", "!show").text.endswith(f"Once a c {line}" + STORY[len(line) + 9 :][:4])
+
+
+def test_a_new_word_is_joined_by_a_space_and_a_backslash_continues_the_last(type_: Type) -> None:
+    assert type_("Once", "xy", r"\z", ", no", "!show").text.split("\n")[-1].startswith("Once a c xy")
+    assert type_("Once", r"\xy", "!show").text.endswith("Once a cxy saw")
+    assert type_("Once", ", no", "!show").text.split("\n")[-1].startswith("Once a c, no")
+
+
+def test_the_next_tokens_are_a_table(type_: Type) -> None:
+    result = type_("Once", "!next 2", "!next", "!next 0", "!next many", "!next 1 2")
+    lines = notes(result)
+    heads = [i for i, line in enumerate(lines) if line.split() == ["token", "id", "probability", "logprob"]]
+    assert [lines[i + 1].split()[0] for i in heads] == ['"a"', '"a"']
+    assert len(lines) == 1 + 2 + 1 + 10 + 3
+    assert lines[-1] == "!next takes a number of tokens of at least 1, got '1 2'"
+    assert result.text == " a c"
+
+
+def test_retry_says_why_the_text_will_be_the_same(type_: Type) -> None:
+    assert notes(type_("Once", "!retry")) == [
+        "the same text again: greedy decoding is deterministic; `!set temperature 1` samples"
+    ]
+
+
+def test_a_trailing_space_is_remarked_on(type_: Type) -> None:
+    (note,) = notes(type_("Once "))
+    assert note.startswith("the prompt ends in a space")

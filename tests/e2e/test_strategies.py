@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from command import call, reciter, run, save, tiny
@@ -200,7 +201,26 @@ def test_beams_are_drawn_saved_and_drawn_again(models: tuple[Path, Path], tmp_pa
     assert len(drawn) >= 3
     again = call("--replay", file)
     assert (again.code, again.out) == (0, "")
-    assert [line[:8] for line in again.err.splitlines()] == [line[:8] for line in drawn]  # the scores
+    lines = again.err.splitlines()
+    assert [line for line in lines if line.startswith("step ")] == [f"step {i}:" for i in range(1, N + 1)]
+    last = lines[lines.index(f"step {N}:") + 1 :]
+    assert [line[:8] for line in last] == [line[:8] for line in drawn]  # the scores
+
+
+def test_a_trace_of_beams_as_a_picture(models: tuple[Path, Path], tmp_path: Path) -> None:
+    flags = ("-p", PROMPT, "-p", "two", "--num-beams", 3, "--max-new-tokens", N, "--model", models[0])
+    call(*flags, "--lattice", tmp_path / "beams.svg")
+    call(*flags, "--lattice", tmp_path / "beams.json")
+    assert call("--replay", tmp_path / "beams.json", "--lattice", tmp_path / "again.svg") == (0, "", "")
+    picture = (tmp_path / "beams.svg").read_text()
+    assert picture == (tmp_path / "again.svg").read_text()
+    labels = [
+        element.text for element in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert len(labels) > 2 * 3 * N  # a label for each token of each beam, and the two prompts
+    mistake = call("--replay", tmp_path / "beams.json", "--lattice", tmp_path / "none" / "x.svg")
+    assert mistake.code == 2
+    assert "there is no such folder to write into" in mistake.mistake
 
 
 def test_a_lattice_holds_the_text_that_won(models: tuple[Path, Path], tmp_path: Path) -> None:
