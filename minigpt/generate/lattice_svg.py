@@ -67,7 +67,8 @@ def svg(lattice: Lattice, token_string: TokenString) -> str:
         right = max(right, lefts[-1])
     size = f'width="{right + MARGIN:.0f}" height="{top:.0f}"'
     body = "\n".join(parts)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n{body}\n</svg>\n'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>'
+    return f'{head}\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
 
 
 def _nodes(steps: Sequence[Sequence[BeamExtension]], prompt: str, token_string: TokenString) -> list[Node]:
