@@ -55,13 +55,13 @@ def detect(argv: Sequence[str]) -> int:
     files = args.files or [STDIN]
     texts = [without_prompt(read_text(path), args.prompt, path) for path in files]
     tokenizer, detector = load(args)
-    found = [judge(path, text, tokenizer, detector) for path, text in zip(files, texts, strict=True)]
+    detections = [detect_in(path, text, tokenizer, detector) for path, text in zip(files, texts, strict=True)]
     if args.json:
-        records = zip(files, map(figures, found), strict=True)
-        lines = ({"model": args.model or BUNDLED, "path": path, **figures} for path, figures in records)
+        records = zip(files, map(metrics, detections), strict=True)
+        lines = ({"model": args.model or BUNDLED, "path": path, **values} for path, values in records)
         write_out("".join(map(json_line, lines)))
     else:
-        write_out(table(rows(files, found)))
+        write_out(table(rows(files, detections)))
     return DONE
 
 
@@ -118,49 +118,49 @@ def load(args: argparse.Namespace) -> tuple[Tokenizer, WatermarkDetector]:
     try:
         folder = tokenizer_files(args.model, revision=args.revision, offline=args.offline)
         tokenizer = Tokenizer.load(folder)
-        # The model's vocabulary may be larger than the tokenizer's, and the mark was drawn from all of it.
+        # The model's vocabulary may be larger than the tokenizer's, and the green list is a share of all of it.
         vocab_size = GPT2Config.load(folder).vocab_size
     except (OSError, ValueError) as error:
         raise Failure(NO_MODEL, error) from error
     return tokenizer, WatermarkDetector(vocab_size, args.watermark_ratio, args.watermark_key)
 
 
-def judge(path: str, text: str, tokenizer: Tokenizer, detector: WatermarkDetector) -> Detection:
+def detect_in(path: str, text: str, tokenizer: Tokenizer, detector: WatermarkDetector) -> Detection:
     try:
         return detector(tokenizer.encode(text))
     except ValueError as error:  # a byte that the vocabulary lacks
         raise Failure(BAD_FLAGS, f"{path}: {error}") from error
 
 
-def watermarked(found: Detection) -> bool | None:
+def watermarked(detection: Detection) -> bool | None:
     """The verdict; None if the text is too short for one.
 
-    Long enough is a text in which a good mark would be found: one that makes the share of green tokens
+    Long enough is a text in which a strong watermark would be detected: one that makes the share of green tokens
     half-way from the ratio to 1. With the default ratio that takes 22 tokens.
     """
-    if found.z > ENOUGH:
+    if detection.z > ENOUGH:
         return True
-    fewest = 4 * ENOUGH**2 * found.ratio / (1 - found.ratio)
-    return None if found.n_scored < fewest else False
+    fewest = 4 * ENOUGH**2 * detection.ratio / (1 - detection.ratio)
+    return None if detection.n_scored < fewest else False
 
 
 VERDICTS = {True: "watermarked", False: "no watermark", None: "too short to judge"}
 
 
-def figures(found: Detection) -> dict[str, Any]:
+def metrics(detection: Detection) -> dict[str, Any]:
     return {
-        "watermarked": watermarked(found),
-        "z": found.z,
-        "p_value": found.p_value,
-        "green_fraction": found.green_fraction,
-        "tokens": found.n_scored,
+        "watermarked": watermarked(detection),
+        "z": detection.z,
+        "p_value": detection.p_value,
+        "green_fraction": detection.green_fraction,
+        "tokens": detection.n_scored,
     }
 
 
-def rows(paths: Sequence[str], found: Sequence[Detection]) -> Iterator[list[str]]:
+def rows(paths: Sequence[str], detections: Sequence[Detection]) -> Iterator[list[str]]:
     """The table: a heading, and a row a file."""
     yield ["", "z", "p-value", "green", "tokens", "verdict"]
-    for path, one in zip(paths, found, strict=True):
+    for path, one in zip(paths, detections, strict=True):
         shown = (("-" if math.isnan(value) else form.format(value)) for form, value in (
             ("{:.2f}", one.z), ("{:.2g}", one.p_value), ("{:.1%}", one.green_fraction)
         ))  # fmt: skip

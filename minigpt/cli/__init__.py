@@ -43,7 +43,7 @@ def run(
             return body(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read it has had enough
+    except BrokenPipeError:  # the reader of stdout has closed it
         return DONE
     except (Failure, InvalidRequest, OSError, MemoryError, RuntimeError) as error:
         failure = _failure(error, saves_memory)

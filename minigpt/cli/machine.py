@@ -1,4 +1,4 @@
-"""What figures depend on: the processor, the memory used, and the versions in use."""
+"""What measurements depend on: the processor, the memory used, and the versions in use."""
 
 from __future__ import annotations
 

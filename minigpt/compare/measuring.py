@@ -42,21 +42,21 @@ class Measure:
     prompts: Sequence[Prompt]
     judge: Judge | None = None
 
-    def figures(self, texts: Sequence[list[int]]) -> Figures:
+    def metrics(self, texts: Sequence[list[int]]) -> Figures:
         """Quality, diversity and repetition. End tokens count as predicted, and as nothing else."""
         bodies = [self.body(text) for text in texts]
-        found = {"perplexity": perplexity(self.model, self._pairs(texts))}
+        metrics = {"perplexity": perplexity(self.model, self._pairs(texts))}
         if self.judge:
-            found["judge_perplexity"] = perplexity(
+            metrics["judge_perplexity"] = perplexity(
                 self.judge.model, self._judged(self.judge.tokenizer, bodies)
             )
-        found |= {f"distinct_{n}": measures.distinct(bodies, n) for n in (1, 2, 3)}
-        found["self_bleu"] = measures.self_bleu(bodies)
-        found["zipf"] = measures.zipf(bodies)
-        found["rep_4"] = measures.repetition(bodies)
-        found["loops"] = measures.loops(bodies)
-        found["mean_tokens"] = sum(map(len, bodies)) / len(bodies)
-        return found
+        metrics |= {f"distinct_{n}": measures.distinct(bodies, n) for n in (1, 2, 3)}
+        metrics["self_bleu"] = measures.self_bleu(bodies)
+        metrics["zipf"] = measures.zipf(bodies)
+        metrics["rep_4"] = measures.repetition(bodies)
+        metrics["loops"] = measures.loops(bodies)
+        metrics["mean_tokens"] = sum(map(len, bodies)) / len(bodies)
+        return metrics
 
     def likeness(self, texts: Sequence[list[int]]) -> Figures:
         """MAUVE, if there are human texts, several, and the package that compares with them."""
@@ -95,13 +95,13 @@ class Measure:
     def _features(self, bodies: Sequence[list[int]]) -> Tensor:
         """What leaves the model's last block at the end of each prompt and its text: (texts, D)."""
         size = self.model.config.n_positions
-        found = []
+        states = []
         with torch.no_grad():
             for prompt, body in self._pairs(bodies):
                 tokens = torch.tensor([[*prompt, *body][-size:]], device=self.model.device)
                 cache = self.model.new_cache(tokens.size(1))
-                found.append(self.model.hidden_states(tokens, cache)[0, -1].float())
-        return torch.stack(found)
+                states.append(self.model.hidden_states(tokens, cache)[0, -1].float())
+        return torch.stack(states)
 
 
 def perplexity(model: GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
@@ -116,5 +116,5 @@ def perplexity(model: GPT2, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
         if text
         for window in scoring_windows([*prompt, *text], size, context=len(prompt))
     )
-    logprobs = [found.double() for _, found in evaluation.predict(model, cut)]
+    logprobs = [scored.double() for _, scored in evaluation.predict(model, cut)]
     return perplexity_of(-float(torch.cat(logprobs).mean())) if logprobs else math.nan

@@ -86,11 +86,11 @@ def method(name: str, flags: str, seed: int) -> Method:
     """The method of these flags; it samples with `seed`, unless they have another."""
     try:
         args = _parser().parse(shlex.split(flags))
-        found = Method(name, flags, options.chosen_strategy(args), args, seed)
-        found.strategy(loaded=None)
+        result = Method(name, flags, options.chosen_strategy(args), args, seed)
+        result.strategy(loaded=None)
     except (Failure, ValueError) as error:  # a ValueError: quotes that do not end
         raise Failure(BAD_FLAGS, f"--method {name!r}: {error}") from error
-    return found
+    return result
 
 
 def _parser() -> Parser:

@@ -43,7 +43,7 @@ class Comparison:
         sizes = (self.settings.max_new_tokens, self.settings.batch_size)
         try:
             output = write(self.measure.model, self.measure.prompts, strategy, *sizes, report)
-            metrics = self.measure.figures(output.texts) | self.measure.likeness(output.texts) | output.cost
+            metrics = self.measure.metrics(output.texts) | self.measure.likeness(output.texts) | output.cost
         except InvalidRequest as error:  # the options rule out every token, or the judge lacks a character
             self.failures[method.name] = error
             return
@@ -53,7 +53,7 @@ class Comparison:
 
     def _add_human(self) -> None:
         if humans := self.measure.humans:
-            self.rows.append(Row(HUMAN, None, None, self.measure.figures(humans), self._texts(humans)))
+            self.rows.append(Row(HUMAN, None, None, self.measure.metrics(humans), self._texts(humans)))
 
     def _texts(self, texts: list[list[int]]) -> list[str]:
         return [self.tokenizer.decode(self.measure.body(text)) for text in texts]

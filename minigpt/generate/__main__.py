@@ -32,15 +32,15 @@ def generate(argv: Sequence[str]) -> int:
         return DONE
     settings = GenerateSettings.of(args)  # what is wrong is said before anything slow begins
     texts = prompt_texts(settings)
-    if not settings.quiet:
-        for hint in hints(settings, texts):
-            cli.note("generate", hint)
     model, tokenizer = settings.model.load()
     strategy = settings.strategy.build(settings.model, tokenizer)
     if settings.interactive:
         Repl(args, settings, model, tokenizer, strategy).run("".join(texts))
         return DONE
     session = write_texts(settings, model, tokenizer, strategy, texts)
+    if not settings.quiet:  # at the end, for a mistake is answered with one line
+        for hint in hints(settings, texts):
+            cli.note("generate", hint)
     if session.interrupted:
         return INTERRUPTED
     return FAILED if session.failures else DONE

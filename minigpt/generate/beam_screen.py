@@ -91,7 +91,7 @@ def frame(beams: BeamStep, text_of: TextOf, columns: int, dim: Callable[[str], s
     >>> frame(beams, lambda tokens: "".join(map(chr, tokens)), 80, dim=str.lower)
     ['  -0.500  hi', '  -1.250  ho']
     """
-    settled = len(beams.settled()) if beams.live else 0  # at the end there is nothing left to tell apart
+    settled = len(beams.settled()) if beams.live else 0  # at the end all are final
     shown = [*beams.live, *beams.finished[: len(beams.live) or None]]
     return [_line(beam, settled, text_of, columns, dim) for beam in shown]
 

@@ -1,4 +1,4 @@
-"""When things happened in one run of `generate`, and the figures that follow from it."""
+"""Timing of one run of `generate`: tokens per second, time to first token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Clock:
     def stop(self) -> None:
         self._end = self._now()
 
-    def figures(self, requests: Sequence[Request], lengths: list[int]) -> dict[str, float | int | None]:
+    def timing(self, requests: Sequence[Request], lengths: list[int]) -> dict[str, float | int | None]:
         """Prompt tokens per second until all prompts are read, new ones from there to the end.
 
         Each text's first token comes out of reading its prompt, so the rate is that of the others.
@@ -52,22 +52,18 @@ class Clock:
         }
 
     def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:
-        figures = self.figures(requests, lengths)
+        timing = self.timing(requests, lengths)
 
         def rate(name: str) -> str:
-            value = figures[name]
-            return (
-                f" at {value:,.0f} tok/s"
-                if value and value >= 10
-                else f" at {value:.1f} tok/s"
-                if value
-                else ""
-            )
+            value = timing[name]
+            if not value:
+                return ""
+            return f" at {value:,.0f} tok/s" if value >= 10 else f" at {value:.1f} tok/s"
 
         parts = [
-            f"prompt {figures['prompt_tokens']} tokens{rate('prompt_tokens_per_s')}",
+            f"prompt {timing['prompt_tokens']} tokens{rate('prompt_tokens_per_s')}",
             f"generated {sum(lengths)}{rate('generated_tokens_per_s')}",
-            f"first token after {figures['first_token_s'] or figures['total_s']:.2f} s",
-            f"peak memory {(figures['peak_memory_bytes'] or 0) / 1e6:.0f} MB",
+            f"first token after {timing['first_token_s'] or timing['total_s']:.2f} s",
+            f"peak memory {(timing['peak_memory_bytes'] or 0) / 1e6:.0f} MB",
         ]
         return ", ".join(parts + ([f"seed {seed}"] if seed is not None else []))

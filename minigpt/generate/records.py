@@ -33,7 +33,7 @@ def record(
         "index": result.index,
         "model": settings.model.name,
         "strategy": name_of(type(session.strategy)),
-        "timing": session.clock.figures(session.requests, session.lengths()),
+        "timing": session.clock.timing(session.requests, session.lengths()),
     }
     if settings.logprobs is not None or settings.top is not None:
         steps = completion.top_logprobs or [[] for _ in completion.tokens]

@@ -16,7 +16,7 @@ from minigpt.tokenizer.streaming import TextStream
 
 
 class EventObserver(Protocol):
-    """What is told every event of a run, and when it is over."""
+    """An observer of decoding events; `close` is called when the run is over."""
 
     def take(self, event: Event) -> None: ...
     def close(self) -> None: ...

@@ -104,7 +104,7 @@ def note_dropped_tokens(session: Session) -> None:
 
 
 def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> None:
-    """Prints or saves the texts, then explains them if asked, then says what it took."""
+    """Prints or saves the texts, then their explanations, then timing and memory."""
     if settings.json or not settings.stream:
         written = _as_json(settings, tokenizer, session, texts) if settings.json else _as_text(
             settings, tokenizer, session, texts
@@ -148,7 +148,7 @@ def _explain(session: Session, tokenizer: Tokenizer) -> None:
 
 
 def _slides(model: object) -> list[str]:
-    """What the sliding of the window has cost, if it slid."""
+    """The cost of the sliding window, if it slid."""
     if not isinstance(model, Sliding) or not model.cost.slides:
         return []
     slides, again = model.cost.slides, model.cost.tokens_again

@@ -297,7 +297,7 @@ def broken_vocabulary(directory: Path) -> None:
         (lambda directory: edit(directory, n_layer="two"), ["n_layer", "whole number", "'two'"]),
         (lambda directory: edit(directory, add_cross_attention=True), ["add_cross_attention=True", "not supported"]),
         (without("vocab.json", "merges.txt", "tokenizer.json"), ["has neither", "vocab.json and merges.txt"]),
-        (broken_vocabulary, ["vocab.json", "list"]),
+        (broken_vocabulary, ["vocab.json must hold an object"]),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_read(story: Path, damage: Callable[[Path], None], words: list[str]) -> None:
