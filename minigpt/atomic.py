@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"  # what a process that was killed leaves behind begins with this
@@ -29,8 +29,22 @@ def all_or_none(directory: str | os.PathLike[str]) -> Iterator[Path]:
     # Inside the target, because moving is only a rename within one file system.
     with _aside(directory) as aside:
         yield aside
-        for file in sorted(aside.iterdir()):
-            os.replace(file, directory / file.name)
+        _move_all(sorted(aside.iterdir()), directory)
+
+
+def _move_all(files: Sequence[Path], directory: Path) -> None:
+    """Moves files into a folder, over older ones; if one cannot be moved, those before it are taken back."""
+    with _aside(directory) as before, ExitStack() as undo:
+        for file in files:
+            target, old = directory / file.name, before / file.name
+            if target.exists():
+                with suppress(OSError):  # of a disk that has no links, where the newer file stays
+                    os.link(target, old)  # a second name for the older file, so that it is never missing
+                    undo.callback(os.replace, old, target)
+            else:
+                undo.callback(target.unlink, missing_ok=True)
+            os.replace(file, target)
+        undo.pop_all()
 
 
 @contextmanager

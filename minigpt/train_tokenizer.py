@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt import cli
+from minigpt.atomic import whole_folder
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
 from minigpt.cli.parser import Parser
 from minigpt.data.documents import documents, fingerprint
@@ -56,7 +57,7 @@ def train_tokenizer(argv: Sequence[str]) -> int:
         tokenizer, bytes_per_token = learn(args)
     except (OSError, ValueError) as error:  # the text cannot be read
         raise Failure(BAD_FLAGS, error) from error
-    tokenizer.save_pretrained(args.out)
+    save(tokenizer, args.out)
     if not args.quiet:
         note_result(args, tokenizer.vocab_size, bytes_per_token)
     return DONE
@@ -99,6 +100,15 @@ def check_numbers(args: argparse.Namespace) -> None:
         )
     if args.min_frequency < 1:
         raise Failure(BAD_FLAGS, f"--min-frequency must be at least 1, got {args.min_frequency}")
+
+
+def save(tokenizer: Tokenizer, out: Path) -> None:
+    """Writes the tokenizer's files; a new folder gets its name when it is whole, even if the process is killed."""
+    if out.exists():
+        tokenizer.save_pretrained(out)
+        return
+    with whole_folder(out) as aside:
+        tokenizer.save_pretrained(aside)
 
 
 def check_out(out: Path, text: Sequence[Path]) -> None:
