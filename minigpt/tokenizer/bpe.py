@@ -15,6 +15,11 @@ def _byte_alphabet() -> dict[str, int]:
 BYTES = _byte_alphabet()  # "A" -> 65, "Ġ" -> 32, the space, and so on for all 256
 
 
+MOST_IDS = (
+    10_000_000  # forty times as many as any vocabulary has; what is listed by id is as long as the largest
+)
+
+
 def spell(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:
     """The bytes of every token that is a single byte or a merged pair; a vocabulary need not have all bytes.
 
@@ -46,6 +51,8 @@ def check_ids(vocab: Mapping[str, int], added: Mapping[str, int]) -> None:
     for token, number in [*vocab.items(), *added.items()]:
         if type(number) is not int or number < 0:
             raise ValueError(f"the id of {token!r} is {number!r}, not a whole number of at least 0")
+        if number >= MOST_IDS:
+            raise ValueError(f"the id of {token!r} is {number:,}; ids are below {MOST_IDS:,}")
         if owner.setdefault(number, token) != token:
             raise ValueError(f"{owner[number]!r} and {token!r} have the same id, {number}")
         if vocab.get(token, number) != number:

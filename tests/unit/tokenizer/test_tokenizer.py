@@ -386,6 +386,11 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         ("added_tokens.json", b'{"<x>": 3}', r"vocab\.json: '\$' and '<x>' have the same id, 3"),
         ("added_tokens.json", b'{"<x>": -3}', r"the id of '<x>' is -3, not a whole number of at least 0"),
         ("added_tokens.json", b'{"<x>": "3"}', r"added_tokens\.json: '<x>' must be a whole number, got '3'"),
+        (
+            "added_tokens.json",
+            b'{"<x>": 1000000000000}',
+            r"the id of '<x>' is 1,000,000,000,000; ids are below 10,",
+        ),
         ("added_tokens.json", b'{"b": 900}', r"added token 'b' has id 900, but \d+ in the vocabulary"),
     ],
 )
