@@ -38,6 +38,12 @@ test: $(VENV)/ready ## every test that needs nothing from outside
 	@echo "not run, for they need the Hugging Face hub (make test-hub) or minutes (make parity-full):"
 	@$(TESTS) -n 0 --collect-only -m "hub or slow" | grep '::' | sed 's/^/  not run: /'
 
+fuzz: $(VENV)/ready ## 10,000 inputs that nobody thought of, drawn with FUZZ_SEED (up to an hour)
+	FUZZ_EXAMPLES=1300 $(TESTS) tests/fuzz
+
+faults: $(VENV)/ready ## full and failing disks and kill -9, at every call that changes a folder (up to an hour)
+	FAULTS=all $(TESTS) tests/faults
+
 parity: $(VENV)/ready ## against transformers, and the commands as a user runs them
 	$(TESTS) -m "not hub and not slow" tests/parity tests/e2e
 
@@ -75,4 +81,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test parity parity-full test-hub bench bench-docs bench-train bench-drafts methods readme train size-study clean
+.PHONY: help setup demo check lint types unit test fuzz faults parity parity-full test-hub bench bench-docs bench-train bench-drafts methods readme train size-study clean

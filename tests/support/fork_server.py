@@ -9,6 +9,7 @@ The server starts no thread, so its children are as good as fresh processes; eac
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -39,6 +40,16 @@ class Outcome(NamedTuple):
     timed_out: bool
 
 
+class Fault(NamedTuple):
+    """What goes wrong in a command's folder: at the n-th call that changes it, or at the n-th byte of any file.
+
+    `kind` is the name of an error ("ENOSPC"), or "SIGKILL"; with "EFBIG", `at` counts bytes, else calls, from 1.
+    """
+
+    kind: str
+    at: int
+
+
 class ForkServer:
     """The client's side."""
 
@@ -49,11 +60,13 @@ class ForkServer:
         assert self._answer() == "ready"
         return self
 
-    def run(self, argv: Sequence[str], folder: Path, stdin: bytes = b"") -> Outcome:
+    def run(
+        self, argv: Sequence[str], folder: Path, stdin: bytes = b"", fault: Fault | None = None
+    ) -> Outcome:
         """Runs `minigpt ARGV...` in a folder; stdout and stderr are taken from files beside it."""
         streams = {name: folder.parent / f"{folder.name}.{name}" for name in ("stdin", "stdout", "stderr")}
         streams["stdin"].write_bytes(stdin)
-        order = {"argv": list(argv), "folder": str(folder)} | {
+        order = {"argv": list(argv), "folder": str(folder), "fault": fault} | {
             name: str(file) for name, file in streams.items()
         }
         assert self.process.stdin is not None
@@ -104,6 +117,54 @@ def _wait(child: int) -> tuple[int, bool]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), timed_out
 
 
+# Calls that change a folder, as Python's audit events name them. What a library in C or Rust does by itself is not
+# among them; a limit on the size of files reaches that, too.
+CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "os.truncate",
+    "os.link",
+    "os.symlink",
+}
+
+
+def _arrange(fault: Fault, folder: str) -> None:
+    """Makes the fault happen, once, in this process."""
+    if fault.kind == "EFBIG":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails, and the process lives on
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.at, fault.at))
+        return
+    calls = 0
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal calls
+        if not _changes(event, args, folder):
+            return
+        calls += 1
+        if calls != fault.at:
+            return
+        if fault.kind == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = getattr(errno, fault.kind)
+        raise OSError(number, os.strerror(number), str(args[0]))
+
+    sys.addaudithook(watch)
+
+
+def _changes(event: str, args: tuple[Any, ...], folder: str) -> bool:
+    if event == "open":
+        writes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    else:
+        writes = event in CHANGES
+    if not writes or isinstance(args[0], int):
+        return False
+    name = os.fsdecode(args[0])
+    return not os.path.isabs(name) or name.startswith(folder)
+
+
 def _become(order: dict[str, Any]) -> None:
     """What the child does: the command, as `python -m minigpt` would run it, and nothing after it."""
     modes = {"stdin": os.O_RDONLY, "stdout": os.O_WRONLY | os.O_CREAT | os.O_TRUNC}
@@ -114,6 +175,8 @@ def _become(order: dict[str, Any]) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEGABYTES * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200 * 2**20,) * 2)
+    if order["fault"]:
+        _arrange(Fault(*order["fault"]), order["folder"])
     # An argument that is not UTF-8 comes as surrogates, which JSON carries as they are.
     sys.argv = ["minigpt", *order["argv"]]
     code = 1
