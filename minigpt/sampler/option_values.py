@@ -89,10 +89,13 @@ MODEL = Kind("a loaded model (minigpt.load loads one)", _is_model, str, "NAME_OR
 
 
 def spellings(words: list[str], loaded: Loaded) -> tuple[tuple[int, ...], ...]:
-    """Each word's tokens with a space before it and without."""
+    """Each word's tokens with a space before it and without; of a mark or a newline, every token with it."""
     # GPT-2 writes a word with its space before it, except where a text or a line begins.
     spelled = (spelling(start + word, loaded.tokenizer) for word in words for start in ("", " "))
-    return tuple(tokens for tokens in spelled if tokens)
+    # Among its tokens are two newlines in one, and a quote after a period. Of a word, "location" holds "cat".
+    marks = [word for word in words if not any(map(str.isalnum, word))]
+    inside = tokens_with(marks, loaded.tokenizer) if marks else set()
+    return tuple(dict.fromkeys([*filter(None, spelled), *((token,) for token in sorted(inside))]))
 
 
 def spelling(text: str, tokenizer: Any) -> tuple[int, ...]:
@@ -108,8 +111,11 @@ def containing(texts: list[str], loaded: Loaded) -> tuple[int, ...]:
 
     Of a text that takes several tokens, the last.
     """
-    tokenizer = loaded.tokenizer
+    last = {token for text in texts for token in spelling(text, loaded.tokenizer)[-1:]}
+    return tuple(sorted(tokens_with(texts, loaded.tokenizer) | last))
+
+
+def tokens_with(texts: list[str], tokenizer: Any) -> set[int]:
+    """The tokens that contain one of the texts."""
     shown = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    inside = {token for token, string in enumerate(shown) if any(text in string for text in texts)}
-    last = {token for text in texts for token in spelling(text, tokenizer)[-1:]}
-    return tuple(sorted(inside | last))
+    return {token for token, string in enumerate(shown) if any(text in string for text in texts)}

@@ -104,3 +104,10 @@ def test_the_help_of_a_shared_flag_says_how_strategies_differ() -> None:
     shown = " ".join(parser.format_help().split())
     assert "40 is usual (at least 1, or 0 for off); contrastive: number of candidates" in shown
     assert "10 is usual (at least 1; default: 5); default for diverse-beam: 4" in shown
+
+
+def test_a_banned_mark_is_banned_in_every_token_that_holds_it() -> None:
+    assert strategy(Greedy, "--bad-words=\n") == Greedy(bad_words=((10,), (32, 10), (257,)))
+    the, space_the = TOKENIZER.encode("the"), TOKENIZER.encode(" the")
+    assert strategy(Greedy, "--bad-words=th") == Greedy(bad_words=((258,), (32, 258)))  # not in "the"
+    assert strategy(Greedy, "--bad-words=the") == Greedy(bad_words=(tuple(the), tuple(space_the)))
