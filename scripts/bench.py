@@ -1,137 +1,229 @@
-"""Measures speed against transformers, both in the same run and taking turns.
+"""Measures speed against other programs, all in the same run and taking turns.
 
-    python scripts/bench.py                       print the table
-    python scripts/bench.py --update docs/benchmarks.md    and put it between the file's bench marks
+    python scripts/bench.py                                      print the tables
+    python scripts/bench.py --update docs/benchmarks.md          and put them between the page's bench marks
+    python scripts/bench.py --workloads a bundled --rounds 3     a part of them
 
-Both sides have the same random weights at the shape of gpt2 (124M), float32, and must write the same tokens.
-Machines are noisy, so each round runs both, one after the other, and what counts is the median of the
-rounds' ratios.
+All sides have the same weights: random ones at the shape of gpt2 (124M), and the bundled model's. Machines are
+noisy, so each round runs every side once, and what counts is the median of the rounds' ratios to transformers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import bench_sides
 import torch
 import transformers
+from bench_sides import Prompts, Side
 from pages import put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minigpt import GPT2
+from minigpt import GPT2, hub
 from minigpt.cli.machine import cpu_name
-from minigpt.sampler import Beam, Greedy, Strategy, generate
 
-Side = Callable[[list[list[int]], int], list[list[int]]]
-
-
-def ours(model: GPT2, strategy: Strategy) -> Side:
-    def side(prompts: list[list[int]], n_new: int) -> list[list[int]]:
-        completions = generate(model, prompts, strategy, max_new_tokens=n_new, end_tokens=[])
-        return [best.tokens for best, *_ in completions]
-
-    return side
+REFERENCE = "transformers float32"
+OURS = ("minigpt float32", "minigpt float16", "minigpt int8")
 
 
-def theirs(model: GPT2LMHeadModel, **how: object) -> Side:
-    def side(prompts: list[list[int]], n_new: int) -> list[list[int]]:
-        tokens = torch.tensor(prompts)
-        out = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, do_sample=False,
-            eos_token_id=None, pad_token_id=0, **how,
-        )  # fmt: skip
-        return out[:, tokens.size(1) :].tolist()
+@dataclass(frozen=True)
+class Workload:
+    """What is written, by which model; the speed is `counted` tokens in the time of a run."""
 
-    return side
+    title: str
+    prompts: tuple[int, int]  # rows, length
+    n_new: int
+    counted: int
+    beams: int = 1
+    bundled: bool = False
 
 
-def take_turns(
-    rounds: int, a: Side, b: Side, prompts: list[list[int]], n_new: int
-) -> list[tuple[float, float]]:
-    """Seconds of both sides, round by round; who goes first alternates too."""
-    if a(prompts, n_new) != b(prompts, n_new):  # also the warm-up
-        print("note: the two sides do not write the same tokens")
-    times = []
+WORKLOADS = {
+    "a": Workload("one prompt, 32 + 128", (1, 32), 128, 128),
+    "b": Workload("one prompt, 512 + 128", (1, 512), 128, 128),
+    "c": Workload("8 prompts, 32 + 64", (8, 32), 64, 512),
+    "d": Workload("5 beams, 32 + 60", (1, 32), 60, 60, beams=5),
+    "e": Workload("first token after 1,024", (1, 1023), 1, 1023),
+    "bundled": Workload("bundled model, 8 + 200", (1, 8), 200, 200, bundled=True),
+}
+
+Times = dict[str, list[float]]  # seconds of each side, round by round
+
+
+def take_turns(sides: dict[str, Side], work: Workload, prompts: Prompts, rounds: int) -> Times:
+    """Who goes first moves on from round to round."""
+    run = {name: (lambda side=side: side(prompts, work.n_new, work.beams)) for name, side in sides.items()}
+    written = {name: call() for name, call in run.items()}  # also the warm-up
+    for name, texts in written.items():
+        if [len(text) for text in texts] != [work.n_new] * len(prompts):
+            raise ValueError(
+                f"{name} wrote texts of {[len(text) for text in texts]} tokens, not {work.n_new}"
+            )
+    if written.get("minigpt float32") != written.get(REFERENCE):
+        print(f"note: {work.title}: minigpt and transformers do not write the same tokens")
+    times: Times = {name: [] for name in sides}
     for number in tqdm(range(rounds), leave=False):
-        taken = {}
-        for side in (a, b) if number % 2 else (b, a):
+        for name in _rotated(list(run), number):
             start = time.perf_counter()
-            side(prompts, n_new)
-            taken[side] = time.perf_counter() - start
-        times.append((taken[a], taken[b]))
+            run[name]()
+            times[name].append(time.perf_counter() - start)
     return times
 
 
-def row(name: str, times: list[tuple[float, float]], n_tokens: int) -> str:
-    mine, reference = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted(b / a for a, b in times)
-    return (
-        f"| {name} | {n_tokens / mine:.1f} | {n_tokens / reference:.1f} | "
-        f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
-    )
+def _rotated(names: list[str], by: int) -> list[str]:
+    by %= len(names)
+    return names[by:] + names[:by]
 
 
-def table(rounds: int) -> str:
-    torch.manual_seed(0)
-    reference = GPT2LMHeadModel(GPT2Config()).eval()
-    with tempfile.TemporaryDirectory() as directory:
-        reference.save_pretrained(directory)
-        model = GPT2.from_pretrained(directory)
-    chance = torch.Generator().manual_seed(0)
+def ratios(times: Times, faster: str, slower: str) -> list[float]:
+    return sorted(b / a for a, b in zip(times[faster], times[slower], strict=True))
 
-    def prompts(rows: int, length: int) -> list[list[int]]:
-        return torch.randint(50257, (rows, length), generator=chance).tolist()
 
-    cases = [
-        ("greedy, 32 + 128 tokens", Greedy(), {}, prompts(1, 32), 128, 128, rounds),
-        ("prompt of 1,024 tokens, 1 new", Greedy(), {}, prompts(1, 1024), 1, 1024, rounds),
-        ("greedy, batch of 8, 32 + 64", Greedy(), {}, prompts(8, 32), 64, 512, max(3, rounds // 2)),
-        ("5 beams, 32 + 60", Beam(width=5), {"num_beams": 5}, prompts(1, 32), 60, 60, max(3, rounds // 2)),
-    ]
-    lines = [
-        "| | minigpt, tokens/s | transformers, tokens/s | ratio, median of rounds (range) |",
-        "|---|---|---|---|",
-    ]
-    for name, strategy, how, texts, n_new, counted, n_rounds in cases:
-        times = take_turns(n_rounds, ours(model, strategy), theirs(reference, **how), texts, n_new)
-        lines.append(row(name, times, counted))
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
+def speed_table(measured: dict[str, Times]) -> Iterator[str]:
+    """Tokens per second of every side, and in brackets the ratio to transformers and its range."""
+    names = [name for name in bench_sides.SIDES if any(name in times for times in measured.values())]
+    yield "| tokens/s (ratio to transformers, range) | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
+    for key, times in measured.items():
+        work, cells = WORKLOADS[key], []
+        for name in names:
+            if name not in times:
+                cells.append("")
+                continue
+            cell = f"{work.counted / statistics.median(times[name]):.1f}"
+            if name != REFERENCE and REFERENCE in times:
+                found = ratios(times, name, REFERENCE)
+                cell += f" (**{statistics.median(found):.2f}**, {found[0]:.2f} to {found[-1]:.2f})"
+            cells.append(cell)
+        yield f"| {key}: {work.title} | " + " | ".join(cells) + " |"
+
+
+PEAK = """
+import pathlib, sys
+import torch
+
+def peak():
+    return int(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+before = peak()
+from minigpt import GPT2
+from minigpt.sampler import generate
+generate(GPT2.from_pretrained(sys.argv[1]), [[1] * 32], max_new_tokens=64, end_tokens=[])
+print(peak() - before)
+"""
+
+
+def memory_table(directory: Path) -> Iterator[str]:
+    """Peak memory above that of a process that imported torch, for each kind of weights in its own file."""
+    yield "| weights | in the file, MB | peak while decoding, MB | 1.3 x file + 100 MB |"
+    yield "|---|---|---|---|"
+    for kind in ("float32", "float16", "int8"):
+        folder = directory / f"weights-{kind}"
+        model = GPT2.from_pretrained(directory, quantize=None if kind == "float32" else kind)
+        model.save_pretrained(folder)
+        del model
+        size = (folder / "model.safetensors").stat().st_size / 2**20
+        command = [sys.executable, "-c", PEAK, str(folder)]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        yield f"| {kind} | {size:.0f} | {peak:.0f} | {1.3 * size + 100:.0f} |"
+
+
+def bandwidth() -> float:
+    """Bytes per second that summing a large tensor reads; the best of several."""
+    numbers = torch.ones(60_000_000)
+
+    def seconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return numbers.nbytes / min(seconds(numbers.sum) for _ in range(9))
 
 
 def machine() -> str:
     """What the figures were measured on, and when."""
     return (
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({cpu_name()}); torch {torch.__version__}, transformers"
-        f" {transformers.__version__}, Python {platform.python_version()}; {date.today().isoformat()}"
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({cpu_name()}, {bandwidth() / 1e9:.0f} GB/s); "
+        f"{bench_sides.versions()}, Python {platform.python_version()}; {date.today().isoformat()}"
     )
+
+
+def picture(measured: dict[str, Times], path: Path) -> None:
+    """Ratios to transformers as bars."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
+    for i, name in enumerate(OURS):
+        heights = [statistics.median(ratios(times, name, REFERENCE)) for times in measured.values()]
+        axes.bar([place + 0.25 * (i - 1) for place in range(len(measured))], heights, 0.25, label=name)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_xticks(range(len(measured)), [WORKLOADS[key].title for key in measured], rotation=15)
+    axes.set_ylabel("speed, transformers float32 = 1")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def measure(keys: list[str], rounds: int, directory: Path) -> dict[str, Times]:
+    """All sides on all workloads."""
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
+    measured = {}
+    for bundled in (False, True):
+        chosen = [key for key in keys if WORKLOADS[key].bundled == bundled]
+        if not chosen:
+            continue
+        source = hub.bundled() if bundled else directory
+        names = [name for name in bench_sides.present() if not (bundled and name.startswith("ctranslate2"))]
+        sides = {name: bench_sides.make(name, source) for name in names}
+        for key in chosen:
+            work = WORKLOADS[key]
+            random = torch.Generator().manual_seed(0)
+            prompts = torch.randint(4096, work.prompts, generator=random).tolist()
+            measured[key] = take_turns(sides, work, prompts, rounds)
+            print(list(speed_table({key: measured[key]}))[-1], flush=True)
+    return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every time that was measured")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of the ratios")
     parser.add_argument(
-        "--update", type=Path, nargs="+", default=[], metavar="FILE", help="put the table into these pages"
+        "--update", type=Path, nargs="+", default=[], metavar="FILE", help="put the tables into these pages"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
-    what = "gpt2's shape (124M, random weights), float32"
-    text = f"{table(args.rounds)}\n\n{what}, {machine()}, by `make bench`.\n"
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(args.workloads, args.rounds, Path(folder))
+        memory = "\n".join(memory_table(Path(folder)))
+    what = "gpt2's shape (124M, random weights) unless it is the bundled model"
+    text = "\n".join(speed_table(measured)) + f"\n\n{memory}\n\n{what}; {machine()}, by `make bench`.\n"
     print(text)
     for page in args.update:
         put(text, page, "bench")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(), "seconds": measured}, indent=2) + "\n")
+    if args.png:
+        picture(measured, args.png)
 
 
 if __name__ == "__main__":
