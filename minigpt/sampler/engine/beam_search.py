@@ -167,8 +167,11 @@ class Search:
         yield BeamsExtended(self.prompt_index, [text.extension() for text in (*self.live, *self.ended)])
         yield from self._settled()
         if self.done:
-            winners = self.finished[: self.beam.num_return_sequences]
-            yield Finished(self.prompt_index, [self._completion(text) for text in winners])
+            yield Finished(self.prompt_index, [self._completion(text) for text in self.winners()])
+
+    def winners(self) -> list[Hypothesis]:
+        """The finished texts that are returned, best first."""
+        return self.finished[: self.beam.num_return_sequences]
 
     def _settled(self) -> Iterator[Event]:
         """The tokens on which every text agrees that may still be the best."""

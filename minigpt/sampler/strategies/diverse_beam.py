@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor, torch
 from minigpt.options import option
-from minigpt.sampler.engine.beam_search import Search
+from minigpt.sampler.engine.beam_search import Hypothesis, Search
 from minigpt.sampler.events import Request
 from minigpt.sampler.strategies.beam import Beam, num_beams_option, same_options
 
@@ -21,7 +22,8 @@ class DiverseBeam(Beam):
     The `num_beams` beams are shared among `num_beam_groups`, each a beam search of its own. At every step the
     groups go one after the other, and a token's log-probability loses `diversity_penalty` for each beam of
     the groups before that has just chosen it; then the other processors act. What was lost stays in the
-    text's score. The finished texts of all groups compete.
+    text's score. The best text of each group is returned before
+    a second of any.
 
     Source: Vijayakumar et al. 2018 (diverse beam search), section 4, with the Hamming diversity of section 5.1.
     """
@@ -79,6 +81,13 @@ class GroupSearch(Search):
         self.finished = sorted(pooled, key=lambda text: -text.score)
         self.rows = list(range(len(self.live)))
         self.done = all(group.done for group in self.groups)
+
+    def winners(self) -> list[Hypothesis]:
+        """The best text of each group before a second of any, ordered by their scores."""
+        places = zip_longest(*(group.finished for group in self.groups))
+        rounds = [sorted(filter(None, place), key=lambda text: -text.score) for place in places]
+        chosen = [text for texts in rounds for text in texts][: self.beam.num_return_sequences]
+        return sorted(chosen, key=lambda text: -text.score)
 
     def diversity(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """A processor: what the groups before have just chosen becomes less likely.

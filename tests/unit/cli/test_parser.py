@@ -30,7 +30,7 @@ from minigpt.train import parser as train_parser
 def test_a_flag_that_is_nearly_right_is_answered_with_the_right_one(flag: str, meant: str) -> None:
     with pytest.raises(Failure, match=r"^unrecognized arguments: -") as raised:
         generate_flags.parser().parse(["Once", flag])
-    assert f"({meant}" in str(raised.value) or f"{meant})" in str(raised.value) or meant in str(raised.value)
+    assert meant in str(raised.value)
     assert raised.value.code == 2
 
 

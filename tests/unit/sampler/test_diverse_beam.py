@@ -129,6 +129,28 @@ def test_without_diversity_every_group_is_a_beam_search(width: int, early_stoppi
         assert texts_of(found) == [text for text in texts_of(group) for _ in range(3)]
 
 
+@pytest.mark.parametrize("ends", [[], [0, 3]])
+def test_one_text_of_each_group_is_returned_before_a_second_of_any(ends: list[int]) -> None:
+    model = FakeModel(scrambled(12))
+    strategy = DiverseBeam(num_beams=6, num_beam_groups=2, diversity_penalty=2.0, num_return_sequences=2)
+    requests = prepare(model, [PROMPTS[0]], max_new_tokens=5, end_tokens=ends)
+    live: list[Text] = [()]
+    ended: dict[int, list[tuple[float, Text]]] = {0: [], 1: []}
+    for event in run(model, requests, strategy):
+        if isinstance(event, BeamsExtended):
+            grown = [((*live[beam.parent], beam.token), beam) for beam in event.beams]
+            live = [text for text, beam in grown if not beam.finish_reason]
+            for text, beam in grown:
+                if beam.finish_reason:
+                    ended[beam.group].append((beam.score, text))
+    (found,) = generate(model, [PROMPTS[0]], strategy, max_new_tokens=5, end_tokens=ends)
+    best = sorted((max(texts) for texts in ended.values()), reverse=True)
+    assert texts_of(found) == [text for _, text in best]
+    assert min(best)[0] < sorted(max(ended.values(), key=max))[-2][0], (
+        "else the scores alone would do the same"
+    )
+
+
 def test_groups_of_one_avoid_the_greedy_text() -> None:
     """The second of two groups never writes what the first has just written, if it can help it."""
     model = FakeModel(scrambled(12, spread=0.5))
