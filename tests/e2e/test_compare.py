@@ -502,7 +502,7 @@ def test_a_name_that_is_no_text_does_no_harm(guesses: Path, tmp_path: Path) -> N
 
 def test_a_terminal_is_not_told_what_to_do(tmp_path: Path) -> None:
     model = save(tmp_path, reciter("a\x1b[2J\x9b31m!"))
-    asked = ("a", "--model", model, "--max-new-tokens", 9, "--method", "greedy")
+    asked = ("a", "--model", model, "--max-new-tokens", 10, "--method", "greedy")
     assert "\x1b" in tell(*asked).out, "a pipe gets every byte"
     assert tell(*asked, terminal=True).text == "greedy  ·[2J·31m!"
 
