@@ -8,7 +8,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from minigpt.interp.dense import bias, block_of, head_weights, unembedding
+from minigpt.interp.dense import bias, block_of, exact, head_weights, unembedding
 from minigpt.interp.lens import last_point, position_in
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
@@ -89,7 +89,7 @@ def direct_attribution(
     >>> abs(parts.remainder) < 1e-3, len(parts.names)
     (True, 45)
     """
-    alone, unembed = seen.row(row), unembedding(model).double()
+    alone, unembed = seen.row(row), exact(unembedding(model))
     for token in (target, minus):
         if token is not None and not 0 <= token < len(unembed):
             raise IndexError(f"there is no token {token}: the model knows ids from 0 to {len(unembed) - 1}")
@@ -97,13 +97,13 @@ def direct_attribution(
     direction = unembed[target] if minus is None else unembed[target] - unembed[minus]
     names, parts = components(model, alone, at)
     norm = model.final_norm
-    stream = alone[last_point(model)][0, at].double()
-    weight = norm.weight.detach().double()
+    stream = exact(alone[last_point(model)][0, at])
+    weight, offset = exact(norm.weight), exact(norm.bias)
     sigma = (stream.var(unbiased=False) + norm.eps).sqrt()
     centred = parts - parts.mean(-1, keepdim=True)
     values = (centred * weight / sigma) @ direction
-    rest = norm.bias.detach().double() @ direction
-    normed = (stream - stream.mean()) * weight / sigma + norm.bias.detach().double()
+    rest = offset @ direction
+    normed = (stream - stream.mean()) * weight / sigma + offset
     return Attribution(
         [*names, "final_norm.bias"], torch.cat([values, rest[None]]), float(normed @ direction)
     )
@@ -120,9 +120,9 @@ def components(model: GPT2, alone: Recording, at: int) -> tuple[list[str], Tenso
         block = block_of(model, layer)
         name = f"blocks.{layer}."
         for head, z in enumerate(alone[name + "attn.z"][0, :, at]):
-            parts[f"{name}attn.head.{head}"] = z.double() @ head_weights(model, layer, head).out.double()
+            parts[f"{name}attn.head.{head}"] = exact(z) @ exact(head_weights(model, layer, head).out)
         parts[name + "attn.bias"] = bias(block.attn.out)
         mlp_bias = bias(block.mlp.down)
-        parts[name + "mlp"] = alone[name + "mlp.out"][0, at].double() - mlp_bias.double()
+        parts[name + "mlp"] = exact(alone[name + "mlp.out"][0, at]) - exact(mlp_bias)
         parts[name + "mlp.bias"] = mlp_bias
-    return list(parts), torch.stack([part.detach().double() for part in parts.values()])
+    return list(parts), torch.stack([exact(part) for part in parts.values()])

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minigpt.interp.dense import HeadWeights, block_of, head_weights, unembedding
+from minigpt.interp.dense import HeadWeights, block_of, exact, head_weights, unembedding
 from minigpt.interp.points import check_indices
 from minigpt.model import GPT2
 
@@ -59,8 +59,8 @@ def copying_score(model: GPT2, layer: int, head: int) -> float:
     True
     """
     weights = _folded(model, layer, head)
-    unembed = unembedding(model).double() * model.final_norm.weight.detach().double()  # (V, D)
-    embed = model.token_embedding.weight.detach().double()
+    unembed = exact(unembedding(model)) * exact(model.final_norm.weight)  # (V, D)
+    embed = exact(model.token_embedding.weight)
     small = weights.out @ (unembed.T @ embed) @ weights.v  # (K, K)
     values = torch.linalg.eigvals(small)
     size = values.abs().sum()
@@ -132,6 +132,6 @@ def _folded(model: GPT2, layer: int, head: int) -> HeadWeights:
     """A head's weights in float64, with the weight of the norm before it in those that read."""
     check_indices("layer", [layer], model.config.n_layer)
     check_indices("head", [head], model.config.n_head)
-    q, k, v, out = (weight.double() for weight in head_weights(model, layer, head))
-    scale = block_of(model, layer).attn_norm.weight.detach().double()[:, None]
+    q, k, v, out = (exact(weight) for weight in head_weights(model, layer, head))
+    scale = exact(block_of(model, layer).attn_norm.weight)[:, None]
     return HeadWeights(scale * q, scale * k, scale * v, out)

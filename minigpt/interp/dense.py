@@ -21,6 +21,11 @@ class HeadWeights(NamedTuple):
     out: Tensor  # (K, D)
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """In float64, without a graph, and on the CPU, for not every device has it."""
+    return tensor.detach().cpu().double()
+
+
 def dense_weight(linear: nn.Module) -> Tensor:
     """The matrix of a linear layer: (in, out).
 

@@ -109,8 +109,8 @@ def integrated_gradients(
     logit = _Logit(target, minus, position, text.size(1), model.config.vocab_size)
     embedded = embeddings(model, text)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
-    alphas = torch.tensor((nodes + 1) / 2, device=model.device).to(embedded.dtype)
-    shares = torch.tensor(weights / 2, device=model.device).to(embedded.dtype)
+    alphas = torch.tensor((nodes + 1) / 2, dtype=embedded.dtype, device=embedded.device)
+    shares = torch.tensor(weights / 2, dtype=embedded.dtype, device=embedded.device)
     total = torch.zeros_like(embedded[0])
     for some, share in zip(torch.split(alphas, AT_ONCE), torch.split(shares, AT_ONCE), strict=True):
         gradient = _gradients(model, text, embedded, some, logit)  # (N, T, D)

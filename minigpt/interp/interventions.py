@@ -158,7 +158,7 @@ def patch(
     names = expand(model.config, [point], layers)
     for name in names:
         source.steps(name)  # raises where it is not there
-    lengths = source.start + source.tokens.size(1) - source.pad  # of its texts: (rows,)
+    lengths = source.start + source.tokens.size(1) - source.pad.to(model.device)  # of its texts: (rows,)
     if positions is None:
         where.positions = range(int(lengths.max()))
     elif max(positions) >= lengths.min():

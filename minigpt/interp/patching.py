@@ -206,7 +206,7 @@ def attribution_patching(
         names = expand(model.config, [point])
         gradients = torch.autograd.grad(value, [seen[name] for name in names])
     effects = [
-        ((runs.source[name] - seen[name].detach()) * gradient)[0].double()
+        ((runs.source[name] - seen[name].detach()) * gradient)[0]
         for name, gradient in zip(names, gradients, strict=True)
     ]
     if point_of(names[0]).has_heads:
@@ -216,7 +216,7 @@ def attribution_patching(
         sweep = runs.sweep([f"layer {i}" for i in range(len(names))], places, part)
         table = torch.stack([e.sum(-1) for e in effects])
     sweep.title = f"attribution patching of {part}"
-    sweep.values = (table / (runs.clean - runs.corrupt)).float()
+    sweep.values = (table / (runs.clean - runs.corrupt)).float().cpu()
     return sweep
 
 

@@ -56,7 +56,7 @@ def attention(
     """
     if pattern.shape != (len(labels), len(labels)):
         raise ValueError(f"a pattern of shape {tuple(pattern.shape)} does not fit {len(labels)} labels")
-    n = len(labels)
+    n, pattern = len(labels), pattern.detach().float().cpu()
     side = min(12.0, max(3.5, 1.5 + 0.28 * n))
     ax = canvas(ax, side, side)
     later = torch.ones(n, n, dtype=torch.bool).triu(1)
@@ -84,7 +84,7 @@ def attention_grid(
         layers: only these.
         ax: an axis to draw into.
     """
-    patterns = seen.row(row).stack("blocks.*.attn.pattern", layers)[:, 0].float()  # (L, H, T, T)
+    patterns = seen.row(row).stack("blocks.*.attn.pattern", layers)[:, 0].float().cpu()  # (L, H, T, T)
     n_layer, n_head, n, _ = patterns.shape
     later = torch.ones(n, n, dtype=torch.bool).triu(1)
     gap = max(1, n // 12)

@@ -10,6 +10,7 @@ from minigpt.tokenizer import Tokenizer
 from minigpt.verify.files import check_files
 from minigpt.verify.logits import Reference, check_greedy, check_logits, check_transformers
 from minigpt.verify.published import check_published
+from minigpt.verify.recording import check_recording
 from minigpt.verify.report import Check
 from minigpt.verify.stored import StoredModel
 from minigpt.verify.text import FIXED, check_tokenizer
@@ -30,6 +31,7 @@ def all_checks(model: GPT2, tokenizer: Tokenizer, directory: Path) -> Iterator[C
     yield from check_tokenizer(tokenizer, directory)
     tokens = fixed_tokens(model, tokenizer)
     yield from model_checks(model, stored, tokens)
+    yield check_recording(model, tokens)
     yield check_transformers(model, Reference(stored, tokens, model.position_embedding.weight.dtype))
     yield from check_published(model, tokenizer, stored.files)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fakes import tiny_gpt2
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import minigpt
 from minigpt import GPT2
 from minigpt.interp import Recording, edit, record, record_text
 from minigpt.interp.points import all_points
@@ -475,3 +477,20 @@ def test_reductions_of_several_passes_are_read_one_by_one() -> None:
     assert len(seen.steps("blocks.0.attn.pattern")) == 2
     with pytest.raises(ValueError, match=r"reduced by take= in 2 passes"):
         seen["blocks.0.attn.pattern"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_quantised_weights_are_recorded_at_every_point_and_edited(kind: Any) -> None:
+    model, tokenizer = minigpt.load(quantize=kind)
+    tokens = tokenizer.encode("Once upon a time")
+    with torch.no_grad():
+        plain = model(torch.tensor([tokens]))
+    seen = record_text(model, tokens)
+    assert list(seen) == all_points(model.config)
+    assert seen["logits"].equal(plain)
+    for layer in range(model.config.n_layer):
+        at = f"blocks.{layer}."
+        close(seen[at + "attn.pattern"] @ seen[at + "attn.v"], seen[at + "attn.z"])
+        assert seen[at + "resid_post"].equal(seen[at + "resid_mid"] + seen[at + "mlp.out"])
+    with edit(model, "blocks.*.attn.z", torch.zeros_like):
+        assert not record_text(model, tokens, "logits")["logits"].allclose(plain, atol=0.1)
