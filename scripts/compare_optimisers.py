@@ -23,7 +23,7 @@ from pages import put
 from minigpt.training.settings import SHAPES
 
 MARK = "optimisers"
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (2e-3, 4e-3, 8e-3)}
 CONTEXTS = {"tiny": 256, "small": 512}
 BATCH = 8
 
@@ -80,7 +80,7 @@ def section(args: argparse.Namespace) -> str:
     """The table and what it says."""
     window = BATCH * CONTEXTS[args.config]
     steps = round(args.tokens / window)
-    results = [run(args, name, lr, steps) for name in ("adamw", "muon") for lr in args.rates]
+    results = [run(args, name, lr, steps) for name, rates in RATES.items() for lr in rates]
     adamw, muon = best(results, "adamw"), best(results, "muon")
     longer = run(args, "adamw", adamw.lr, round(steps * max(1.0, muon.seconds / adamw.seconds)))
     shape = SHAPES[args.config]
@@ -100,7 +100,6 @@ def main() -> None:
     parser.add_argument("--token-cache", type=Path, default=Path("build/tokens"), metavar="FOLDER")
     parser.add_argument("--config", choices=CONTEXTS, default="small", help="the shape (default: small)")
     parser.add_argument("--tokens", type=float, default=4e6, help="of each run (default: 4e6)")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates of both")
     parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into this file")
     args = parser.parse_args()
     text = section(args)

@@ -19,6 +19,7 @@ from minigpt.model import GPT2
 from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distributed import Processes, joined
+from minigpt.training.hardware import keep_freed_memory
 from minigpt.training.prepare import prepare
 from minigpt.training.report import Callback, Log, read_metrics
 from minigpt.training.request import RunRequest, refuse_unknown
@@ -114,6 +115,8 @@ def run_to_end(request: RunRequest, log: Log, callback: Callback | None = None) 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = device_of(settings.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with joined(device) as processes:
         if not processes.is_main:
             warnings.simplefilter("ignore")  # rank 0 warns of the same

@@ -31,7 +31,8 @@ def test_its_card_names_its_figures():
     card = (WEIGHTS / "README.md").read_text()
     for fact in (
         f"{FACTS['n_parameters']:,} parameters",
-        *(f"{stage['settings']['steps']:,} steps of" for stage in FACTS["stages"]),
+        f"{FACTS['settings']['steps']:,} steps of",
+        f"{FACTS['tokens']:,} tokens",
         "bits per byte",
     ):
         assert fact in card

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -278,3 +281,29 @@ def test_bfloat16_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_rate_is_measured() -> None:
     assert machine.matmul_rate(CPU, torch.float32, 0.01) > 0
+
+
+FAULTS = """
+import resource, sys
+import torch
+from minigpt.training.hardware import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = 0
+for _ in range(20):  # the first of them find their places
+    torch.zeros(1 << 24).add_(1)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    last, before = faults - before, faults
+print(last)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_that_was_freed_is_used_again():
+    """64 MB again and again: the pages are the process's own after a few rounds, or new in each."""
+
+    def faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("keep") < 100 < faults("leave")
