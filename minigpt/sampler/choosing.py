@@ -8,14 +8,12 @@ from minigpt.errors import InvalidRequest
 from minigpt.options import named, option, options_of
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Request
-from minigpt.sampler.processors.cutoffs import CutoffOptions
-from minigpt.sampler.processors.mirostat import MirostatOptions
-from minigpt.sampler.processors.xtc import XTCOptions
+from minigpt.sampler.processors.order import SamplingOptions
 from minigpt.sampler.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling(Strategy, MirostatOptions, XTCOptions, CutoffOptions):
+class Sampling(Strategy, SamplingOptions):
     """The options of every strategy that samples; a temperature of 0 switches sampling off."""
 
     def __post_init__(self) -> None:

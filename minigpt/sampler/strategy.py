@@ -13,13 +13,8 @@ from minigpt.errors import UnknownArgument
 from minigpt.options import Option, check_options, options_of
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.processors.custom import CustomOptions
-from minigpt.sampler.processors.dry import DRYOptions
-from minigpt.sampler.processors.grammar_mask import GrammarOptions
-from minigpt.sampler.processors.order import chain
-from minigpt.sampler.processors.penalties import PenaltyOptions
+from minigpt.sampler.processors.order import CommonOptions, chain
 from minigpt.sampler.processors.processor import Processor, Step, TextContext
-from minigpt.sampler.processors.watermark import WatermarkOptions
 
 # What else options are called, in version 0.1 and in other libraries; a sentence where there is no option.
 OTHER_NAMES = {
@@ -58,7 +53,7 @@ class SecondModel:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Strategy(CustomOptions, WatermarkOptions, GrammarOptions, DRYOptions, PenaltyOptions, ABC):
+class Strategy(CommonOptions, ABC):
     """A way of decoding. Its fields are its options, `decode` is the whole method.
 
     A new strategy is one new file in `strategies/`, with one subclass of this; the file's name is its name

@@ -1,13 +1,15 @@
-"""The one place that fixes the order in which processors act; it is part of their meaning."""
+"""The one place that fixes which processors there are and in which order they act; it is part of their meaning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from minigpt.sampler.events import Request
-from minigpt.sampler.processors.custom import Custom
+from minigpt.sampler.processors.custom import Custom, CustomOptions
 from minigpt.sampler.processors.cutoffs import (
+    CutoffOptions,
     EpsilonCutoff,
     EtaCutoff,
     MinP,
@@ -17,9 +19,9 @@ from minigpt.sampler.processors.cutoffs import (
     TopP,
     Typical,
 )
-from minigpt.sampler.processors.dry import DRY
-from minigpt.sampler.processors.grammar_mask import GrammarMask
-from minigpt.sampler.processors.mirostat import Mirostat
+from minigpt.sampler.processors.dry import DRY, DRYOptions
+from minigpt.sampler.processors.grammar_mask import GrammarMask, GrammarOptions
+from minigpt.sampler.processors.mirostat import Mirostat, MirostatOptions
 from minigpt.sampler.processors.penalties import (
     BadWords,
     ExponentialLengthDecay,
@@ -27,12 +29,13 @@ from minigpt.sampler.processors.penalties import (
     LogitBias,
     MinNewTokens,
     NoRepeatNGram,
+    PenaltyOptions,
     PresencePenalty,
     RepetitionPenalty,
 )
 from minigpt.sampler.processors.processor import Checked, Processor, Step, TextContext
-from minigpt.sampler.processors.watermark import Watermark
-from minigpt.sampler.processors.xtc import XTC
+from minigpt.sampler.processors.watermark import Watermark, WatermarkOptions
+from minigpt.sampler.processors.xtc import XTC, XTCOptions
 
 ORDER: tuple[type[Step], ...] = (
     LogitBias,
@@ -58,6 +61,16 @@ ORDER: tuple[type[Step], ...] = (
     Mirostat,
     Watermark,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions(CustomOptions, WatermarkOptions, GrammarOptions, DRYOptions, PenaltyOptions):
+    """The options of the processors that every strategy has; the last base comes first in `--help`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(MirostatOptions, XTCOptions, CutoffOptions):
+    """The options of the processors that strategies have beside these if they sample."""
 
 
 class HasProcessors(Protocol):
