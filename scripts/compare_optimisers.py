@@ -76,6 +76,19 @@ def best(results: list[Result], optimizer: str) -> Result:
     return min((r for r in results if r.optimizer == optimizer), key=lambda r: r.bits_per_byte)
 
 
+def rate(result: Result) -> str:
+    """A learning rate, and whether a better one may lie beyond it."""
+    rates = RATES[result.optimizer]
+    edge = (
+        ", the highest tried"
+        if result.lr == max(rates)
+        else ", the lowest tried"
+        if result.lr == min(rates)
+        else ""
+    )
+    return f"{result.lr:g}{edge}"
+
+
 def section(args: argparse.Namespace) -> str:
     """The table and what it says."""
     window = BATCH * CONTEXTS[args.config]
@@ -88,7 +101,7 @@ def section(args: argparse.Namespace) -> str:
 
 {table([*results, longer], window)}
 
-Each at its best learning rate, Muon is {adamw.bits_per_byte - muon.bits_per_byte:.3f} bits per byte below AdamW at equal tokens, and {longer.bits_per_byte - muon.bits_per_byte:.3f} at equal processor time (a step takes {muon.seconds / adamw.seconds - 1:.0%} longer)."""
+Each at its best learning rate (AdamW {rate(adamw)}, Muon {rate(muon)}), Muon is {adamw.bits_per_byte - muon.bits_per_byte:.3f} bits per byte below AdamW at equal tokens, and {longer.bits_per_byte - muon.bits_per_byte:.3f} at equal processor time (a step takes {muon.seconds / adamw.seconds - 1:.0%} longer)."""
 
 
 def main() -> None:
