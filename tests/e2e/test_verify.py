@@ -8,7 +8,6 @@ import math
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,8 +31,7 @@ def model(tmp_path: Path) -> Path:
 
 def tell(*flags: object) -> Result:
     """The command, in this process."""
-    with patch("minigpt.generate.__main__.main", verify.main):
-        return call(*flags)
+    return call(*flags, main=verify.main)
 
 
 def checks(result: Result) -> dict[str, dict[str, Any]]:

@@ -87,11 +87,12 @@ def test_a_stopped_run_keeps_a_checkpoint_and_can_be_resumed(text: Path, how: st
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C, or a notebook's stop button
 
     lines: list[str] = []
+    handler = signal.getsignal(signal.SIGINT)  # ignored in a shell's background
     stopped = tiny(text, callback=stop, log=lines.append)
     assert [line["step"] for line in stopped.metrics] == [1, 2, 3]
     assert checkpoints(text.parent / "run") == ["step-00000003"]
     assert lines[-1].endswith("--resume continues")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     resumed = train(out=text.parent / "run", resume=True, log=lines.append)
     assert any(line.startswith("resuming at step 3 of 6, from ") for line in lines)
     whole = tiny(text, "whole", log=lines.append)
