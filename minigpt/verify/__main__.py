@@ -31,6 +31,7 @@ EPILOG = """examples:
   minigpt verify                        the bundled model
   minigpt verify gpt2                   GPT-2 from the Hugging Face hub
   minigpt verify my-model/ --json       a directory; one JSON object
+  minigpt verify gpt2 --quantize int8   small weights, with their larger bounds
   minigpt verify gpt2 --device cuda --dtype bfloat16      as it will run
 """
 
@@ -65,9 +66,11 @@ def run_checks(wanted: ModelFlags, quiet: bool) -> list[Check]:
 
     model, tokenizer = wanted.load()
     directory = hub.model_files(wanted.model, revision=wanted.revision, offline=wanted.offline)
+    own = (wanted.model, wanted.revision) if wanted.tokenizer is None else (wanted.tokenizer, None)
+    tokenizer_directory = hub.tokenizer_files(own[0], revision=own[1], offline=wanted.offline)
     checks = []
     with late_bar(quiet, unit="check") as bar:
-        for check in all_checks(model, tokenizer, directory):
+        for check in all_checks(model, tokenizer, directory, tokenizer_directory):
             checks.append(check)
             bar.update()
     return checks

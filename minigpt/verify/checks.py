@@ -17,29 +17,31 @@ from minigpt.verify.text import FIXED, check_tokenizer
 from minigpt.verify.weights import check_loaded, check_stored
 
 
-def all_checks(model: GPT2, tokenizer: Tokenizer, directory: Path) -> Iterator[Check]:
-    """Compares a model that was loaded with the files in `directory`, from which it came.
+def all_checks(
+    model: GPT2, tokenizer: Tokenizer, directory: Path, tokenizer_directory: Path
+) -> Iterator[Check]:
+    """Compares a model and a tokenizer that were loaded with the files in the directories from which they came.
 
     >>> import minigpt
     >>> from minigpt.hub import bundled
-    >>> {check.verdict for check in all_checks(*minigpt.load(), bundled())} <= {"ok", "not checked"}
+    >>> {check.verdict for check in all_checks(*minigpt.load(), bundled(), bundled())} <= {"ok", "not checked"}
     True
     """
     stored = StoredModel(directory)
     yield check_files(directory, stored.files)
     yield from check_stored(stored)
-    yield from check_tokenizer(tokenizer, directory)
+    yield from check_tokenizer(tokenizer, tokenizer_directory)
     tokens = fixed_tokens(model, tokenizer)
     yield from model_checks(model, stored, tokens)
     yield check_recording(model, tokens)
-    yield check_transformers(model, Reference(stored, tokens, model.position_embedding.weight.dtype))
+    yield check_transformers(model, Reference.of(model, stored, tokens))
     yield from check_published(model, tokenizer, stored.files)
 
 
 def model_checks(model: GPT2, stored: StoredModel, tokens: list[int]) -> Iterator[Check]:
     """What the model holds and computes, against its files alone: no tokenizer and no other library."""
     yield check_loaded(model, stored)
-    reference = Reference(stored, tokens, model.position_embedding.weight.dtype)
+    reference = Reference.of(model, stored, tokens)
     yield from check_logits(model, reference)
     yield from check_greedy(model, reference)
 

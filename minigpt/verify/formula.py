@@ -36,13 +36,32 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """The numbers that a computation is made in, and what its results are rounded to on the way."""
+    """The numbers that a computation is made in, and what its results and its weights are rounded to on the way."""
 
     computed: torch.dtype
     kept: torch.dtype
+    quantization: str | None = None  # of the matrices: "int8", with inputs of 8 bits too, or "float16"
 
     def of(self, x: Tensor) -> Tensor:
         return x.to(self.kept).to(self.computed)
+
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Shapes: (T, in), (in, out)  ->  (T, out)."""
+        if self.quantization == "int8":
+            return _eight_bits(x, -1) @ _eight_bits(self.of(matrix), 0)
+        return x @ self.of(matrix.half() if self.quantization else matrix)
+
+    def rows(self, table: Tensor) -> Tensor:
+        """Rows that are looked up."""
+        if self.quantization == "int8":
+            return _eight_bits(self.of(table), -1)
+        return self.of(table.half() if self.quantization else table)
+
+
+def _eight_bits(x: Tensor, along: int) -> Tensor:
+    """The nearest numbers of 255 evenly spaced ones, from the largest magnitude along a dimension down to its opposite."""
+    step = x.abs().amax(along, keepdim=True).clamp_min(1e-12) / 127
+    return (x / step).round() * step
 
 
 EXACT = Precision(torch.float64, torch.float64)
@@ -93,14 +112,14 @@ def compute(stored: StoredModel, tokens: list[int], precision: Precision = EXACT
         return near(stored.tensor(name))
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return near(x @ weight(f"{name}.weight") + weight(f"{name}.bias"))
+        return near(precision.product(x, stored.tensor(f"{name}.weight")) + weight(f"{name}.bias"))
 
     def norm(x: Tensor, name: str) -> Tensor:
         epsilon = stored.field("layer_norm_epsilon")
         return near(layer_norm(x, weight(f"{name}.weight"), weight(f"{name}.bias"), epsilon))
 
     n_head, activation = stored.field("n_head"), ACTIVATIONS[stored.field("activation_function")]
-    x = near(near(stored.embedding()[tokens]) + weight("wpe.weight")[: len(tokens)])
+    x = near(precision.rows(stored.embedding()[tokens]) + weight("wpe.weight")[: len(tokens)])
     points = {"embedding": x}
     for layer in range(stored.field("n_layer")):
         h, at = f"h.{layer}", f"layer {layer}: "
@@ -117,5 +136,5 @@ def compute(stored: StoredModel, tokens: list[int], precision: Precision = EXACT
         points[f"{at}mlp output"] = linear(points[f"{at}activation"], f"{h}.mlp.c_proj")
         x = points[f"{at}residual stream"] = near(x + points[f"{at}mlp output"])
     points["final norm"] = norm(x, "ln_f")
-    points["logits"] = points["final norm"] @ near(stored.head()).mT
+    points["logits"] = precision.product(points["final norm"], stored.head().mT)
     return points

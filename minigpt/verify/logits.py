@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from minigpt.sampler import Greedy, generate
 from minigpt.verify.formula import Precision, compute
 from minigpt.verify.known_mistakes import known_mistake
 from minigpt.verify.points import (
+    MARGIN,
+    MARGIN_OF_FEW_BITS,
     Pass,
     bounds,
     distance,
@@ -41,6 +43,11 @@ class Reference:
     stored: StoredModel
     tokens: list[int]
     kept: torch.dtype
+    quantization: str | None = None  # of the model that was loaded
+
+    @classmethod
+    def of(cls, model: GPT2, stored: StoredModel, tokens: list[int]) -> Reference:
+        return cls(stored, tokens, model.position_embedding.weight.dtype, model.quantization)
 
     @cached_property
     def exact(self) -> dict[str, Tensor]:
@@ -48,8 +55,9 @@ class Reference:
 
     @cached_property
     def bound(self) -> dict[str, float]:
-        rounded = compute(self.stored, self.tokens, Precision(torch.float32, self.kept))
-        return bounds(self.exact, rounded, self.kept)
+        rounded = compute(self.stored, self.tokens, Precision(torch.float32, self.kept, self.quantization))
+        few_bits = self.kept != torch.float32 or self.quantization == "int8"
+        return bounds(self.exact, rounded, self.kept, MARGIN_OF_FEW_BITS if few_bits else MARGIN)
 
 
 def check_logits(model: GPT2, reference: Reference) -> Iterator[Check]:
@@ -134,7 +142,7 @@ def check_greedy(model: GPT2, reference: Reference) -> Iterator[Check]:
     for _ in range(n_new):
         text.append(int(model(torch.tensor([text], device=model.device))[0, -1].argmax()))
     differing = [i for i, (a, b) in enumerate(zip(best.tokens, text[len(prompt) :], strict=True)) if a != b]
-    longer = Reference(reference.stored, [*prompt, *best.tokens], reference.kept)
+    longer = replace(reference, tokens=[*prompt, *best.tokens])
     logits = longer.exact["logits"][len(prompt) - 1 : -1]
     chosen = logits.gather(1, torch.tensor(best.tokens)[:, None])
     below = float((logits.amax(1, keepdim=True) - chosen).max())
@@ -166,6 +174,8 @@ def check_transformers(model: GPT2, reference: Reference) -> Check:
     except ImportError:
         return not_checked(name, "transformers is not installed")
     stored = reference.stored
+    if stored.quantization:
+        return not_checked(name, "transformers does not read minigpt's quantized files")
     if stored.is_untied() and stored.field("tie_word_embeddings"):
         return not_checked(name, "transformers would tie a pair that differs in the file")
     with warnings.catch_warnings():

@@ -30,6 +30,7 @@ ALIASES = {
     "n_head": "num_attention_heads",
     "n_positions": "max_position_embeddings",
 }
+LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 ANY_LAYER_NORM = "h.0.ln_1.weight"  # every GPT-2 has it, so what stands before it is the prefix of all names
 
 
@@ -60,8 +61,8 @@ class StoredModel:
         if not prefixes:
             raise ValueError(f"{directory}: no tensor is called {ANY_LAYER_NORM}: is it a GPT-2?")
         for name, file in stored.items():
-            if name.endswith("lm_head.weight"):
-                self._places["lm_head.weight"] = (file, name)
+            if "lm_head." in name:
+                self._places["lm_head." + name.rpartition(".")[2]] = (file, name)
             elif name.startswith(prefixes[0]):
                 self._places[name.removeprefix(prefixes[0])] = (file, name)
         self._config = read_object(directory / "config.json")
@@ -72,6 +73,12 @@ class StoredModel:
             if self._config.get(spelling) is not None:
                 return self._config[spelling]
         return DEFAULTS[name]
+
+    @property
+    def quantization(self) -> str | None:
+        """The kind of small weights that the file holds, as minigpt's own config.json says it."""
+        kind: str | None = (self._config.get("quantization_config") or {}).get("weights")
+        return kind
 
     def inner(self) -> int:
         """The width inside the mlp."""
@@ -85,19 +92,26 @@ class StoredModel:
         return name in self._places
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor as it is stored: its own shape and dtype.
+        """A tensor as it is stored, in its own dtype; of a quantized file, the matrix that it stands for.
 
         Raises:
             ValueError: there is none of that name.
         """
         file, stored_name = self._place(name)
         tensor: Tensor = file.get_tensor(stored_name)
-        return tensor
+        if not self.quantization or tensor.dim() < 2 or name == "wpe.weight":
+            return tensor
+        tensor = tensor.float()  # (out, in)
+        if (scale := f"{name}_scale") in self:
+            inputs = name.replace("weight", "input_scale")
+            tensor = tensor * self.tensor(scale)[:, None] * self.tensor(inputs)
+        return tensor.mT if name.endswith(LINEAR) else tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
+        """The shape that `tensor` has, without reading it."""
         file, stored_name = self._place(name)
-        return tuple(file.get_slice(stored_name).get_shape())
+        shape = tuple(file.get_slice(stored_name).get_shape())
+        return shape[::-1] if self.quantization and name.endswith(LINEAR) else shape
 
     def _place(self, name: str) -> tuple[Any, str]:
         if name not in self._places:

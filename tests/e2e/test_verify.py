@@ -58,6 +58,20 @@ def test_json_has_every_check_with_its_figures(model: Path) -> None:
         assert 0 < check["difference"] <= check["bound"] < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_quantized_models_have_bounds_of_their_own(model: Path, tmp_path: Path, kind: str) -> None:
+    plain, small = tell(model, "--json"), tell(model, "--quantize", kind, "--json")
+    assert small.code == 0
+    name = f"logits, one pass, {NEEDS_FORMULA}"
+    assert checks(small)[name]["bound"] > 2 * checks(plain)[name]["bound"]
+    loaded = GPT2.from_pretrained(model, quantize=kind)
+    loaded.save_pretrained(tmp_path / "small")
+    Tokenizer.load(model).save_pretrained(tmp_path / "small")
+    result = tell(tmp_path / "small")
+    assert result.code == 0, result.err
+    assert "transformers does not read minigpt's quantized files" in result.err
+
+
 def test_transformers_agrees(model: Path) -> None:
     found = checks(tell(model, "--json"))
     assert found["logits, one pass, with transformers"]["verdict"] == "ok"

@@ -60,6 +60,21 @@ def test_a_right_model_passes(tmp_path: Path, config: dict[str, Any], dtype: tor
     assert complaints(save(tmp_path, **config), dtype=dtype) == ""
 
 
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_right_quantized_model_passes(tmp_path: Path, kind: str, tied: bool) -> None:
+    directory = save(tmp_path / "plain", tie_word_embeddings=tied)
+    assert complaints(directory, quantize=kind) == ""
+    GPT2.from_pretrained(directory, quantize=kind).save_pretrained(tmp_path / "small")
+    assert complaints(tmp_path / "small") == ""
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_a_mistake_in_a_quantized_model_is_found(tmp_path: Path, kind: str) -> None:
+    found = complaints(save(tmp_path), each_block(unscaled), quantize=kind)
+    assert re.search(r"layer 0: attention,.*scores that are not scaled", found)
+
+
 # ------------------------------------------------------------------------------ the loader
 
 
