@@ -16,7 +16,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from minigpt.errors import InvalidRequest
@@ -96,9 +96,9 @@ class Range:
         return replace(self, below=None) if self.below is not None and self.below >= HUGE else self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Option:
-    """All that is known of an option but its name; see `option`."""
+    """All that is known of an option but its name; see `option`. An option that is inherited is the same object."""
 
     default: Any
     help: str
@@ -126,7 +126,7 @@ class Option:
         off = "" if self.off is None or self.off in self.range else f", or {self.off}"
         return f"{self.range}{off}{' for off' * (bool(off) and self.off == self.default)}"
 
-    @property
+    @cached_property
     def described(self) -> str:
         """The help with what is needed, the range and the default, where there is something to say of them.
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Self
 
 from minigpt.errors import UnknownArgument
@@ -120,11 +121,13 @@ def _default(field: Field[Any]) -> Any:
 
 def _arguments(options: dict[str, Option]) -> str:
     """The options as a section of a docstring, indented as the docstring of a class is."""
-    described = (
-        textwrap.fill(f"{name}: {option.described}", 108, initial_indent=" " * 8, subsequent_indent=" " * 12)
-        for name, option in options.items()
-    )
-    return "\n".join(["    Args:", *described, "    "])
+    return "\n".join(["    Args:", *(_argument(name, option) for name, option in options.items()), "    "])
+
+
+@cache  # most options are inherited, and wrapping lines takes time that `--help` would have to wait for
+def _argument(name: str, option: Option) -> str:
+    text = f"{name}: {option.described}"
+    return textwrap.fill(text, 108, initial_indent=" " * 8, subsequent_indent=" " * 12)
 
 
 def _advice(kind: type[Strategy], name: str) -> str:
