@@ -63,6 +63,9 @@ readme: $(VENV)/ready ## the output that README.md and docs/ show
 	$(BIN)/python scripts/readme.py
 	$(BIN)/python scripts/pictures.py
 
+bench-quantization: $(VENV)/ready ## what weights of 8 and 16 bits lose, on held-out text
+	$(BIN)/python scripts/bench_quantization.py --corpus $(CORPUS) --update docs/benchmarks.md
+
 bench-train: $(VENV)/ready ## training: speed against transformers, and the losses of known recipes (20 minutes)
 	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update docs/training.md
 
@@ -81,4 +84,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test fuzz faults parity parity-full test-hub bench bench-docs bench-train bench-drafts methods readme train size-study clean
+.PHONY: help setup demo check lint types unit test fuzz faults parity parity-full test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme train size-study clean

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from outliers import plant_outliers
 from safetensors import safe_open
 from torch import Tensor
 from transformers import GPT2LMHeadModel
@@ -51,25 +52,6 @@ def texts(bundled: GPT2) -> Tensor:
         end_tokens=[],
     )
     return torch.tensor([[0, *completion.tokens] for completion in written[0]])
-
-
-@torch.no_grad()
-def plant_outliers(model: GPT2) -> GPT2:
-    """The same function with a few channels 100 times larger: into the blocks' layers, and inside the MLP.
-
-    What reads the channels is as much smaller. (Inside the MLP that is a little more than GPT-2 itself computes:
-    there, gelu(100 x) / 100 is relu(x), and the model with outliers is its own reference.)
-    """
-    planted, channels = copy.deepcopy(model), [3, 77, 130]
-    for block in planted.blocks:
-        for norm, reader in ((block.attn_norm, block.attn.qkv), (block.mlp_norm, block.mlp.up)):
-            norm.weight[channels] *= 100
-            norm.bias[channels] *= 100
-            reader.weight[channels] /= 100
-        block.mlp.up.weight[:, channels] *= 100
-        block.mlp.up.bias[channels] *= 100
-        block.mlp.down.weight[channels] /= 100
-    return planted
 
 
 @torch.no_grad()
