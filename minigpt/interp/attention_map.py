@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from minigpt.interp.labels import token_labels
 from minigpt.interp.plots import attention, attention_grid
 from minigpt.interp.record import record_text
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def attention_map(

@@ -6,6 +6,10 @@ import io
 from collections.abc import Sequence
 from functools import cache
 
+try:
+    import matplotlib  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("pictures need matplotlib: pip install 'minigpt[plot]'") from error
 import numpy as np
 from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
@@ -20,7 +24,7 @@ from torch import Tensor
 Colour = tuple[float, float, float, float]  # red, green, blue, opacity: 0 to 1
 
 SEQUENTIAL: Colormap = colormaps["cividis"]  # made for colour-blind readers; light is much
-DIVERGING: Colormap = colormaps["PuOr"]  # white is nothing; told apart by all kinds of colour vision
+DIVERGING: Colormap = colormaps["PuOr"]  # white is nothing; distinct to all kinds of colour vision
 NOTHING = "0.85"  # grey: what does not exist, or was not computed
 TICKS = 40  # more labels than these on one axis are thinned out
 
@@ -84,7 +88,7 @@ def heat(
 ) -> AxesImage:
     """A matrix as colours, from `low` to `high` (or the largest value); what is NaN has the ground's colour.
 
-    With `root` the colours are those of the square roots: where most values are small, they can still be told apart.
+    With `root` the colours are those of the square roots: where most values are small, they stay distinct.
     """
     shown = values.detach().float().cpu()
     top = max(float(shown.nan_to_num().max()), 1e-9) if high is None else high

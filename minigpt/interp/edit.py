@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minigpt.interp.hooks import KEYS_0, Memory, Pass, attached, require_watchable
+from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
 from minigpt.interp.points import check_indices, expand, point_of
 from minigpt.model import GPT2
 
@@ -91,6 +91,7 @@ class Places:
     met_positions: set[int] = field(default_factory=set)
     met_rows: int = 0
     longest: int = 0  # most tokens that a row had
+    tracker: RowTracker = field(default_factory=RowTracker)
 
     @classmethod
     def of(
@@ -109,6 +110,19 @@ class Places:
         if heads is not None and not any(point_of(name).has_heads for name in expand(model.config, [point])):
             raise ValueError(f"heads={list(heads)} has no meaning at {point}, which has no heads")
         return cls(heads, positions, rows)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What it must be shown: rows that are named must stay where they are, which the first layer's keys tell."""
+        return frozenset() if self.rows is None else frozenset([KEYS_0])
+
+    def require_rows_in_place(self, keys: Tensor, current: Pass) -> None:
+        """Raises ValueError where `rows` no longer names the texts that it named in the pass before."""
+        if self.tracker.moved(keys, current.start):
+            raise ValueError(
+                "the rows of the batch were moved between two passes, as by beams or texts that end: rows= no "
+                "longer names the same texts; leave it out, or generate one text at a time"
+            )
 
     def begin(self, current: Pass) -> None:
         """Notes which of the places this pass has."""
@@ -153,12 +167,10 @@ class Edit:
     changes = True
 
     def __init__(self, names: Sequence[str], change: Change, where: Places) -> None:
-        # Rows that are named must stay where they are: the first layer's keys tell whether they did.
-        self.names = frozenset([*names, KEYS_0] if where.rows is not None else names)
+        self.names = where.names.union(names)
         self.where = where
         self._change = change
         self._silent = list(names)  # that have not acted yet
-        self._memory = Memory()
         self._passes = 0
 
     @classmethod
@@ -172,11 +184,7 @@ class Edit:
 
     def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
         if name == KEYS_0:
-            if self._memory.moved(value, current.start):
-                raise ValueError(
-                    "the rows of the batch were moved between two passes, as by beams or texts that end: rows= no "
-                    "longer names the same texts; leave it out, or generate one text at a time"
-                )
+            self.where.require_rows_in_place(value, current)
             return value
         if name in self._silent:
             self._silent.remove(name)

@@ -75,13 +75,13 @@ def head_statistics(seen: Recording) -> HeadStatistics:
         raise ValueError(
             f"the recording began at slot {seen.start}, so that earlier tokens are not known: use record_text"
         )
-    found: dict[str, list[Tensor]] = {field.name: [] for field in fields(HeadStatistics)}
+    collected: dict[str, list[Tensor]] = {field.name: [] for field in fields(HeadStatistics)}
     for row in range(len(seen.pad)):
         text = seen.row(row)
         pattern = text.stack("blocks.*.attn.pattern")[:, 0]  # (L, H, T, T)
         for name, values in per_query(pattern, text.tokens[0]).items():
-            found[name].append(values)
-    return HeadStatistics(**{name: torch.cat(values, -1).nanmean(-1) for name, values in found.items()})
+            collected[name].append(values)
+    return HeadStatistics(**{name: torch.cat(values, -1).nanmean(-1) for name, values in collected.items()})
 
 
 def per_query(pattern: Tensor, tokens: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Where the points are: forward hooks on the model's modules, there while somebody looks and then removed.
+"""Where the points are: forward hooks on the model's modules, installed while a recording or an edit is open.
 
-All recordings and edits of one model go through one `Door`, so that they compose: at each point the edits
+All recordings and edits of one model share one `Hooks`, so that they compose: at each point the edits
 act in the order in which they were opened, and recordings see what is left, whichever was opened first.
 """
 
@@ -54,7 +54,7 @@ class Pass:
         return slots - self.pad[:, None]
 
 
-class Memory:
+class RowTracker:
     """Notices when the rows of a cache were moved between two passes: no length tells of that, but the keys do."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Visitor(Protocol):
         """The value with which the pass goes on: the same object, unless it is to be another."""
 
 
-class Door:
+class Hooks:
     """The hooks on one model, and the visitors that they serve."""
 
     def __init__(self, model: GPT2) -> None:
@@ -167,8 +167,8 @@ class Door:
 class BlockHooks:
     """The points of one block, in the order in which a pass computes them."""
 
-    def __init__(self, door: Door, layer: int) -> None:
-        self.door, self.at = door, f"blocks.{layer}."
+    def __init__(self, hooks: Hooks, layer: int) -> None:
+        self.hooks, self.at = hooks, f"blocks.{layer}."
         self._stream: Tensor | None = None  # what entered the block, while its attention is at work
 
     def sites(self, block: Any) -> list[tuple[Callable[..., RemovableHandle], Any, tuple[str, ...]]]:
@@ -187,7 +187,7 @@ class BlockHooks:
         ]
 
     def show(self, point: str, value: Tensor) -> Tensor:
-        return self.door.show(self.at + point, value)
+        return self.hooks.show(self.at + point, value)
 
     def output(self, point: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         return lambda module, args, output: self.show(point, output)
@@ -195,14 +195,16 @@ class BlockHooks:
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, past, mask = args
         x = self.show("resid_pre", x)
-        if self.door.wants(self.at + "resid_mid"):
+        if self.hooks.wants(self.at + "resid_mid"):
             self._stream = x
         return x, past, mask
 
     def qkv(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Here, before the cache stores them: what is changed in keys and values stays changed later."""
         rows, n_new, _ = output.shape
-        parts = output.view(rows, n_new, 3, self.door.model.config.n_head, -1).permute(2, 0, 3, 1, 4).unbind()
+        parts = (
+            output.view(rows, n_new, 3, self.hooks.model.config.n_head, -1).permute(2, 0, 3, 1, 4).unbind()
+        )
         shown = [self.show(f"attn.{name}", part) for name, part in zip("qkv", parts, strict=True)]
         if all(new is old for new, old in zip(shown, parts, strict=True)):
             return output
@@ -211,16 +213,16 @@ class BlockHooks:
     def scores(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         q, k, v, mask = args
         self.show(KEYS, k)
-        if self.door.wants(self.at + MASK):
+        if self.hooks.wants(self.at + MASK):
             full = causal_mask(q.size(2), k.size(2), q.device) if mask is None else mask
             new = self.show(MASK, full)
             mask = mask if new is full else new
         return q, k, v, mask
 
     def heads(self, module: Any, args: tuple[Any, ...], z: Tensor) -> Tensor:
-        """The fused kernel's result stands, unless somebody changes the pattern that it never stores."""
+        """The fused kernel's result stands, unless an edit changes the pattern that it never stores."""
         q, k, v, mask = args
-        if self.door.wants(self.at + "attn.pattern"):
+        if self.hooks.wants(self.at + "attn.pattern"):
             pattern = wide_pattern(q, k, mask, module.scale)
             new = self.show("attn.pattern", pattern)
             if new is not pattern:
@@ -248,7 +250,7 @@ def wide_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Ten
         return attention_pattern(q.to(wide), k.to(wide), mask, scale)
 
 
-_DOORS: WeakKeyDictionary[GPT2, Door] = WeakKeyDictionary()  # of the models that are being watched
+_OPEN: WeakKeyDictionary[GPT2, Hooks] = WeakKeyDictionary()  # of the models that are being watched
 
 
 @contextmanager
@@ -258,14 +260,14 @@ def attached(model: GPT2, visitor: Visitor) -> Iterator[None]:
     Raises:
         ValueError: when a pass begins, the model is in training mode with dropout.
     """
-    door = _DOORS.setdefault(model, Door(model))
-    door.update([*door.visitors, visitor])
+    hooks = _OPEN.setdefault(model, Hooks(model))
+    hooks.update([*hooks.visitors, visitor])
     try:
         yield
     finally:
-        door.update([other for other in door.visitors if other is not visitor])
-        if not door.visitors:
-            del _DOORS[model]
+        hooks.update([other for other in hooks.visitors if other is not visitor])
+        if not hooks.visitors:
+            del _OPEN[model]
 
 
 def require_watchable(model: GPT2) -> None:

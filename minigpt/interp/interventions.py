@@ -159,6 +159,8 @@ def patch(
     for name in names:
         source.steps(name)  # raises where it is not there
     lengths = source.start + source.tokens.size(1) - source.pad.to(model.device)  # of its texts: (rows,)
+    if rows is None and len(lengths) > 1:
+        where.rows = range(len(lengths))  # each has a source of its own
     if positions is None:
         where.positions = range(int(lengths.max()))
     elif max(positions) >= lengths.min():

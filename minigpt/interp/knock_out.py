@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.edit import Places
-from minigpt.interp.hooks import MASK, Pass, attached
+from minigpt.interp.hooks import KEYS_0, MASK, Pass, attached
 from minigpt.interp.points import check_indices
 from minigpt.model import GPT2
 
@@ -70,15 +70,19 @@ class _KnockOut:
     changes = True
 
     def __init__(self, model: GPT2, layers: Sequence[int], keys: Sequence[int], where: Places) -> None:
-        self.names = frozenset(f"blocks.{layer}.{MASK}" for layer in layers)
+        masks = [f"blocks.{layer}.{MASK}" for layer in layers]
+        self.names = where.names.union(masks)
         self._n_heads = 1 if where.heads is None else model.config.n_head  # 1: the mask of all of them
         self._keys, self._where = keys, where
-        self._silent = set(self.names)
+        self._silent = set(masks)
 
     def begin(self, current: Pass) -> None:
         self._where.begin(current)
 
     def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
+        if name == KEYS_0:
+            self._where.require_rows_in_place(value, current)
+            return value
         self._silent.discard(name)
         mask = value.expand(len(current.tokens), self._n_heads, *value.shape[-2:])  # (B, H, T, S)
         positions = torch.arange(value.size(-1), device=value.device) - current.pad[:, None]  # (B, S)

@@ -1,4 +1,4 @@
-"""Tokens as short labels that can be told apart: spaces, line breaks and halves of characters are visible."""
+"""Tokens as short, distinct labels: spaces, line breaks and incomplete characters are visible."""
 
 from __future__ import annotations
 

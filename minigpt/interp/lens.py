@@ -143,7 +143,7 @@ def lens_logprobs(model: GPT2, x: Tensor, name: str = "", tuned: TunedLens | Non
     """Log-probabilities that a piece of the stream stands for: (..., D)  ->  (..., V), float32 at least."""
     with torch.no_grad():
         x = x if tuned is None else tuned(x, name)
-        # `.forward`, not a call: nobody who watches the model should take this for a pass.
+        # `.forward`, not a call: hooks must not take this for a pass.
         normed = model.final_norm.forward(x)
         logits = model.head.forward(normed, model.token_embedding.weight)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

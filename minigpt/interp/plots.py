@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from minigpt.interp.attribution import Attribution
@@ -33,6 +32,10 @@ from minigpt.interp.lens import LensReading
 from minigpt.interp.patching import Sweep
 from minigpt.interp.recording import Recording
 from minigpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Shapes below:  L layers · H heads · T tokens (queries and keys) · N layers of a lens
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minigpt.interp import tensor_file
-from minigpt.interp.hooks import KEYS_0, Memory, Pass, attached, require_watchable
+from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
 from minigpt.interp.points import check_indices, expand, point_of
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
@@ -157,7 +157,7 @@ class _Recorder:
         self.wanted = frozenset(seen.names)
         self.names = self.wanted | {KEYS_0}
         self._store = store
-        self._memory = Memory()
+        self._rows = RowTracker()
         self._this_pass: set[str] = set()
 
     def begin(self, current: Pass) -> None:
@@ -177,7 +177,7 @@ class _Recorder:
         self._this_pass = set()
 
     def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
-        if name == KEYS_0 and self._memory.moved(value, current.start):
+        if name == KEYS_0 and self._rows.moved(value, current.start):
             raise ValueError(
                 "the cache's rows were moved between two passes, as beam search does: what was recorded before "
                 f"belongs to other rows now; {READ_IT_ONCE}"

@@ -382,6 +382,21 @@ def test_rows_that_no_longer_name_the_same_texts_raise(strategy: Any) -> None:
         )  # all rows alike: no harm
 
 
+def test_a_source_of_several_texts_needs_its_rows_in_place() -> None:
+    prompts = [TEXT, OTHER]
+    source = record_text(MODEL, prompts, "blocks.0.mlp.out")
+    with (
+        pytest.raises(ValueError, match="rows= no longer names the same texts"),
+        patch(MODEL, "blocks.0.mlp.out", source),
+    ):
+        generate(MODEL, prompts, Beam(num_beams=2), max_new_tokens=8)
+    with (
+        pytest.raises(ValueError, match="rows= no longer names the same texts"),
+        knock_out(MODEL, [3], [1], rows=[1]),
+    ):
+        generate(MODEL, prompts, Beam(num_beams=2), max_new_tokens=8)
+
+
 def test_a_layer_by_layer_reading_is_not_mistaken_for_the_end_of_a_pass() -> None:
     with (
         pytest.raises(ValueError, match="logits was computed for something else"),

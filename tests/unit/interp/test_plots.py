@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -214,3 +216,11 @@ def test_half_precision_and_one_token_are_drawn_too() -> None:
     plots.attention_grid(seen)
     plots.head_statistics(head_statistics(seen))
     plots.surprisal(surprisal(seen)[0], ["x"])
+
+
+def test_without_matplotlib_the_way_to_get_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plots", "canvas", "attention_map"):
+        monkeypatch.delitem(sys.modules, f"minigpt.interp.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pictures need matplotlib: pip install 'minigpt\[plot\]'"):
+        import_module("minigpt.interp.plots")
