@@ -65,6 +65,7 @@ def first_of_the_best(values: Tensor) -> Tensor:
 
     Shapes: (F, K)  ->  (F,)
 
+    >>> import torch
     >>> first_of_the_best(torch.tensor([[0.3, 0.7, 0.70000005], [0.1, 0.2, 0.3]])).tolist()
     [1, 2]
     """

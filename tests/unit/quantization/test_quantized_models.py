@@ -213,7 +213,7 @@ def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
     ):
         attach(model, rank=2)
     with pytest.raises(
-        ValueError, match="a Int8Linear has none that are plain: load the model without quantize="
+        ValueError, match="reads plain weights, and a Int8Linear has none: load the model without quantize="
     ):
         dense.head_weights(model, 0, 0)
     with pytest.raises(ValueError, match="weights of float32, not of int8: load the model without quantize="):
