@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from minigpt.atomic import replace_text
 from minigpt.cli.one_line import fitting_end, visible, width
@@ -117,7 +117,7 @@ def _columns(nodes: Sequence[Node]) -> list[float]:
 
 def _xml(text: str) -> str:
     """The text as XML has it, which has no place for some characters."""
-    return escape(re.sub("[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "·", text))
+    return escape(re.sub("[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "·", text), quote=False)
 
 
 def _drawn(node: Node, lefts: Sequence[float], top: float, is_best: bool) -> Iterator[str]:
