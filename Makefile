@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready ## a text from the bundled model
-	$(BIN)/python -m minigpt.generate "Once upon a time" --temperature 0.7 --top-p 0.9 --seed 1 --max-new-tokens 120 --echo --stream
+	$(BIN)/python -m minigpt.generate "Once upon a time" --temperature 0.7 --top-p 0.9 --repetition-penalty 1.1 --seed 0 --max-new-tokens 120 --echo --stream
 
 check: lint types unit ## what to run before a commit
 
