@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -48,7 +50,22 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: as for `parse`, or it holds something else than an object.
     """
-    return expect(dict, parse(path.read_bytes(), path), path)
+    return expect(dict, parse(read_whole(path), path), path)
+
+
+def read_whole(path: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        OSError: it cannot be read, or is a device, which may never end.
+
+    >>> read_whole(Path("/dev/zero"))
+    Traceback (most recent call last):
+    OSError: [Errno 22] it is a device, which may never end: '/dev/zero'
+    """
+    if stat.S_ISCHR(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is a device, which may never end", str(path))
+    return path.read_bytes()
 
 
 def expect(kind: type[T], value: Any, source: object, field: str = "") -> T:

@@ -116,6 +116,8 @@ def check_out(out: Path, text: Sequence[Path]) -> None:
     for name in FILES:
         if (out / name).exists():
             raise Failure(BAD_FLAGS, f"--out {out} holds a tokenizer already ({name}): name another folder")
+    if out.is_symlink() and not out.exists():
+        raise Failure(BAD_FLAGS, f"--out {out} is a link that leads nowhere: name a folder")
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise Failure(BAD_FLAGS, f"--out {out}: {there} is no folder that can be written into")

@@ -18,7 +18,7 @@ def text_files(path: Path) -> list[Path]:
     """The file itself, or all .txt and .jsonl files of a folder and its subfolders, sorted by name.
 
     Raises:
-        ValueError: there is no such file, or none in the folder.
+        ValueError: there is no such file, or none in the folder, or it is a device.
     """
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
@@ -27,6 +27,8 @@ def text_files(path: Path) -> list[Path]:
         return found
     if not path.exists():
         raise ValueError(f"{path} does not exist: name a text file, a .jsonl file, or a folder of them")
+    if path.is_char_device():
+        raise ValueError(f"{path} is a device, which may never end: name a text file, or a folder of them")
     return [path]
 
 

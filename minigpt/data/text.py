@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from minigpt.json_files import read_whole
+
 BYTE_ORDER_MARK = "\ufeff"  # what Windows editors put first, to say that a file is UTF-8
 
 
@@ -35,7 +37,7 @@ def read_text(path: Path) -> str:
         ValueError: it cannot be read, or is not UTF-8.
     """
     try:
-        return decode_text(path.read_bytes(), str(path))
+        return decode_text(read_whole(path), str(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; name a text file") from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.atomic import replace_text
-from minigpt.json_files import expect, parse
+from minigpt.json_files import expect, parse, read_whole
 from minigpt.sampler.events import BeamExtension, BeamsExtended, Event
 
 FORMAT = "minigpt-lattice-1"
@@ -130,7 +130,7 @@ class Lattice:
             ValueError: it is no such file, or its beams do not hang together; the message names the file.
         """
         try:
-            content = expect(dict, parse(Path(path).read_bytes(), "the file"), "the file")
+            content = expect(dict, parse(read_whole(Path(path)), "the file"), "the file")
             if content.get("format") != FORMAT:
                 raise ValueError(f'it does not say "format": "{FORMAT}"')
             lattices = _list(content.get("lattices"), "lattices")

@@ -30,6 +30,8 @@ from minigpt.training.validation import Validation
 # Facts in run.json that must be the same when a run is resumed, and what to call them.
 UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sha256": "the model of --init"}
 
+MOST_TOKENS = 2**28  # in a batch: far more than any device takes in one pass
+
 
 def prepare(
     request: RunRequest, device: torch.device, processes: Processes, log: Log, callback: Callback | None
@@ -48,6 +50,11 @@ def prepare(
     context = settings.context or start.model.config.n_positions
     facts = _facts(start, train, held_out, context) | {"processes": processes.world_size}
     _refuse_changes(request.saved, facts)
+    if settings.batch_size * context > MOST_TOKENS:
+        raise ValueError(
+            f"--batch-size {settings.batch_size} windows of {context} tokens do not fit any memory: lower one of them, "
+            "and use --accumulate"
+        )
     windows = Windows(train, context, settings.seed)
     validation = Validation(held_out, context, settings.eval_tokens, start.tokenizer)
 

@@ -107,6 +107,8 @@ def _holds_run(out: Path, resume: bool) -> bool:
         raise ValueError(f"--out {out} holds a run already: resume it by --resume, or name another folder")
     if has_run:
         return True
+    if out.is_symlink() and not out.exists():
+        raise ValueError(f"--out {out} is a link that leads nowhere: name a folder")
     if out.exists() and (not out.is_dir() or any(not p.name.startswith(UNFINISHED) for p in out.iterdir())):
         raise ValueError(f"--out {out} holds something else: nothing is overwritten; name another folder")
     return False

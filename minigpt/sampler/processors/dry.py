@@ -24,7 +24,7 @@ class DRYOptions:
     dry_base: float = option(1.75, "growth of the penalty with each repeated token",
         group="control", least=1, most=5, needs="dry_multiplier", metavar="BASE")
     dry_allowed_length: int = option(2, "repetitions shorter than this are not penalized",
-        group="control", least=1, needs="dry_multiplier", metavar="LENGTH")
+        group="control", least=1, below=2**31, needs="dry_multiplier", metavar="LENGTH")
     dry_sequence_breakers: Sequence[int] = option((), "no repetition extends across a token that "
         'contains this; a newline, ":", \'"\' and "*" are usual; repeatable', group="control", kind=TOKEN_IDS,
         collect=containing, needs="dry_multiplier", metavar="TEXT")
