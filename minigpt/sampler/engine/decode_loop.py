@@ -53,8 +53,8 @@ def decode_loop(
         reader.select(rows)
         seen = seen.select(rows)
     while True:
-        chosen = pick(_processed(seen, running, strategy), running)
-        yield from _add(chosen, seen.logits, running, texts)
+        chosen = pick(processed_scores(seen, running, strategy), running)
+        yield from add_chosen(chosen, seen.logits, running, texts)
         going = [i for i, text in enumerate(running) if text.finish_reason is None]
         if not going:
             return
@@ -64,7 +64,7 @@ def decode_loop(
         seen = reader.read_next(running)
 
 
-def _processed(seen: Prediction, texts: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
+def processed_scores(seen: Prediction, texts: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
     """The scores after each text's own processors, for they see its own tokens: (B, V)."""
     if seen.scores is not seen.logits:
         for text, scores in zip(texts, seen.scores, strict=True):
@@ -82,7 +82,7 @@ def _processed(seen: Prediction, texts: Sequence[ActiveSequence], strategy: Stra
     return processed
 
 
-def _add(
+def add_chosen(
     chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence], texts: Sequence[ActiveSequence]
 ) -> Iterator[Event]:
     """Adds the chosen tokens to the running texts; reports them, and the prompts that are done."""

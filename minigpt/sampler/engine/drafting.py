@@ -11,23 +11,43 @@ distribution, but not the text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
 
-from minigpt.lazy import Tensor
+from minigpt.lazy import Tensor, torch
+from minigpt.options import option
+from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.engine.active_sequence import ActiveSequence
-from minigpt.sampler.engine.choice import choose, require_possible, top_logprobs
+from minigpt.sampler.engine.choice import choose
+from minigpt.sampler.engine.decode_loop import add_chosen, processed_scores
+from minigpt.sampler.engine.draft_length import DraftLength, matching
 from minigpt.sampler.engine.reader import ModelReader, Prediction, ids, padding
-from minigpt.sampler.events import Cache, Event, Finished, LanguageModel, PrefillDone, Request
+from minigpt.sampler.events import Cache, Event, LanguageModel, PrefillDone, Request
 from minigpt.sampler.strategy import Strategy
 
 # Shapes below:  B rows (texts in progress) · T tokens read at once · V vocabulary
 
 
+@dataclass(frozen=True, kw_only=True)
+class DraftOptions(Choosing):
+    """How many tokens are drafted, for strategies that draft."""
+
+    num_draft_tokens: int = option(
+        4, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
+    )
+    draft_schedule: Literal["adaptive", "constant"] = option(
+        "adaptive", "number of draft tokens: adaptive drafts as many as pay off, constant always the maximum",
+        group="strategy", choices=("adaptive", "constant"), metavar="{adaptive,constant}",
+    )  # fmt: skip
+
+
 class Drafter(Protocol):
     """What proposes draft tokens."""
 
-    def propose(self, texts: list[ActiveSequence]) -> list[list[int]]:
-        """How each text may go on: at most `room` tokens. The draft of a text depends on that text alone."""
+    costly: bool  # whether proposing takes time worth saving
+
+    def propose(self, texts: list[ActiveSequence], n: int) -> list[list[int]]:
+        """How each text may go on: at most n tokens, and at most `room`. A text's draft depends on it alone."""
 
 
 class Movable(Cache, Protocol):
@@ -69,7 +89,7 @@ class RewindingReader(ModelReader):
 def drafted(
     model: LanguageModel,
     requests: Sequence[Request],
-    strategy: Strategy,
+    strategy: DraftOptions,
     drafter: Callable[[list[ActiveSequence]], Drafter],
 ) -> Iterator[Event]:
     """Continues every prompt by whatever its drafts have right and one token more, until all are finished.
@@ -84,43 +104,69 @@ def drafted(
     reader = RewindingReader(model)
     logits = reader.read_prompts(running).logits[:, None]  # (B, T, V)
     drafts: list[list[int]] = [[] for _ in running]
-    drafting = drafter(running)
+    proposals = drafts
+    drafting, length = drafter(running), DraftLength(strategy.num_draft_tokens)
     yield PrefillDone()
     while True:
-        for text, row, draft in zip(running, logits, drafts, strict=True):
-            yield from _write(text, row[-len(draft) - 1 :], draft)
+        lengths = [len(text.tokens) for text in running]
+        yield from _verify(running, logits, drafts, strategy)
+        for text, proposal, n in zip(running, proposals, lengths, strict=True):
+            length.acceptance(text.prompt_index).add(*matching(proposal, text.tokens[n:]))
         going = [i for i, text in enumerate(running) if text.finish_reason is None]
         if not going:
             return
         if len(going) < len(running):
             running = [running[i] for i in going]
             reader.select(going)
-        drafts = drafting.propose(running)
+        start = length.clock()
+        proposals, n = _proposals(running, drafting, length, strategy)
+        drafts = [proposal[:n] for proposal in proposals]
+        longest = max(map(len, drafts))
         sequences = [[*text.token_ids, *draft] for text, draft in zip(running, drafts, strict=True)]
-        logits = reader.read(sequences, 1 + max(map(len, drafts)))
+        logits = reader.read(sequences, 1 + longest)
+        length.record_step(len(running), longest, length.clock() - start)
 
 
-def _write(text: ActiveSequence, logits: Tensor, draft: list[int]) -> Iterator[Event]:
-    """Adds to a text the draft tokens that are accepted, and one token more; ends where the text does.
+def _proposals(
+    texts: list[ActiveSequence], drafter: Drafter, length: DraftLength, strategy: DraftOptions
+) -> tuple[list[list[int]], int]:
+    """Draft tokens for each text, and how many of them are worth verifying.
+
+    What costs nothing is proposed in any case: so it is known how often it would have been accepted.
+    """
+    most = strategy.num_draft_tokens
+    if strategy.draft_schedule == "constant":
+        return drafter.propose(texts, most), most
+    names = [text.prompt_index for text in texts]
+    if not drafter.costly:
+        proposals = drafter.propose(texts, most)
+        return proposals, length.choose(names, list(map(len, proposals)), untried=False)
+    n = length.choose(names, [room(text) for text in texts], untried=True)
+    return drafter.propose(texts, n) if n else [[] for _ in texts], n
+
+
+def _verify(
+    texts: Sequence[ActiveSequence], logits: Tensor, drafts: Sequence[list[int]], strategy: Strategy
+) -> Iterator[Event]:
+    """Adds to each text the draft tokens that are accepted, and one token more; ends where the text does.
 
     Each position is processed when the text has come to it, so a processor sees what it would without drafts.
 
-    Shapes: logits (draft tokens + 1, V)
+    Shapes: logits (B, T, V), those of texts with fewer draft tokens at the right
     """
-    logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors do
-    tops = top_logprobs(logprobs, text.request.top_logprobs)
-    for i, drafted_token in enumerate([*draft, None]):
-        scores = text.processed(logits[i])
-        require_possible([scores.max().item()], [text.request])
-        token = int(choose(scores[None], [text]))
-        text.add(token, logits[i], logprobs[i, token].item(), tops[i])
-        yield text.last_event()
-        if text.finish_reason:
-            yield Finished(text.prompt_index, [text.completion()])
-        if text.finish_reason or token != drafted_token:
-            return
+    going, n = list(range(len(texts))), 0
+    while going:
+        rows = torch.stack([logits[i, n - len(drafts[i]) - 1] for i in going])
+        some = [texts[i] for i in going]
+        chosen = choose(processed_scores(Prediction(rows, rows), some, strategy), some)
+        yield from add_chosen(chosen, rows, some, some)
+        accepted = {
+            i for i, token in zip(going, chosen.tolist(), strict=True) if drafts[i][n : n + 1] == [token]
+        }
+        going = [i for i in going if i in accepted and texts[i].finish_reason is None]
+        n += 1
 
 
-def room(text: ActiveSequence, num_draft_tokens: int) -> int:
+def room(text: ActiveSequence) -> int:
     """How many draft tokens a text has use for: a pass adds one token more than are accepted."""
-    return min(num_draft_tokens, text.request.max_new_tokens - len(text.tokens) - 1)
+    return text.request.max_new_tokens - len(text.tokens) - 1

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minigpt.options import option
-from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.engine.active_sequence import ActiveSequence
-from minigpt.sampler.engine.drafting import drafted, room
+from minigpt.sampler.engine.drafting import DraftOptions, drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptLookup(Choosing):
+class PromptLookup(DraftOptions):
     """Lossless speculative decoding that drafts repeated n-grams and verifies them: same text, fewer passes.
 
     The draft is what followed the last occurrence of the text's last n tokens, the longest n first, in the
@@ -31,22 +30,23 @@ class PromptLookup(Choosing):
     max_ngram: int = option(3, "longest n-gram to match in the context", group="strategy", least=1)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return drafted(model, requests, self, lambda texts: Lookup(self, texts))
+        return drafted(model, requests, self, lambda texts: Lookup(self.max_ngram, texts))
 
 
 class Lookup:
-    """Guesses by what followed before."""
+    """Drafts what followed before."""
 
-    def __init__(self, strategy: PromptLookup, texts: list[ActiveSequence]) -> None:
-        self._strategy = strategy
-        self._pasts = {text.prompt_index: Past(strategy.max_ngram) for text in texts}
+    costly = False
 
-    def propose(self, texts: list[ActiveSequence]) -> list[list[int]]:
+    def __init__(self, max_ngram: int, texts: list[ActiveSequence]) -> None:
+        self._pasts = {text.prompt_index: Past(max_ngram) for text in texts}
+
+    def propose(self, texts: list[ActiveSequence], n: int) -> list[list[int]]:
         drafts = []
         for text in texts:
             past = self._pasts[text.prompt_index]
             past.extend(text.token_ids[len(past.tokens) :])
-            drafts.append(past.continuation(room(text, self._strategy.num_draft_tokens)))
+            drafts.append(past.continuation(min(n, room(text))))
         return drafts
 
 

@@ -8,10 +8,9 @@ from functools import partial
 
 from minigpt.lazy import Tensor, torch
 from minigpt.options import REQUIRED, option
-from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose
-from minigpt.sampler.engine.drafting import RewindingReader, drafted, room
+from minigpt.sampler.engine.drafting import DraftOptions, RewindingReader, drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.processors import chain
@@ -19,7 +18,7 @@ from minigpt.sampler.strategy import SecondModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speculative(Choosing):
+class Speculative(DraftOptions):
     """Lossless speculative decoding with a draft model, whose tokens are verified: same text, fewer passes.
 
     The draft model generates a few tokens, the model verifies them all in one pass, and continues after the
@@ -37,9 +36,6 @@ class Speculative(Choosing):
         REQUIRED, "draft model: a smaller model of the same vocabulary",
         group="strategy", kind=MODEL, resolve=lambda name, loaded: loaded.other_model(name),
     )  # fmt: skip
-    num_draft_tokens: int = option(
-        4, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
-    )
 
     def models(self) -> Sequence[SecondModel]:
         return [SecondModel("draft", self.draft, optional=True)]
@@ -49,53 +45,69 @@ class Speculative(Choosing):
 
 
 class DraftModel:
-    """Guesses by a model of its own."""
+    """Drafts by a model of its own, which reads a text when it is first asked to go on with it."""
+
+    costly = True
 
     def __init__(self, strategy: Speculative, vocab_size: int, texts: list[ActiveSequence]) -> None:
-        self._strategy, self._vocab_size = strategy, vocab_size
+        self._draft, self._vocab_size = strategy.draft, vocab_size
         self._reader = RewindingReader(strategy.draft)
         self._texts = [text for text in texts if self._room(text) > 0]
         # Processors of its own, since those of the texts may keep in mind what they have seen.
         self._processors = {text.prompt_index: chain(strategy, text.request) for text in self._texts}
-        if self._texts:
-            self._reader.read_prompts(self._texts)
+        self._read: dict[int, list[int]] = {}  # what the draft model has read of each text, and of drafts
 
-    def propose(self, texts: list[ActiveSequence]) -> list[list[int]]:
+    def propose(self, texts: list[ActiveSequence], n: int) -> list[list[int]]:
         self._drop_those_done()
-        drafts = dict(zip((text.prompt_index for text in self._texts), self._drafts(), strict=True))
+        if self._texts and not self._read:
+            self._reader.read_prompts(self._texts)
+            self._read = {text.prompt_index: list(text.request.prompt) for text in self._texts}
+        drafts = dict(zip((text.prompt_index for text in self._texts), self._drafts(n), strict=True))
         return [drafts.get(text.prompt_index, []) for text in texts]
 
     def _drop_those_done(self) -> None:
         """A text without room for a draft token will have none later either."""
         going = [i for i, text in enumerate(self._texts) if not text.finish_reason and self._room(text) > 0]
-        if 0 < len(going) < len(self._texts):
+        if self._read and 0 < len(going) < len(self._texts):
             self._reader.select(going)
         self._texts = [self._texts[i] for i in going]
 
     def _room(self, text: ActiveSequence) -> int:
         """How many tokens to draft: the last one is not read, so it may lie beyond the context length."""
-        config = self._strategy.draft.config
+        config = self._draft.config
         if max(text.token_ids) >= config.vocab_size:  # padding of the model's vocabulary that the draft lacks
             return 0
-        return min(room(text, self._strategy.num_draft_tokens), config.n_positions - len(text.token_ids) + 1)
+        return min(room(text), config.n_positions - len(text.token_ids) + 1)
 
-    def _drafts(self) -> list[list[int]]:
-        """A draft for each text; those with fewer tokens begin later, so that all end together."""
+    def _drafts(self, n: int) -> list[list[int]]:
+        """A draft of at most n tokens for each text; those with fewer begin later, so that all end together."""
         imagined = [
             replace(text.imagine(), processors=self._processors[text.prompt_index]) for text in self._texts
         ]
         drafts: list[list[int]] = [[] for _ in imagined]
-        rooms = [self._room(text) for text in imagined]
+        rooms = [min(n, self._room(text)) for text in imagined]
         longest = max(rooms, default=0)
         for step in range(longest):
             waiting = [max(0, longest - room - step) for room in rooms]
             known = [text.token_ids[: -wait or None] for text, wait in zip(imagined, waiting, strict=True)]
-            # At first two tokens are unread where all were accepted, else one.
-            logits = self._reader.read(known, 1 if step else 2)[:, -1]
+            logits = self._reader.read(known, 1 if step else self._unread(known))[:, -1]
             for text, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):
                 if not wait:
                     self._add(text, self._of_shared_vocabulary(row), draft)
+        for text in imagined:
+            self._read[text.prompt_index] = text.token_ids[:-1]
         return drafts
+
+    def _unread(self, known: list[list[int]]) -> int:
+        """How many tokens at the end of these texts some have not been read, at least one to go on from."""
+        read = [self._read[text.prompt_index] for text in self._texts]
+        same = [
+            next(
+                (i for i, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old))
+            )
+            for new, old in zip(known, read, strict=True)
+        ]
+        return max(1, *(len(text) - n for text, n in zip(known, same, strict=True)))
 
     def _of_shared_vocabulary(self, logits: Tensor) -> Tensor:
         """The draft's logits for the model's tokens; padding that either lacks is never drafted: (V,)."""

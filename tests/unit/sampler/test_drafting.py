@@ -27,11 +27,13 @@ NONE = float("-inf")
 TARGET, DRAFT = tiny_gpt2(), tiny_gpt2(seed=1, n_layer=1)
 SHORT = tiny_gpt2(seed=2, n_positions=9)  # sees less than the target
 DRAFTERS: dict[str, Strategy] = {
-    "lookup": PromptLookup(),
-    "short lookup": PromptLookup(num_draft_tokens=2, max_ngram=1),
-    "model": Speculative(draft=DRAFT),
-    "short-sighted model": Speculative(draft=SHORT, num_draft_tokens=6),
-    "itself": Speculative(draft=TARGET, num_draft_tokens=3),
+    "lookup": PromptLookup(draft_schedule="constant"),
+    "short lookup": PromptLookup(draft_schedule="constant", num_draft_tokens=2, max_ngram=1),
+    "model": Speculative(draft_schedule="constant", draft=DRAFT),
+    "short-sighted model": Speculative(draft_schedule="constant", draft=SHORT, num_draft_tokens=6),
+    "itself": Speculative(draft_schedule="constant", draft=TARGET, num_draft_tokens=3),
+    "adaptive lookup": PromptLookup(),
+    "adaptive model": Speculative(draft=DRAFT),
 }
 EACH = pytest.mark.parametrize("name", DRAFTERS)
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0, 0], [1, 2, 1, 2, 1]]
@@ -43,8 +45,12 @@ def texts_of(found: list[list[Completion]]) -> list[tuple[list[int], str]]:
 
 def with_options(name: str, **options: Any) -> Strategy:
     kind = type(DRAFTERS[name])
-    own = {"draft": getattr(DRAFTERS[name], "draft", None)} if kind is Speculative else {}
-    return kind(num_draft_tokens=DRAFTERS[name].num_draft_tokens, **own, **options)  # type: ignore[attr-defined]
+    own = {
+        option: getattr(DRAFTERS[name], option)
+        for option in ("draft", "num_draft_tokens", "draft_schedule")
+        if hasattr(DRAFTERS[name], option)
+    }
+    return kind(**own, **options)  # type: ignore[attr-defined]
 
 
 def around(n: int) -> Callable[[Text], Sequence[float]]:
@@ -140,11 +146,11 @@ def test_a_processor_is_asked_once_for_each_text_in_order() -> None:
 def test_drafts_that_are_always_right_save_k_passes_of_k_plus_1(k: int, options: dict[str, Any]) -> None:
     rule = scrambled(7)
     model, same = FakeModel(rule), FakeModel(rule)
-    strategy = Speculative(draft=same, num_draft_tokens=k, **options)
+    strategy = Speculative(draft_schedule="constant", draft=same, num_draft_tokens=k, **options)
     ((text,),) = generate(model, [[1, 2, 3]], strategy, max_new_tokens=1 + 4 * (k + 1))
     assert len(text.tokens) == 1 + 4 * (k + 1)
     assert model.reads == [(1, 3)] + 4 * [(1, k + 1)]
-    assert same.reads == [(1, 3)] + 4 * ([(1, 2)] + (k - 1) * [(1, 1)])
+    assert same.reads == [(1, 3)] + k * [(1, 1)] + 3 * ([(1, 2)] + (k - 1) * [(1, 1)])
     if not options:
         assert texts_of([[text]]) == texts_of(generate(model, [[1, 2, 3]], max_new_tokens=len(text.tokens)))
 
@@ -153,7 +159,7 @@ def test_drafts_that_are_always_right_save_k_passes_of_k_plus_1(k: int, options:
 def test_drafts_that_are_always_wrong_cost_no_pass(k: int) -> None:
     """The target counts by ones, the draft by twos."""
     model, wrong = FakeModel(around(9)), FakeModel(lambda text: around(9)((text[-1] + 1,)))
-    strategy = Speculative(draft=wrong, num_draft_tokens=k)
+    strategy = Speculative(draft_schedule="constant", draft=wrong, num_draft_tokens=k)
     ((text,),) = generate(model, [[0]], strategy, max_new_tokens=12)
     assert text.tokens == [1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3]
     assert len(model.reads) == 12
@@ -161,7 +167,12 @@ def test_drafts_that_are_always_wrong_cost_no_pass(k: int) -> None:
 
 def test_a_text_that_repeats_itself_is_read_in_few_passes() -> None:
     model = FakeModel(around(5))
-    ((text,),) = generate(model, [[0, 1, 2, 3, 4, 0]], PromptLookup(num_draft_tokens=9), max_new_tokens=31)
+    ((text,),) = generate(
+        model,
+        [[0, 1, 2, 3, 4, 0]],
+        PromptLookup(draft_schedule="constant", num_draft_tokens=9),
+        max_new_tokens=31,
+    )
     assert text.tokens == [(1 + i) % 5 for i in range(31)]
     assert model.reads == [(1, 6)] + 3 * [(1, 10)]  # 9 guesses of a cycle of 5: it starts over
 
@@ -170,7 +181,7 @@ def test_rows_are_checked_side_by_side() -> None:
     """One row's drafts all hold, the other's never do; both are in every pass until they are finished."""
     counted = around(9)
     model = FakeModel(lambda text: counted(text) if text[:1] == (0,) else scrambled(9)(text))
-    strategy = PromptLookup(num_draft_tokens=4)
+    strategy = PromptLookup(draft_schedule="constant", num_draft_tokens=4)
     prompts = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 0], [8, 8]]
     expected = texts_of(generate(model, prompts, max_new_tokens=16))
     model.reads.clear()
@@ -223,10 +234,17 @@ def test_drawn_texts_are_as_frequent_as_the_model_says(drafts: str, options: dic
     model, prompt, n = FakeModel(RULE), (0, 1, 2, 3, 0, 1), 500
     drawn: Counter[tuple[int, ...]] = Counter()
     for seed in range(n):
-        strategy: Strategy = PromptLookup(num_draft_tokens=2, do_sample=True, seed=seed, **options)
+        strategy: Strategy = PromptLookup(
+            draft_schedule="constant", num_draft_tokens=2, do_sample=True, seed=seed, **options
+        )
         if drafts != "looked up":
             strategy = Speculative(
-                draft=FakeModel(RULES[drafts]), num_draft_tokens=2, do_sample=True, seed=seed, **options
+                draft_schedule="constant",
+                draft=FakeModel(RULES[drafts]),
+                num_draft_tokens=2,
+                do_sample=True,
+                seed=seed,
+                **options,
             )
         ((text,),) = generate(model, [prompt], strategy, max_new_tokens=3)
         drawn[tuple(text.tokens[1:])] += 1
@@ -251,10 +269,10 @@ def test_seeds_and_batches(name: str) -> None:
 
 
 def test_a_seed_is_drawn_only_where_lots_are() -> None:
-    assert PromptLookup().seed is None
-    assert PromptLookup(do_sample=True).seed is not None
-    assert Speculative(draft=DRAFT).seed is None
-    assert Speculative(draft=DRAFT, do_sample=True, top_k=3).seed is not None
+    assert PromptLookup(draft_schedule="constant").seed is None
+    assert PromptLookup(draft_schedule="constant", do_sample=True).seed is not None
+    assert Speculative(draft_schedule="constant", draft=DRAFT).seed is None
+    assert Speculative(draft_schedule="constant", draft=DRAFT, do_sample=True, top_k=3).seed is not None
 
 
 def test_a_seed_alone_never_changes_the_algorithm() -> None:
@@ -264,7 +282,7 @@ def test_a_seed_alone_never_changes_the_algorithm() -> None:
         assert texts_of(seeded) == texts_of(generate(TARGET, PROMPTS, **limits))
     message = r"^top_k \(--top-k\) has no effect without do_sample=True: set it, or leave top_k out$"
     with pytest.raises(InvalidRequest, match=message):
-        PromptLookup(top_k=3)
+        PromptLookup(draft_schedule="constant", top_k=3)
 
 
 # Ends of texts
@@ -301,7 +319,10 @@ def test_events_are_told_in_order(name: str) -> None:
 )
 def test_what_a_draft_holds_behind_the_end_is_dropped(limits: dict[str, Any], reason: str) -> None:
     prompts = [[0, 1, 2, 3, 4, 5, 0], [4, 5, 0, 1, 2, 3, 4]]  # three and six tokens from the end
-    for strategy in (PromptLookup(), Speculative(draft=FakeModel(around(6)), num_draft_tokens=5)):
+    for strategy in (
+        PromptLookup(draft_schedule="constant"),
+        Speculative(draft_schedule="constant", draft=FakeModel(around(6)), num_draft_tokens=5),
+    ):
         found = generate(FakeModel(around(6)), prompts, strategy, **limits)
         assert texts_of(found)[0] == ([1, 2, 3], reason)
         assert texts_of(found) == texts_of(generate(FakeModel(around(6)), prompts, **limits))
@@ -310,21 +331,21 @@ def test_what_a_draft_holds_behind_the_end_is_dropped(limits: dict[str, Any], re
 def test_where_the_drafts_window_ends_the_text_goes_on() -> None:
     rule = around(7)
     model, draft = FakeModel(rule), FakeModel(rule, n_positions=8)
-    strategy = Speculative(draft=draft, num_draft_tokens=3)
+    strategy = Speculative(draft_schedule="constant", draft=draft, num_draft_tokens=3)
     found = generate(model, [[0], [0] * 8, [0] * 9], strategy, max_new_tokens=17)
     assert texts_of(found) == texts_of(generate(model, [[0], [0] * 8, [0] * 9], max_new_tokens=17))
-    assert draft.reads[0] == (2, 8)  # the longest prompt does not fit at all
+    assert draft.reads[0] == (1, 1)  # the others leave no room for a draft token
     # 1 + 1 tokens; two blocks of 4 fill its window, the last guess lying behind it; then one a pass
     draft.reads.clear()
     model.reads.clear()
     generate(model, [[0]], strategy, max_new_tokens=17)
     assert model.reads == [(1, 1), (1, 4), (1, 4)] + 8 * [(1, 1)]
-    assert sum(width for _, width in draft.reads) == 1 + 4 + 4
+    assert sum(width for _, width in draft.reads) == 1 + 3 + 4
 
 
 def test_of_one_token_there_is_nothing_to_guess() -> None:
     model, draft = FakeModel(around(7)), FakeModel(around(7))
-    generate(model, [[0, 1], [2]], Speculative(draft=draft), max_new_tokens=1)
+    generate(model, [[0, 1], [2]], Speculative(draft_schedule="constant", draft=draft), max_new_tokens=1)
     assert (model.reads, draft.reads) == ([(2, 2)], [])
 
 
@@ -338,7 +359,10 @@ def test_one_prompt_asks_no_more_of_a_cache_than_to_rewind() -> None:
 
     model = SimpleModel(scrambled(5))
     expected = texts_of(generate(model, [[1, 2, 1]], max_new_tokens=12))
-    for strategy in (PromptLookup(), Speculative(draft=SimpleModel(scrambled(5, seed=1)))):
+    for strategy in (
+        PromptLookup(draft_schedule="constant"),
+        Speculative(draft_schedule="constant", draft=SimpleModel(scrambled(5, seed=1))),
+    ):
         assert texts_of(generate(model, [[1, 2, 1]], strategy, max_new_tokens=12)) == expected
 
 
@@ -347,7 +371,12 @@ def test_a_draft_model_in_training_does_not_drop_out() -> None:
     draft.train()
     passes = []
     hook = TARGET.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    generate(TARGET, [[1, 2, 3]], Speculative(draft=draft, num_draft_tokens=3), max_new_tokens=17)
+    generate(
+        TARGET,
+        [[1, 2, 3]],
+        Speculative(draft_schedule="constant", draft=draft, num_draft_tokens=3),
+        max_new_tokens=17,
+    )
     hook.remove()
     assert len(passes) == 1 + 16 / 4
     assert draft.training
@@ -384,20 +413,20 @@ def test_numbers_out_of_range_are_refused(value: int) -> None:
     with pytest.raises(
         ValueError, match=f"num_draft_tokens .* must be a whole number of at least 1, got {value}"
     ):
-        PromptLookup(num_draft_tokens=value)
+        PromptLookup(draft_schedule="constant", num_draft_tokens=value)
     with pytest.raises(ValueError, match=f"max_ngram .* must be a whole number of at least 1, got {value}"):
-        PromptLookup(max_ngram=value)
+        PromptLookup(draft_schedule="constant", max_ngram=value)
     with pytest.raises(
         ValueError, match=f"num_draft_tokens .* must be a whole number of at least 1, got {value}"
     ):
-        Speculative(draft=DRAFT, num_draft_tokens=value)
+        Speculative(draft_schedule="constant", draft=DRAFT, num_draft_tokens=value)
     message = r"^draft \(--draft\) must be a loaded model \(minigpt.load loads one\), got 'gpt2'$"
     with pytest.raises(InvalidRequest, match=message):
-        Speculative(draft="gpt2")  # type: ignore[arg-type]
+        Speculative(draft_schedule="constant", draft="gpt2")  # type: ignore[arg-type]
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused() -> None:
-    strategy = Speculative(draft=tiny_gpt2(vocab_size=99))
+    strategy = Speculative(draft_schedule="constant", draft=tiny_gpt2(vocab_size=99))
     with pytest.raises(
         ValueError, match=r"the draft \(--draft\) model has 99 tokens, the model 23: .*same tokenizer"
     ):
@@ -406,6 +435,9 @@ def test_a_draft_model_of_another_vocabulary_is_refused() -> None:
 
 def test_options_that_rule_out_everything_are_refused() -> None:
     model = FakeModel(lambda text: [0.0, 0.0])
-    for strategy in (PromptLookup(bad_words=[[0], [1]]), Speculative(draft=model, bad_words=[[0], [1]])):
+    for strategy in (
+        PromptLookup(draft_schedule="constant", bad_words=[[0], [1]]),
+        Speculative(draft_schedule="constant", draft=model, bad_words=[[0], [1]]),
+    ):
         with pytest.raises(ValueError, match="no token is left to choose after 1 prompt tokens"):
             generate(model, [[0]], strategy, end_tokens=[])

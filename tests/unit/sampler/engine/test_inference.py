@@ -137,7 +137,12 @@ def test_a_draft_with_other_padding_changes_no_token(size: int, options: dict[st
     prompts = [[1, 2, 3], [22, 1], [4, 5]]
     plain: Strategy = Sample(seed=3) if options else Greedy()
     expected = generate(MODEL, prompts, plain, max_new_tokens=20)
-    found = generate(MODEL, prompts, Speculative(draft=padded(MODEL, size), **options), max_new_tokens=20)
+    found = generate(
+        MODEL,
+        prompts,
+        Speculative(draft=padded(MODEL, size), draft_schedule="constant", **options),
+        max_new_tokens=20,
+    )
     assert [text.tokens for (text,) in found] == [text.tokens for (text,) in expected]
     assert any(token > 20 for (text,) in expected for token in text.tokens)
 
@@ -145,7 +150,12 @@ def test_a_draft_with_other_padding_changes_no_token(size: int, options: dict[st
 def test_a_draft_with_more_padding_guesses_right() -> None:
     passes = []
     hook = MODEL.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    generate(MODEL, [[1, 2, 3]], Speculative(draft=padded(MODEL, 24), num_draft_tokens=3), max_new_tokens=17)
+    generate(
+        MODEL,
+        [[1, 2, 3]],
+        Speculative(draft=padded(MODEL, 24), num_draft_tokens=3, draft_schedule="constant"),
+        max_new_tokens=17,
+    )
     hook.remove()
     assert len(passes) == 1 + 16 / 4, "the added rows are the likeliest, but never guessed"
 
@@ -183,7 +193,9 @@ def test_drafts_never_fail_under_a_constraint(guesses: int, length: int) -> None
         own = {name: value for name, value in sampling.items() if name != "do_sample"}
         plain: Strategy = Sample(**own, **options) if sampling else Greedy(**options)
         expected = generate(model, [[1, 3], [4, 5]], plain, **limits)
-        drafted = Speculative(draft=draft, num_draft_tokens=guesses, **options, **sampling)
+        drafted = Speculative(
+            draft=draft, num_draft_tokens=guesses, draft_schedule="constant", **options, **sampling
+        )
         found = generate(model, [[1, 3], [4, 5]], drafted, **limits)
         assert [text.tokens for (text,) in found] == [text.tokens for (text,) in expected]
         assert {len(text.tokens) for (text,) in found} == {length + 1}

@@ -283,6 +283,7 @@ def test_sampled_text_is_that_of_sample_at_any_number_of_draft_tokens(count: int
     limits: dict[str, Any] = {"max_new_tokens": 24, "end_tokens": [4]}
     expected = [text.tokens for (text,) in generate(model, prompts, Sample(seed=seed, **options), **limits)]
     drafting: dict[str, Any] = {**options, "seed": seed, "do_sample": True, "num_draft_tokens": count}
+    drafting["draft_schedule"] = "constant"
     for strategy in (
         Speculative(draft=near, **drafting),
         Speculative(draft=FakeModel(scrambled(6, 5)), **drafting),

@@ -1,0 +1,133 @@
+"""How many tokens to draft: as many as pay off, by what is accepted and by what passes cost on this machine."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median
+from time import perf_counter
+
+PLAIN = 2  # steps without drafts, to know what they cost
+MARGIN = 1.1  # drafts must promise this much more than plain decoding, for what is measured is never exact
+EVIDENCE = 3  # draft tokens that must have been judged, where that costs nothing
+MEMORY = 0.85  # how much each step leaves of what earlier ones said about a text
+FORGETTING = 0.98  # ... where nothing was drafted, so that in time it is tried again
+MOST = 8  # draft tokens that are remembered: long drafts must not outweigh a text that turns to something new
+
+
+@dataclass
+class Acceptance:
+    """How often the draft tokens of one text are accepted; half of them, as long as nothing is known."""
+
+    accepted: float = 0.5
+    offered: float = 1.0
+
+    @property
+    def rate(self) -> float:
+        return min(0.99, self.accepted / self.offered)
+
+    def add(self, accepted: int, offered: int) -> None:
+        """Counts the tokens up to the first that was not accepted; with none offered what is known fades."""
+        kept = MEMORY if offered else FORGETTING
+        self.accepted = 0.5 * (1 - kept) + kept * self.accepted + accepted
+        self.offered = (1 - kept) + kept * self.offered + offered
+        excess = max(1.0, self.offered / MOST)
+        self.accepted, self.offered = self.accepted / excess, self.offered / excess
+
+    def tokens(self, n: int) -> float:
+        """How many tokens a step is expected to add with n draft tokens: 1 + rate + ... + rate ** n."""
+        return (1 - self.rate ** (n + 1)) / (1 - self.rate)
+
+
+@dataclass
+class StepCost:
+    """What steps take, as a function of the number of draft tokens, fitted to the latest ones.
+
+    A step with k > 0 draft tokens takes start + k * slope seconds; one with none is measured by itself, for
+    products with a single row have kernels of their own.
+    """
+
+    plain: deque[float] = field(default_factory=lambda: deque(maxlen=9))  # seconds of steps without drafts
+    drafted: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=9))  # (k, seconds)
+
+    def add(self, k: int, seconds: float) -> None:
+        if k == 0:
+            self.plain.append(seconds)
+        else:
+            self.drafted.append((k, seconds))
+
+    def seconds(self, k: int) -> float:
+        """What a step with k draft tokens is expected to take; needs a step without drafts to go by."""
+        base = median(self.plain)
+        if k == 0:
+            return base
+        if not self.drafted:
+            return base * (1 + k / 16)
+        mean_k = mean(k for k, _ in self.drafted)
+        center = median(seconds for _, seconds in self.drafted)
+        # Least squares, held near base / 16 as long as all steps had about as many draft tokens.
+        squares = 4 + sum((k - mean_k) ** 2 for k, _ in self.drafted)
+        products = 4 * base / 16 + sum((k - mean_k) * (t - center) for k, t in self.drafted)
+        return max(base, center + max(0.0, products / squares) * (k - mean_k))
+
+
+@dataclass
+class DraftLength:
+    """Chooses the number of draft tokens, the same for all texts of a batch, for they are read in one pass.
+
+    The number with the most expected tokens per second is chosen; none where plain decoding is as good. What
+    is accepted is measured for each text, what steps cost for each size of the batch anew.
+
+    Args:
+        most: how many tokens to draft at most.
+        clock: tells the seconds.
+    """
+
+    most: int
+    clock: Callable[[], float] = perf_counter
+    _acceptances: dict[int, Acceptance] = field(default_factory=dict)  # by the text's prompt
+    _costs: dict[int, StepCost] = field(default_factory=dict)  # by the number of texts
+
+    def choose(self, texts: Sequence[int], rooms: Sequence[int], *, untried: bool) -> int:
+        """How many tokens to draft for these texts, of which each has room for some.
+
+        Args:
+            untried: whether what is accepted can only be known by trying.
+        """
+        longest, cost = min(self.most, max(rooms)), self._cost(len(texts))
+        if len(cost.plain) < PLAIN or longest < 1:
+            return 0
+        acceptances = [self.acceptance(text) for text in texts]
+        if not untried and mean(a.offered for a in acceptances) < EVIDENCE:
+            return 0
+
+        def speed(k: int) -> float:
+            tokens = (a.tokens(min(k, n)) for a, n in zip(acceptances, rooms, strict=True))
+            return sum(tokens) / cost.seconds(k)
+
+        best = max(range(1, longest + 1), key=speed)
+        return best if speed(best) > MARGIN * speed(0) else 0
+
+    def acceptance(self, text: int) -> Acceptance:
+        return self._acceptances.setdefault(text, Acceptance())
+
+    def record_step(self, texts: int, k: int, seconds: float) -> None:
+        """What a step of so many texts with k draft tokens took."""
+        self._cost(texts).add(k, seconds)
+
+    def _cost(self, texts: int) -> StepCost:
+        return self._costs.setdefault(texts, StepCost())
+
+
+def matching(draft: Sequence[int], added: Sequence[int]) -> tuple[int, int]:
+    """Of the draft tokens that can be judged by the tokens that were added: how many hold, and how many there are.
+
+    They are judged up to the first that does not hold.
+
+    >>> matching([5, 6, 7, 8], [5, 6, 9]), matching([5, 6, 7], [5, 6]), matching([], [5])
+    ((2, 3), (2, 2), (0, 0))
+    """
+    both = list(zip(draft, added, strict=False))
+    holds = next((i for i, (token, other) in enumerate(both) if token != other), len(both))
+    return holds, min(holds + 1, len(both))
