@@ -99,10 +99,14 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
 
     A temperature of 0 is no sampling, whatever the other flags of sampling. A seed implies nothing, and is taken
     where nothing is sampled.
+
+    Raises:
+        Failure: no strategy has all the flags, or the one that was named has not, or a flag needs another one.
+        InvalidRequest: the seed is out of its range.
     """
     given = {name for name in strategy_options() if getattr(args, name) is not None}
     if args.seed is not None:
-        _check_seed(args.seed)
+        require_in_range(Seeded, seed=args.seed)  # also where it changes nothing
     if args.temperature == 0:
         given -= SAMPLING
     if args.strategy is None:
@@ -118,14 +122,6 @@ def chosen_strategy(args: argparse.Namespace) -> type[Strategy]:
         _refuse(name, chosen)
     _check_needs(given, options_of(chosen))
     return chosen
-
-
-def _check_seed(seed: int) -> None:
-    """Also where it changes nothing."""
-    try:
-        require_in_range(Seeded, seed=seed)
-    except InvalidRequest as error:
-        raise Failure(BAD_FLAGS, error) from error
 
 
 def samples(kind: type[Strategy], args: argparse.Namespace) -> bool:
@@ -156,10 +152,19 @@ def _check_needs(given: set[str], options: dict[str, Option]) -> None:
 
 
 def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> Strategy:
-    """The strategy from its flags; with nothing loaded yet, only to check the numbers."""
-    options = options_of(kind)
+    """The strategy from its flags; with nothing loaded yet, only to check the numbers.
+
+    Raises:
+        Failure: a flag that the strategy requires is missing, or a second model cannot be used.
+        InvalidRequest: an option is out of its range.
+    """
+    return kind(**_values(kind, args, loaded))
+
+
+def _values(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | None) -> dict[str, Any]:
+    """The options that flags give."""
     values: dict[str, Any] = {}
-    for name, option in options.items():
+    for name, option in options_of(kind).items():
         value = getattr(args, name, None)
         making = option.collect or option.resolve
         if value is None and option.required:
@@ -168,9 +173,6 @@ def build_strategy(kind: type[Strategy], args: argparse.Namespace, loaded: Loade
             values[name] = making(value, loaded)
         elif value is not None and (option.required or not making):
             values[name] = _NotYetLoaded() if option.kind is MODEL else value
-    if "do_sample" in options:
+    if "do_sample" in options_of(kind):
         values["do_sample"] = samples(kind, args)
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise Failure(BAD_FLAGS, error) from error
+    return values

@@ -31,14 +31,14 @@ def find(name: str) -> type[Strategy]:
     """The strategy of that name: the one subclass of `Strategy` that its file defines.
 
     Raises:
-        ValueError: there is no strategy of that name.
+        InvalidRequest: there is no strategy of that name.
         TypeError: its file defines no strategy, or several.
 
     >>> find("beam-sample").__name__
     'BeamSample'
     """
     if name not in names():
-        raise ValueError(f"there is no strategy {name!r}; there are {', '.join(names())}")
+        raise InvalidRequest(f"there is no strategy {name!r}; there are {', '.join(names())}")
     return only_strategy(import_module(f"{strategies.__name__}.{name.replace('-', '_')}"))
 
 
