@@ -65,11 +65,6 @@ def run_checks(wanted: ModelFlags, quiet: bool) -> list[Check]:
     from minigpt.verify.checks import all_checks
 
     model, tokenizer = wanted.load()
-    if model.quantization:
-        raise Failure(
-            BAD_FLAGS,
-            f"{wanted.name} has {model.quantization} weights here: verify the original, without --quantize",
-        )
     directory = hub.model_files(wanted.model, revision=wanted.revision, offline=wanted.offline)
     own = (wanted.model, wanted.revision) if wanted.tokenizer is None else (wanted.tokenizer, None)
     tokenizer_directory = hub.tokenizer_files(own[0], revision=own[1], offline=wanted.offline)

@@ -9,7 +9,6 @@ import torch
 from command import call, run, save, tiny
 
 from minigpt import GPT2, Tokenizer, quantize, train
-from minigpt.verify import __main__ as verify
 
 KINDS = pytest.mark.parametrize("kind", ["int8", "float16"])
 
@@ -88,9 +87,3 @@ def test_training_does_not_begin_from_small_weights(plain: Path, tmp_path: Path)
     result = call(*flags, main=train.main)
     assert result.code == 2
     assert "has int8 weights, which cannot be trained: use the original" in result.err
-
-
-def test_small_weights_are_not_verified(plain: Path) -> None:
-    result = call(plain, "--quantize", "int8", main=verify.main)
-    assert result.code == 2
-    assert "has int8 weights here: verify the original, without --quantize" in result.mistake

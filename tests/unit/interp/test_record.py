@@ -198,7 +198,7 @@ def test_a_recording_that_begins_in_the_middle_knows_where_it_stands() -> None:
     [
         (Beam(num_beams=3), {}, r"record_text\(model, tokens\)"),
         (Sample(num_return_sequences=2, seed=1), {}, r"rows end or move cannot be recorded"),
-        (PromptLookup(), {}, "drafts, beams and batches"),
+        (PromptLookup(draft_schedule="constant"), {}, "drafts, beams and batches"),
         (Greedy(), {"overflow": "slide", "max_new_tokens": 40}, "a second text was read"),
     ],
 )

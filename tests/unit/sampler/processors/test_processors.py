@@ -229,7 +229,7 @@ RANGES = [
     ("frequency_penalty", -2.1, "a number from -2 to 2"),
     ("dry_multiplier", -1.0, "a number above 0 and at most 10000, or 0 for off"),
     ("dry_base", 0.9, "a number from 1 to 5"),
-    ("dry_allowed_length", 0, f"{WHOLE} 1"),
+    ("dry_allowed_length", 0, f"{WHOLE} 1 and below 2,147,483,648"),
     ("dry_sequence_breakers", "\n", r"token ids (tokenizer.encode makes them of a text)"),
     (
         "exponential_decay_length_penalty",
