@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,14 @@ def train(argv: Sequence[str]) -> int:
     # `is`, because 0 == False, and `--weight-decay 0` means something
     given = {name: value for name, value in values.items() if value is not None and value is not False}
     request = RunRequest.make(Path(args.out), given, args.resume)
-    if args.quiet:
-        _hush()
 
     def log(line: str) -> None:
         if not args.quiet:
             cli.note("train", line)
 
     try:
-        return DONE if training.run_to_end(request, log) else INTERRUPTED
+        with _quietly() if args.quiet else nullcontext():
+            return DONE if training.run_to_end(request, log) else INTERRUPTED
     except (training.CannotWrite, training.Diverged) as error:
         raise Failure(FAILED, error) from error
     except OSError as error:
@@ -90,9 +90,18 @@ def _value(args: argparse.Namespace, name: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _hush() -> None:
-    warnings.simplefilter("ignore")
-    hub_tqdm.disable_progress_bars()  # ours are of the same kind
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No warnings and no progress bars, which are those of the hub's client; afterwards as it was before."""
+    warnings.simplefilter("ignore")  # `cli.run` puts the filters back
+    if hub_tqdm.are_progress_bars_disabled():
+        yield
+        return
+    hub_tqdm.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub_tqdm.enable_progress_bars()
 
 
 if __name__ == "__main__":

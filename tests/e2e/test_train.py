@@ -17,6 +17,8 @@ from trainer import TINY, contents, flags, learned, metrics, train, well, write_
 
 import minigpt
 from minigpt import GPT2, Tokenizer
+from minigpt import train as command
+from minigpt.lazy import hub_tqdm
 from minigpt.options import flag_of
 from minigpt.score import __main__ as score
 from minigpt.training.adapters import load_adapter
@@ -199,6 +201,13 @@ def test_quiet_says_nothing(text: Path, tmp_path: Path, terminal: bool) -> None:
     result = train(*flags(text, tmp_path / "run", "--quiet", "--resume", *cold), terminal=terminal)
     assert result == (0, "", "")
     assert len(metrics(tmp_path / "run")) == 6
+
+
+def test_quiet_leaves_the_progress_bars_of_other_work_in_this_process_alone(
+    text: Path, tmp_path: Path
+) -> None:
+    assert call(*flags(text, tmp_path / "run", "--quiet", "--steps", 1), main=command.main).code == 0
+    assert not hub_tqdm.are_progress_bars_disabled()
 
 
 def test_what_a_model_writes_cannot_command_a_terminal(text: Path, tmp_path: Path) -> None:
