@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from minigpt.verify.points import (
     largest_difference,
     recording,
 )
+from minigpt.verify.quietly import quietly
 from minigpt.verify.report import Check, failed, not_checked
 from minigpt.verify.stored import StoredModel
 
@@ -178,10 +178,7 @@ def check_transformers(model: GPT2, reference: Reference) -> Check:
         return not_checked(name, "transformers does not read minigpt's quantized files")
     if stored.is_untied() and stored.field("tie_word_embeddings"):
         return not_checked(name, "transformers would tie a pair that differs in the file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+    with quietly(transformers):
         theirs, notes = transformers.GPT2LMHeadModel.from_pretrained(
             stored.directory, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
         )

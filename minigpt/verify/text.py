@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt.verify.quietly import quietly
 from minigpt.verify.report import Check, failed, not_checked, passed
 
 if TYPE_CHECKING:
@@ -95,8 +95,6 @@ def _tokenizers(directory: Path) -> Callable[[str], list[int]]:
 
 def _transformers(directory: Path) -> Callable[[str], list[int]]:
     transformers: Any = importlib.import_module("transformers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        transformers.logging.set_verbosity_error()
+    with quietly(transformers):
         theirs = transformers.AutoTokenizer.from_pretrained(directory)
     return lambda text: list(theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from minigpt import GPT2, Tokenizer
+from minigpt.lazy import hub_tqdm
 from minigpt.verify import files
 from minigpt.verify.files import check_files
 from minigpt.verify.text import check_tokenizer
@@ -77,6 +78,11 @@ def test_transformers_agrees(model: Path) -> None:
     assert found["logits, one pass, with transformers"]["verdict"] == "ok"
     assert found["tokenizer: ids, with those of transformers"]["verdict"] == "ok"
     assert found["tokenizer: ids, with those of tokenizers"]["verdict"] == "ok"
+
+
+def test_comparing_leaves_the_progress_bars_of_other_work_alone(model: Path) -> None:
+    assert tell(model, "--json").code == 0
+    assert not hub_tqdm.are_progress_bars_disabled()
 
 
 def test_what_is_not_installed_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
