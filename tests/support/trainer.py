@@ -19,7 +19,6 @@ from unittest.mock import patch
 
 import torch
 from command import Result
-from huggingface_hub.utils.tqdm import progress_bar_states
 from safetensors.torch import load_file
 
 from minigpt import train as command
@@ -52,7 +51,6 @@ def train(*flags: object, terminal: bool = False) -> Result:
         redirect_stdout(out),
         redirect_stderr(err),
         patch("minigpt.training.hardware.matmul_rate", lambda *_: 1e9),
-        patch.dict(progress_bar_states),  # --quiet switches bars off for all of the process
     ):
         code = command.main([str(flag) for flag in flags])
     return Result(code, out.getvalue(), err.getvalue())
