@@ -13,8 +13,9 @@ True
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minigpt.lazy import imported_when_used
 
 if TYPE_CHECKING:
     from minigpt.config import GPT2Config
@@ -39,15 +40,7 @@ _HOMES = {
     "load": "pretrained",
     "top": "sampler.next_tokens",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for, so that `--help` need not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = imported_when_used(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

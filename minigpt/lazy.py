@@ -3,16 +3,19 @@
     from minigpt.lazy import Tensor, torch
 
 Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_constants`,
-`hub_errors` and `hub_tqdm` are modules of the Hugging Face hub's client.
+`hub_errors` and `hub_tqdm` are modules of the Hugging Face hub's client. Our own packages import their public
+names in the same way, by `imported_when_used`.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Tensor", "hub_constants", "hub_errors", "hub_tqdm", "numpy", "torch"]
+__all__ = ["Tensor", "hub_constants", "hub_errors", "hub_tqdm", "imported_when_used", "numpy", "torch"]
 
 
 class _Lazy(ModuleType):
@@ -20,6 +23,26 @@ class _Lazy(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(self.__name__), name)
+
+
+def imported_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose public names are imported when they are first asked for.
+
+    Args:
+        package: the package's `__name__`.
+        homes: the module below the package that each name comes from.
+
+    Source: PEP 562.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return find
 
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minigpt.lazy import imported_when_used
 
 if TYPE_CHECKING:
     from minigpt.evaluation.lambada import last_word_example, last_words
@@ -27,10 +28,4 @@ __all__ = [
     "predict",
     "token_logprobs",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for, so that `--help` need not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = imported_when_used(__name__, _HOMES)

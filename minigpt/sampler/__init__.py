@@ -7,8 +7,9 @@ Each strategy is one file in `strategies/`; adding a file adds a strategy.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minigpt.lazy import imported_when_used
 
 if TYPE_CHECKING:
     from minigpt.sampler.api import generate, stream
@@ -39,15 +40,7 @@ __all__ = [
     "Beam", "BeamSample", "Completion", "Constrained", "Contrastive", "ContrastiveDecoding", "DiverseBeam", "DoLa",
     "Greedy", "PromptLookup", "PromptTooLong", "Sample", "Speculative", "Strategy", "generate", "stream",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a name when it is first asked for, so that `--help` need not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = imported_when_used(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

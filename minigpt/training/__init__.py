@@ -6,8 +6,9 @@ model, tokenizer, metrics = train(data="tales.txt", out="tales", steps=500)
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minigpt.lazy import imported_when_used
 
 if TYPE_CHECKING:
     from minigpt.training.adapters import load_adapter, save_adapter
@@ -25,10 +26,4 @@ __all__ = [
     "CannotWrite", "Diverged", "Trained", "attach", "load_adapter", "merge", "report_first_failure", "run_to_end",
     "save_adapter", "train",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for, so that `--help` need not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = imported_when_used(__name__, _HOMES)
