@@ -45,12 +45,11 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("detect_watermark", detect, argv)
+    return cli.run("detect_watermark", parser, detect, argv)
 
 
-def detect(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, the texts and the tokenizer, count, show the result."""
-    args = parser().parse(argv)
+def detect(args: argparse.Namespace) -> int:
+    """The whole command: read the texts and the tokenizer, count, show the result."""
     check_flags(args)
     files = args.files or [STDIN]
     texts = [without_prompt(read_text(path), args.prompt, path) for path in files]

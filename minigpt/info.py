@@ -39,12 +39,11 @@ PATTERNS = ("*.json", "*.txt", "*.safetensors")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
-    return cli.run("info", info, argv)
+    return cli.run("info", parser, info, argv)
 
 
-def info(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, find the files, read their headers, show the facts."""
-    args = parser().parse(argv)
+def info(args: argparse.Namespace) -> int:
+    """The whole command: find the files, read their headers, show the facts."""
     if args.name is not None and args.model is not None:
         raise Failure(BAD_FLAGS, f"the model is named twice, {args.name!r} and {args.model!r}: leave one out")
     name = args.model if args.name is None else args.name
@@ -78,7 +77,7 @@ def find(name: str | None, args: argparse.Namespace) -> tuple[Path, GPT2Config, 
     except (OSError, ValueError) as error:
         raise Failure(NO_MODEL, error) from error
     files = sorted({file for pattern in PATTERNS for file in folder.glob(pattern)})
-    with late_bar(args.quiet, total=len(files), unit="file") as bar:
+    with late_bar(total=len(files), unit="file") as bar:
         hashes = {}
         for file in files:
             hashes[file.name] = _sha256(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +26,20 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("merge_lora", merge_files, argv)
+    return cli.run("merge_lora", parser, merge_files, argv)
 
 
-def merge_files(argv: Sequence[str]) -> int:
-    """The whole command: load base and adapter, merge them, save model and tokenizer."""
+def parser() -> Parser:
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("merge_lora", exits, EXAMPLES, description=ABOUT)
     add_model_flags(parser)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter, as PEFT saves it")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the merged model")
-    args = parser.parse(argv)
+    return parser
+
+
+def merge_files(args: argparse.Namespace) -> int:
+    """The whole command: load base and adapter, merge them, save model and tokenizer."""
     wanted = ModelFlags.of(args)
     if (Path(args.out) / "config.json").exists():
         raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")

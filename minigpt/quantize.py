@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,10 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("quantize", quantize_files, argv)
+    return cli.run("quantize", parser, quantize_files, argv)
 
 
-def quantize_files(argv: Sequence[str]) -> int:
-    """The whole command: load, quantize, save model and tokenizer."""
+def parser() -> Parser:
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("quantize", exits, EXAMPLES, description=ABOUT)
     parser.add_argument(
@@ -40,7 +40,11 @@ def quantize_files(argv: Sequence[str]) -> int:
     parser.add_argument("--out", "-o", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     parser.add_argument("--offline", action="store_true", help="use cached files only")
-    args = parser.parse(argv)
+    return parser
+
+
+def quantize_files(args: argparse.Namespace) -> int:
+    """The whole command: load, quantize, save model and tokenizer."""
     if (Path(args.out) / "config.json").exists():
         raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")
     wanted = ModelFlags(

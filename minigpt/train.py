@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from minigpt import cli, training
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
 from minigpt.cli.fields import add_flags
 from minigpt.cli.parser import Parser
-from minigpt.lazy import hub_tqdm
 from minigpt.training.request import RunRequest
 from minigpt.training.settings import Settings
 
@@ -41,18 +38,17 @@ SAVES_MEMORY = "a smaller --batch-size with --accumulate, a smaller --context, o
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("train", together if "RANK" in os.environ else train, argv, SAVES_MEMORY)
+    return cli.run("train", parser, together if "RANK" in os.environ else train, argv, SAVES_MEMORY)
 
 
-def together(argv: Sequence[str]) -> int:
+def together(args: argparse.Namespace) -> int:
     """The whole command as one of several processes, which torchrun started."""
     with training.report_first_failure():
-        return train(argv)
+        return train(args)
 
 
-def train(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, and train."""
-    args = parser().parse(argv)
+def train(args: argparse.Namespace) -> int:
+    """The whole command: make the run, and train."""
     values = {f.name: _value(args, f.name) for f in fields(Settings)}
     # `is`, because 0 == False, and `--weight-decay 0` means something
     given = {name: value for name, value in values.items() if value is not None and value is not False}
@@ -63,8 +59,7 @@ def train(argv: Sequence[str]) -> int:
             cli.note("train", line)
 
     try:
-        with _quietly() if args.quiet else nullcontext():
-            return DONE if training.run_to_end(request, log) else INTERRUPTED
+        return DONE if training.run_to_end(request, log) else INTERRUPTED
     except (training.CannotWrite, training.Diverged) as error:
         raise Failure(FAILED, error) from error
     except OSError as error:
@@ -88,20 +83,6 @@ def parser() -> Parser:
 def _value(args: argparse.Namespace, name: str) -> Any:
     value = getattr(args, name)
     return tuple(value) if isinstance(value, list) else value
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No warnings and no progress bars, which are those of the hub's client; afterwards as it was before."""
-    warnings.simplefilter("ignore")  # `cli.run` puts the filters back
-    if hub_tqdm.are_progress_bars_disabled():
-        yield
-        return
-    hub_tqdm.disable_progress_bars()
-    try:
-        yield
-    finally:
-        hub_tqdm.enable_progress_bars()
 
 
 if __name__ == "__main__":

@@ -45,12 +45,11 @@ The same text gives the same files; transformers reads them, too.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("train_tokenizer", train_tokenizer, argv)
+    return cli.run("train_tokenizer", parser, train_tokenizer, argv)
 
 
-def train_tokenizer(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, learn the merges, save the tokenizer."""
-    args = parser().parse(argv)
+def train_tokenizer(args: argparse.Namespace) -> int:
+    """The whole command: check the flags, learn the merges, save the tokenizer."""
     check_numbers(args)
     check_out(args.out, args.text)
     try:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from minigpt.cli.terminal import write_err
 from minigpt.errors import InvalidRequest
+from minigpt.lazy import hub_tqdm
 from minigpt.sampler.events import PromptTooLong
+
+if TYPE_CHECKING:
+    from minigpt.cli.parser import Parser
 
 DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 EXIT_CODES = {
@@ -20,6 +27,7 @@ EXIT_CODES = {
     OUT_OF_MEMORY: "out of memory",
     INTERRUPTED: "Ctrl-C",
 }
+BARS = ("minigpt", "huggingface_hub")  # names of progress bars: ours (see `progress`), and those of downloads
 
 
 class Failure(Exception):
@@ -32,15 +40,26 @@ class Failure(Exception):
 
 def run(
     command: str,
-    body: Callable[[Sequence[str]], int],
+    parser: Callable[[], Parser],
+    body: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
     saves_memory: str = "fewer or shorter texts, fewer beams, a smaller model, or --dtype bfloat16",
 ) -> int:
-    """Runs a command; the exit code. What a user can cause ends in one line, a bug in its traceback."""
+    """Runs a command; the exit code. What a user can cause ends in one line, a bug in its traceback.
+
+    Args:
+        command: the command's name, which is before every line on stderr.
+        parser: makes the parser of its flags.
+        body: all that it does once the flags are read; returns the exit code.
+        argv: the flags; `sys.argv`'s if None.
+        saves_memory: what to ask for where memory runs out.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(command, f"warning: {message}")
-            return body(sys.argv[1:] if argv is None else argv)
+            args = parser().parse(sys.argv[1:] if argv is None else argv)
+            with _quietly() if getattr(args, "quiet", False) else nullcontext():
+                return body(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has closed it
@@ -49,6 +68,21 @@ def run(
         failure = _failure(error, saves_memory)
         note(command, failure)
         return failure.code
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No warnings, no progress bars of ours, and none of downloads; afterwards as it was before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shown = [bars for bars in BARS if not hub_tqdm.are_progress_bars_disabled(bars)]
+        for bars in shown:
+            hub_tqdm.disable_progress_bars(bars)
+        try:
+            yield
+        finally:
+            for bars in shown:
+                hub_tqdm.enable_progress_bars(bars)
 
 
 def _failure(error: Exception, saves_memory: str) -> Failure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Iterable
@@ -18,13 +17,13 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     """A tqdm bar, around something to go through, or to be moved by `update`.
 
     It is that of the hub's client: one switch (HF_HUB_DISABLE_PROGRESS_BARS, or `disable_progress_bars`) governs
-    its downloads and our own work.
+    its downloads and our own work. `cli.run` switches it off for --quiet.
 
     >>> list(bar(range(3)))  # no terminal, no bar
     [0, 1, 2]
     """
     disable = False if in_notebook() else None  # None: shown only on a terminal
-    return hub_tqdm.tqdm(iterable, disable=disable, **options)  # type: ignore[no-untyped-call]
+    return hub_tqdm.tqdm(iterable, disable=disable, name="minigpt", **options)  # type: ignore[no-untyped-call]
 
 
 def in_notebook() -> bool:
@@ -38,17 +37,16 @@ def in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-def late_bar(quiet: bool, **options: Any) -> Any:
+def late_bar(**options: Any) -> Any:
     """A bar on a terminal's stderr that comes only if the work lasts, and is gone when it is done."""
-    screen = io.StringIO() if quiet else sys.stderr  # no bar is shown where there is no terminal
-    return bar(delay=QUICK, leave=False, file=screen, **options)
+    return bar(delay=QUICK, leave=False, **options)
 
 
 class Progress:
     """A bar on a terminal's stderr while long work lasts, counted in tokens."""
 
-    def __init__(self, n_tokens: int, quiet: bool) -> None:
-        self._bar = late_bar(quiet, total=n_tokens, unit="tok", unit_scale=True)
+    def __init__(self, n_tokens: int) -> None:
+        self._bar = late_bar(total=n_tokens, unit="tok", unit_scale=True)
         self._n_tokens, self._began = n_tokens, time.perf_counter()
 
     def advance(self, n_tokens: int) -> None:

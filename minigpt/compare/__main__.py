@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 
 from minigpt import cli
@@ -22,14 +22,11 @@ from minigpt.compare.settings import CompareSettings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
-    return cli.run("compare", compare, argv)
+    return cli.run("compare", parser, compare, argv)
 
 
-def compare(argv: Sequence[str]) -> int:
-    """The whole command: read flags and prompts, load the model, run and measure the methods, show them."""
-    args = parser().parse(argv)
-    if args.quiet:
-        warnings.simplefilter("ignore")
+def compare(args: argparse.Namespace) -> int:
+    """The whole command: read the prompts, load the model, run and measure the methods, show them."""
     settings = CompareSettings.of(args)  # what is wrong is said before anything slow begins
     given = read(settings)
     model, tokenizer = settings.model.load()

@@ -31,7 +31,7 @@ class Comparison:
         """Runs and measures one method after the other, or until Ctrl-C."""
         n_texts = len(self.measure.prompts) * len(methods)
         try:
-            with late_bar(self.settings.quiet, total=n_texts, unit="text") as bar:
+            with late_bar(total=n_texts, unit="text") as bar:
                 self._add_human()
                 for method, strategy in methods:
                     bar.set_description(method.name)

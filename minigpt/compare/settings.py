@@ -32,7 +32,6 @@ class CompareSettings:
     markdown: str | None
     json: str | None
     plot: str | None
-    quiet: bool
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> CompareSettings:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
 from minigpt import cli
@@ -19,14 +19,11 @@ from minigpt.generate.writing import write_texts
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
-    return cli.run("generate", generate, argv)
+    return cli.run("generate", parser, generate, argv)
 
 
-def generate(argv: Sequence[str]) -> int:
-    """The whole command: read the flags and prompts, load the model, continue the prompts."""
-    args = parser().parse(argv)
-    if args.quiet:
-        warnings.simplefilter("ignore")
+def generate(args: argparse.Namespace) -> int:
+    """The whole command: read the prompts, load the model, continue the prompts."""
     if args.replay is not None:
         replay(args.replay, args.lattice)
         return DONE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,14 +46,11 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("score", score, argv)
+    return cli.run("score", parser, score, argv)
 
 
-def score(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, load the model, score the texts."""
-    args = parser().parse(argv)
-    if args.quiet:
-        warnings.simplefilter("ignore")
+def score(args: argparse.Namespace) -> int:
+    """The whole command: check the flags, load the model, score the texts."""
     wanted = ModelFlags.of(args)  # what is wrong is said before anything slow begins
     check_flags(args)
     model, tokenizer = wanted.load()

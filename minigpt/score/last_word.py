@@ -30,7 +30,7 @@ def score_last_words(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer
         for text in documents([Path(args.last_word)], args.text_field)
     ]
     n_tokens = sum(len(one.window(context_length).tokens) for one in examples)
-    with Progress(n_tokens, args.quiet) as progress:
+    with Progress(n_tokens) as progress:
         result = evaluation.last_words(model, examples, args.batch_size, progress.advance)
     if args.json:
         record = {"model": args.model or "bundled", "path": args.last_word, **metrics(result)}

@@ -59,7 +59,7 @@ def score_texts(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer) -> 
         )
     sources = list(_read(args, tokenizer))
     n_tokens = sum(len(one.tokens) - 1 for source in sources for one in source.documents)
-    with Progress(n_tokens, args.quiet) as progress:
+    with Progress(n_tokens) as progress:
         for source in sources:
             source.logprobs.extend(
                 evaluation.document_logprobs(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
-from minigpt import cli
+from minigpt import cli, hub
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
 from minigpt.cli.model_flags import ModelFlags, add_model_flags
 from minigpt.cli.parser import Parser
@@ -37,39 +37,35 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("verify", verify, argv)
+    return cli.run("verify", parser, verify, argv)
 
 
-def verify(argv: Sequence[str]) -> int:
-    """The whole command: read the flags, load the model, compare, show the table."""
-    args = parser().parse(argv)
+def verify(args: argparse.Namespace) -> int:
+    """The whole command: load the model, compare, show the table."""
     if args.name is not None and args.model is not None:
         raise Failure(BAD_FLAGS, f"the model is named twice, {args.name!r} and {args.model!r}: leave one out")
     args.model = args.model if args.name is None else args.name
-    if args.quiet:
-        warnings.simplefilter("ignore")
     if args.compile:
         raise Failure(
             BAD_FLAGS, "--compile hides what the layers compute inside, which is compared: leave it out"
         )
     wanted = ModelFlags.of(args)
-    checks = run_checks(wanted, args.quiet)
+    checks = run_checks(wanted)
     write_out(as_json(wanted.name, checks) if args.json else table(rows(checks)))
     for line in remarks([check for check in checks if check.verdict == "failed" or not args.quiet]):
         cli.note("verify", line)
     return FAILED if any(check.verdict == "failed" for check in checks) else DONE
 
 
-def run_checks(wanted: ModelFlags, quiet: bool) -> list[Check]:
-    from minigpt import hub  # here, for these need torch, and --help need not wait for that
-    from minigpt.verify.checks import all_checks
+def run_checks(wanted: ModelFlags) -> list[Check]:
+    from minigpt.verify.checks import all_checks  # here, for it needs torch, which --help need not wait for
 
     model, tokenizer = wanted.load()
     directory = hub.model_files(wanted.model, revision=wanted.revision, offline=wanted.offline)
     own = (wanted.model, wanted.revision) if wanted.tokenizer is None else (wanted.tokenizer, None)
     tokenizer_directory = hub.tokenizer_files(own[0], revision=own[1], offline=wanted.offline)
     checks = []
-    with late_bar(quiet, unit="check") as bar:
+    with late_bar(unit="check") as bar:
         for check in all_checks(model, tokenizer, directory, tokenizer_directory):
             checks.append(check)
             bar.update()
