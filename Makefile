@@ -63,6 +63,9 @@ readme: $(VENV)/ready ## the output that README.md and docs/ show
 	$(BIN)/python scripts/readme.py
 	$(BIN)/python scripts/pictures.py
 
+docs: $(VENV)/ready ## the notebooks, run and written as pages into docs/notebooks (3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py
+
 bench-quantization: $(VENV)/ready ## what weights of 8 and 16 bits lose, on held-out text
 	$(BIN)/python scripts/bench_quantization.py --corpus $(CORPUS) --update docs/benchmarks.md
 
@@ -84,4 +87,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test fuzz faults parity parity-full test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme train size-study clean
+.PHONY: help setup demo check lint types unit test fuzz faults parity parity-full test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme docs train size-study clean

@@ -32,6 +32,7 @@ ELSEWHERE = (
     "NAME",
     "--resume",
 )
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))  # test_notebooks.py runs them
 BY_NAME = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -54,7 +55,7 @@ def examples() -> list[tuple[str, str]]:
     ]
 
 
-@BY_NAME
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(page.read_text("utf-8")):
         if not link.startswith(("http://", "https://")):
