@@ -27,8 +27,7 @@ class Sampling(Strategy, SamplingOptions):
     def random_stream(self, request: Request, index: int) -> RandomStream | None:
         if not self.samples:
             return None
-        assert self.seed is not None
-        return RandomStream(self.seed, request.random_name, index)
+        return RandomStream(self.seed_of(request.seed), request.random_name, index)
 
 
 SAMPLING = frozenset(options_of(Sampling)) - frozenset(options_of(Strategy))

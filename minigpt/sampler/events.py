@@ -63,6 +63,7 @@ class Request:
     top_logprobs: int = 0
     dropped: int = 0  # oldest prompt tokens that were left out to make room
     id: str | None = None  # a name that takes the prompt's place in the seed
+    seed: int | None = None  # takes the place of the strategy's
     trace: bool = False  # whether each token brings along how it came to be chosen
 
     @property
@@ -138,6 +139,14 @@ class Finished:
 
     prompt_index: int
     completions: list[Completion]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One prompt of many cannot be continued, whatever becomes of the others."""
+
+    prompt_index: int
+    error: InvalidRequest
 
 
 class BeamExtension(NamedTuple):

@@ -22,6 +22,12 @@ class Seeded:
         if self.seed is None and self.samples:
             object.__setattr__(self, "seed", secrets.randbits(32))
 
+    def seed_of(self, own: int | None) -> int:
+        """The seed of a prompt: its own, if it has one."""
+        seed = self.seed if own is None else own
+        assert seed is not None
+        return seed
+
     @property
     def samples(self) -> bool:
         """Whether anything is random at all."""

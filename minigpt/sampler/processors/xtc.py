@@ -53,8 +53,8 @@ class XTC:
     @classmethod
     def for_text(cls, options: XTCOptions, text: TextContext) -> Iterator[Processor]:
         if options.samples and options.xtc_probability:
-            assert options.seed is not None
-            stream = RandomStream(options.seed, text.request.random_name, text.index, purpose="xtc")
+            seed, name = options.seed_of(text.request.seed), text.request.random_name
+            stream = RandomStream(seed, name, text.index, purpose="xtc")
             yield cls(options.xtc_probability, options.xtc_threshold, stream, text.prompt_length, text.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:

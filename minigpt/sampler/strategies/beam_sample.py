@@ -20,8 +20,7 @@ class BeamSample(Beam, Sampling):
     def chooser(self, request: Request) -> Choose:
         if not self.samples:
             return super().chooser(request)
-        assert self.seed is not None
-        stream = RandomStream(self.seed, request.random_name, purpose="beams")
+        stream = RandomStream(self.seed_of(request.seed), request.random_name, purpose="beams")
         return lambda totals, n, position: sample_distinct(totals, n, stream.key(position))
 
     def alone(self) -> Strategy:

@@ -1,0 +1,147 @@
+"""Texts for many prompts, each as soon as it is done: `complete_many`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Generic, Protocol, TypeVar, Unpack
+
+from minigpt.errors import InvalidRequest
+from minigpt.sampler.api import windowed
+from minigpt.sampler.batches import in_batches
+from minigpt.sampler.engine.inference import check_second_model
+from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
+from minigpt.sampler.requests import (
+    Lengths,
+    Limits,
+    check_model,
+    check_strategy,
+    prepare,
+    refuse_unknown_limits,
+)
+from minigpt.sampler.strategies.greedy import Greedy
+from minigpt.sampler.strategy import Strategy
+from minigpt.sampler.text import TextTokenizer, prompt_ids, with_text
+
+
+class Row(Protocol):
+    """One prompt of many; `minigpt.data.prompt_rows.PromptRow` is one. What is None is as for all."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def max_new_tokens(self) -> int | None: ...
+    @property
+    def seed(self) -> int | None: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """What became of one row: its completions, best first, or the reason why it has none."""
+
+    row: R
+    request: Request | None = (
+        None  # the prompt in token ids; None where it cannot be encoded, or does not fit
+    )
+    completions: list[Completion] = field(default_factory=list)
+    error: InvalidRequest | None = None
+
+
+def complete_many(
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    rows: Iterable[R],
+    strategy: Strategy | None = None,
+    *,
+    rows_at_once: int | None = None,
+    stop: Sequence[str] = (),
+    allow_special: bool = False,
+    stride: int | None = None,
+    **lengths: Unpack[Lengths],
+) -> Iterator[Answer[R]]:
+    """Continues the prompts of many rows; yields what became of each as soon as it is known.
+
+    Each row's text is the one that it would have alone: it does not depend on the other rows, their order or
+    `rows_at_once`. Random numbers follow from the seed and the row's id. Rows are read as they are needed,
+    so there may be any number of them. A row that fails does not disturb the others.
+
+    Args:
+        model, tokenizer: as `minigpt.load` returns them.
+        rows: prompts with their ids, such as `minigpt.data.prompt_rows.read_rows` yields.
+        strategy: greedy decoding unless given.
+        rows_at_once: how many texts are decoded side by side; as many as pay off unless given.
+        stop, allow_special, stride, lengths: as for `minigpt.complete`; `max_new_tokens` is for rows that
+            do not have their own.
+
+    Raises:
+        InvalidRequest: an argument cannot be used.
+
+    >>> import minigpt
+    >>> from minigpt.data.prompt_rows import PromptRow
+    >>> model, tokenizer = minigpt.load()
+    >>> rows = [PromptRow("a", "Once upon a time"), PromptRow("b", "The king", max_new_tokens=3)]
+    >>> for answer in complete_many(model, tokenizer, rows, max_new_tokens=5):
+    ...     print(answer.row.id, len(answer.completions[0].tokens))
+    b 3
+    a 5
+    """
+    check_model("complete_many", model)
+    refuse_unknown_limits("complete_many", lengths)
+    check_strategy(strategy)
+    if rows_at_once is not None and rows_at_once < 1:
+        raise InvalidRequest(f"rows_at_once must be at least 1, got {rows_at_once}")
+    stops = tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
+    strategy = strategy or Greedy()
+    model = windowed(model, lengths.get("overflow", "error"), stride)
+    limits: Limits = {**lengths, "stop": stops.completed if stop else None}
+    prepare(model, [], **limits)  # what is wrong with the limits is no row's fault
+    for second in strategy.models():
+        check_second_model(model, second, [Request((0,), max_new_tokens=1)])
+    to_request = partial(
+        _request, model=model, tokenizer=tokenizer, allow_special=allow_special, limits=limits
+    )
+    decode = partial(in_batches, model, strategy=strategy, rows_at_once=rows_at_once)
+    for answer in _answers(rows, to_request, decode):
+        texts = [with_text(completion, tokenizer, stops) for completion in answer.completions]
+        yield replace(answer, completions=texts)
+
+
+def _answers(
+    rows: Iterable[R],
+    to_request: Callable[[R], Request],
+    decode: Callable[[Iterable[Request | InvalidRequest]], Iterator[Finished | Failed]],
+) -> Iterator[Answer[R]]:
+    """What became of each row, whose text is still in token ids."""
+    at_work: dict[int, tuple[R, Request | InvalidRequest]] = {}
+
+    def requests() -> Iterator[Request | InvalidRequest]:
+        for i, row in enumerate(rows):
+            try:
+                request: Request | InvalidRequest = to_request(row)
+            except InvalidRequest as error:
+                request = error
+            at_work[i] = row, request
+            yield request
+
+    for event in decode(requests()):
+        row, request = at_work.pop(event.prompt_index)
+        known = request if isinstance(request, Request) else None
+        if isinstance(event, Finished):
+            yield Answer(row, known, event.completions)
+        else:
+            yield Answer(row, known, error=event.error)
+
+
+def _request(
+    row: Row, model: LanguageModel, tokenizer: TextTokenizer, allow_special: bool, limits: Limits
+) -> Request:
+    if row.max_new_tokens is not None:
+        limits = {**limits, "max_new_tokens": row.max_new_tokens}
+    (request,) = prepare(model, [prompt_ids(row.prompt, tokenizer, allow_special)], **limits)
+    return replace(request, id=row.id, seed=row.seed)
