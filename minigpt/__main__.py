@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train or fine-tune a model",
     "score": "loss, perplexity and bits per byte of texts; LAMBADA accuracy",
     "compare": "run decoding strategies side by side, and measure them",
+    "explore": "make a page that shows attention, layers, sampling and beams of a text",
     "info": "parameters, context length, vocabulary, memory and file hashes of a model",
     "verify": "prove that a loaded model computes what its files say",
     "train-tokenizer": "train a GPT-2-style tokenizer",
@@ -23,7 +24,7 @@ COMMANDS = {
     "merge-lora": "merge a LoRA adapter into its base model",
     "detect-watermark": "detect the watermark of generated text",
 }
-PACKAGES = {"generate", "compare", "score", "verify"}  # commands of several files
+PACKAGES = {"generate", "compare", "explore", "score", "verify"}  # commands of several files
 
 
 def main(argv: Sequence[str] | None = None) -> int:

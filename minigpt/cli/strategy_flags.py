@@ -59,6 +59,24 @@ def add_flags(groups: Mapping[str, Any]) -> None:
         add_flag(groups[str(option.group)], name, option, _help(name, by_strategy))
 
 
+def add_strategy_choice(group: Any) -> None:
+    """Adds the flag that names a strategy."""
+    group.add_argument(
+        "--strategy", choices=names(), metavar="NAME",
+        help="one of those listed below; by default the flags decide: sampling flags imply sample, --num-beams "
+        "implies beam, both together beam-sample, --penalty-alpha contrastive, and so on; none implies greedy",
+    )  # fmt: skip
+
+
+def listed() -> str:
+    """The strategies for the end of a command's help: a line for each."""
+    return "\n".join(f"  {name:21}{_first_line(find(name))}" for name in names())
+
+
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").partition("\n")[0]
+
+
 def strategy_options() -> dict[str, dict[str, Option]]:
     """Every option that has a flag, by its name; as the strategies have it, by theirs, the simplest first.
 
@@ -176,3 +194,30 @@ def _values(kind: type[Strategy], args: argparse.Namespace, loaded: Loaded | Non
     if "do_sample" in options_of(kind):
         values["do_sample"] = samples(kind, args)
     return values
+
+
+@dataclass(frozen=True)
+class StrategyFlags:
+    """The strategy that the flags ask for."""
+
+    kind: type[Strategy]
+    flags: argparse.Namespace
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> StrategyFlags:
+        """That of a command line; its numbers are checked, for which no model is needed.
+
+        Raises:
+            Failure: the flags do not go together, or one has a value that it cannot have.
+        """
+        chosen = cls(chosen_strategy(args), args)
+        build_strategy(chosen.kind, args, loaded=None)
+        return chosen
+
+    @property
+    def name(self) -> str:
+        return name_of(self.kind)
+
+    def build(self, model: ModelFlags, tokenizer: Tokenizer) -> Strategy:
+        """The strategy, ready to decode; second models are loaded as the first one was."""
+        return build_strategy(self.kind, self.flags, Loaded(model, tokenizer))

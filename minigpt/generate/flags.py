@@ -18,7 +18,6 @@ from minigpt.cli import (
 from minigpt.cli.model_flags import add_model_flags
 from minigpt.cli.parser import Parser
 from minigpt.sampler.events import OVERFLOWS
-from minigpt.sampler.registry import find, names
 
 EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED)
 ABOUT = """Generate text with GPT-2.
@@ -45,9 +44,8 @@ examples:
 
 def parser() -> Parser:
     """The parser of the command's flags."""
-    strategies = "\n".join(f"  {name:21}{_first_line(find(name))}" for name in names())
     parser = Parser(
-        "generate", EXITS, EPILOG.format(strategies=strategies),
+        "generate", EXITS, EPILOG.format(strategies=strategy_flags.listed()),
         usage="minigpt generate [PROMPT] [options]", description=ABOUT,
     )  # fmt: skip
     parser.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue; - reads stdin")
@@ -56,11 +54,7 @@ def parser() -> Parser:
     groups = {name: parser.add_argument_group(name) for name in headings}
     _add_input_flags(groups["input"])
     _add_length_flags(groups["length"])
-    groups["strategy"].add_argument(
-        "--strategy", choices=names(), metavar="NAME",
-        help="one of those listed below; by default the flags decide: sampling flags imply sample, --num-beams "
-        "implies beam, both together beam-sample, --penalty-alpha contrastive, and so on; none implies greedy",
-    )  # fmt: skip
+    strategy_flags.add_strategy_choice(groups["strategy"])
     strategy_flags.add_flags(groups)
     groups["control"].add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
@@ -68,10 +62,6 @@ def parser() -> Parser:
     _add_beam_flags(groups["beams"])
     _add_output_flags(parser.add_argument_group("output"))
     return parser
-
-
-def _first_line(documented: object) -> str:
-    return (documented.__doc__ or "").partition("\n")[0]
 
 
 def _add_input_flags(group: Any) -> None:

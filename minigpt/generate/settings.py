@@ -7,45 +7,16 @@ import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from minigpt.cli import BAD_FLAGS, Failure, strategy_flags
+from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.inputs import STDIN, check_stdin_once
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import check_file
+from minigpt.cli.strategy_flags import StrategyFlags
 from minigpt.cli.terminal import is_terminal
-from minigpt.sampler.registry import name_of
 from minigpt.sampler.requests import USUAL_LENGTH
 from minigpt.sampler.strategies.beam import Beam
-from minigpt.sampler.strategy import Strategy
-from minigpt.tokenizer import Tokenizer
 
 Overflow = Literal["error", "truncate", "stop", "slide"]
-
-
-@dataclass(frozen=True)
-class StrategyFlags:
-    """The strategy that the flags ask for."""
-
-    kind: type[Strategy]
-    flags: argparse.Namespace
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> StrategyFlags:
-        """That of a command line; its numbers are checked, for which no model is needed.
-
-        Raises:
-            Failure: the flags do not go together, or one has a value that it cannot have.
-        """
-        chosen = cls(strategy_flags.chosen_strategy(args), args)
-        strategy_flags.build_strategy(chosen.kind, args, loaded=None)
-        return chosen
-
-    @property
-    def name(self) -> str:
-        return name_of(self.kind)
-
-    def build(self, model: ModelFlags, tokenizer: Tokenizer) -> Strategy:
-        """The strategy, ready to decode; second models are loaded as the first one was."""
-        return strategy_flags.build_strategy(self.kind, self.flags, strategy_flags.Loaded(model, tokenizer))
 
 
 @dataclass(frozen=True)

@@ -142,15 +142,33 @@ def value_weighted(model: GPT2, seen: Recording, layer: int) -> Tensor:
     >>> value_weighted(model, seen, layer=2).shape
     torch.Size([1, 4, 4, 4])
     """
-    pattern, v = seen[f"blocks.{layer}.attn.pattern"], seen[f"blocks.{layer}.attn.v"]
+    pattern = seen[f"blocks.{layer}.attn.pattern"]
+    weighted: Tensor = pattern * value_lengths(model, seen, layer)[:, :, None]
+    return weighted
+
+
+def value_lengths(model: GPT2, seen: Recording, layer: int) -> Tensor:
+    """The length of v_j W_O, what each key would add to the stream if a head attended to it alone.
+
+    Args:
+        model: that was recorded, with plain weights.
+        seen: a recording with `attn.v` of the layer, from the text's beginning.
+        layer: which.
+
+    Shapes: (B, H, T)
+
+    Raises:
+        KeyError: the values were not recorded.
+        ValueError: as for `value_weighted`.
+    """
+    v = seen[f"blocks.{layer}.attn.v"]
     if seen.start:
         raise ValueError(
             f"the recording began at slot {seen.start}, so that earlier values are not known: use record_text"
         )
     out = torch.stack([head_weights(model, layer, head).out for head in range(v.size(1))])  # (H, K, D)
-    lengths = (v.float() @ out.float()).norm(dim=-1)  # (B, H, T)
-    weighted: Tensor = pattern * lengths[:, :, None]
-    return weighted
+    lengths: Tensor = (v.float() @ out.float()).norm(dim=-1)
+    return lengths
 
 
 def rollout(seen: Recording) -> Tensor:

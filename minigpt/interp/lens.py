@@ -22,7 +22,8 @@ AFTER_EACH_LAYER = ("embed", "blocks.*.resid_post")
 class LensReading:
     """What each layer would predict; layers in the order of the model, the last one's is its prediction.
 
-    Shapes: `top_tokens` and `top_logprobs` (N, B, T, top); `entropy`, `kl` and `rank` (N, B, T); `targets` (B, T)
+    Shapes: `top_tokens` and `top_logprobs` (N, B, T, top); `entropy`, `kl`, `rank` and `target_logprobs` (N, B, T);
+    `targets` (B, T)
     """
 
     points: list[str]
@@ -33,6 +34,7 @@ class LensReading:
     kl: Tensor  # KL(last layer || this layer), in nats
     targets: Tensor
     rank: Tensor  # of the target: 1 is the likeliest
+    target_logprobs: Tensor  # nats
 
     def __repr__(self) -> str:
         rows, n = self.tokens.shape
@@ -89,9 +91,12 @@ def logit_lens(
             -(logprobs.exp() * logprobs).nan_to_num().sum(-1),
             (last.exp() * (last - logprobs)).nan_to_num().sum(-1),
             (logprobs > target).sum(-1) + 1,
+            target[..., 0],
         ])  # fmt: skip
-    tokens, logprobs, entropy, kl, rank = (torch.stack(column) for column in zip(*columns, strict=True))
-    return LensReading(names, seen.tokens, tokens, logprobs, entropy, kl, targets, rank)
+    tokens, logprobs, entropy, kl, rank, target_logprobs = (
+        torch.stack(column) for column in zip(*columns, strict=True)
+    )
+    return LensReading(names, seen.tokens, tokens, logprobs, entropy, kl, targets, rank, target_logprobs)
 
 
 def best_in_any_layer(
@@ -142,11 +147,15 @@ def best_in_any_layer(
 def lens_logprobs(model: GPT2, x: Tensor, name: str = "", tuned: TunedLens | None = None) -> Tensor:
     """Log-probabilities that a piece of the stream stands for: (..., D)  ->  (..., V), float32 at least."""
     with torch.no_grad():
-        x = x if tuned is None else tuned(x, name)
-        # `.forward`, not a call: hooks must not take this for a pass.
-        normed = model.final_norm.forward(x)
-        logits = model.head.forward(normed, model.token_embedding.weight)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return lens_logits(model, x if tuned is None else tuned(x, name)).log_softmax(-1)
+
+
+@torch.no_grad()
+def lens_logits(model: GPT2, x: Tensor) -> Tensor:
+    """Logits that a piece of the stream stands for: (..., D)  ->  (..., V), float32 at least."""
+    # `.forward`, not a call: hooks must not take this for a pass.
+    logits = model.head.forward(model.final_norm.forward(x), model.token_embedding.weight)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def last_point(model: GPT2) -> str:

@@ -98,6 +98,11 @@ class Lattice:
         """The text of some tokens, by the strings that were saved; U+FFFD for what they do not tell."""
         return "".join(self.token_strings.get(token, "\ufffd") for token in tokens)
 
+    def saved(self, prompt_index: int = 0) -> dict[str, Any]:
+        """The beams of one prompt as JSON has them; see `save`."""
+        steps = [[_saved(beam) for beam in step] for step in self.steps[prompt_index]]
+        return {"prompt": self.prompts[prompt_index], "steps": steps}
+
     def save(self, path: str | os.PathLike[str], token_string: Callable[[int], str] | None = None) -> None:
         """Writes a JSON file, whole or not at all.
 
@@ -114,10 +119,7 @@ class Lattice:
             used = {token for prompt in self.prompts for token in prompt}
             used |= {branch.token for steps in self.steps for step in steps for branch in step}
             strings = {token: token_string(token) for token in sorted(used)}
-        lattices = [
-            {"prompt": prompt, "steps": [[_saved(beam) for beam in step] for step in steps]}
-            for prompt, steps in zip(self.prompts, self.steps, strict=True)
-        ]
+        lattices = [self.saved(i) for i in range(len(self.prompts))]
         content = {"format": FORMAT, "lattices": lattices, "token_strings": strings}
         replace_text(Path(path).resolve(), json.dumps(content, ensure_ascii=False) + "\n")
 

@@ -46,7 +46,20 @@ MAY_IMPORT = {
     "data": {"atomic", "cli", "data", "json_files", "tokenizer"},
     "sampler": {"atomic", "errors", "json_files", "lazy", "options", "sampler"},
     "evaluation": {"cache", "evaluation", "lazy", "options", "sampler"},
-    "interp": {"atomic", "attention", "cache", "cli", "config", "interp", "linear", "model", "tokenizer"},
+    "interp": {
+        "atomic",
+        "attention",
+        "cache",
+        "cli",
+        "config",
+        "errors",
+        "interp",
+        "json_files",
+        "linear",
+        "model",
+        "sampler",
+        "tokenizer",
+    },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -111,6 +124,7 @@ OPTIONAL = {
 }
 LOCAL_IMPORTS = {
     "compare/report.py": "compare.plot imports matplotlib, an optional package",
+    "explore/__main__.py": "the page imports torch, and --help need not wait for it",
     "tokenizer/__init__.py": "hub imports the hub's client, which a tokenizer at hand does not need",
     "training/report.py": "training.loss_curve imports matplotlib, an optional package",
     "verify/__main__.py": "all checks import torch, and --help need not wait for it",

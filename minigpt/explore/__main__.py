@@ -1,0 +1,73 @@
+"""Makes a page that shows what a model did: `minigpt explore "Once upon a time" -o page.html`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import webbrowser
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from minigpt import cli
+from minigpt.cli import DONE
+from minigpt.cli.outputs import attempt, real
+from minigpt.explore.flags import parser
+from minigpt.explore.settings import ExploreSettings, command_line
+
+if TYPE_CHECKING:
+    from minigpt.interp.page import Page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code."""
+    return cli.run("explore", explore, argv)
+
+
+def explore(argv: Sequence[str]) -> int:
+    """The whole command: read the flags and the prompt, load the model, look inside, write the page."""
+    args = parser().parse(argv)
+    if args.quiet:
+        warnings.simplefilter("ignore")
+    settings = ExploreSettings.of(args)  # what is wrong is said before anything slow begins
+    page = make(settings, argv)
+    attempt("--output", settings.output, page.save)
+    if not settings.quiet:
+        for line in remarks(page, settings.output):
+            cli.note("explore", line)
+    if settings.open and not webbrowser.open(real(settings.output).as_uri()):
+        cli.note("explore", f"there is no browser to open: open {settings.output} yourself")
+    return DONE
+
+
+def make(settings: ExploreSettings, argv: Sequence[str]) -> Page:
+    """The page that is asked for.
+
+    Raises:
+        Failure: there is no such model, or it is not supported.
+        PromptTooLong: a prompt and its new tokens do not fit the context length.
+        InvalidRequest: a prompt cannot be encoded, or the options rule out every token.
+    """
+    from minigpt.interp.page.data import Origin  # here, for these need torch, and --help need not wait
+    from minigpt.interp.page.generation import Asked
+    from minigpt.interp.page.page import page_of
+
+    model, tokenizer = settings.model.load()
+    strategy = settings.strategy.build(settings.model, tokenizer)
+    asked = Asked(strategy, settings.max_new_tokens, settings.stop, settings.overflow, settings.allow_special)
+    origin = Origin(settings.model.name, command_line(argv, getattr(strategy, "seed", None)))
+    return page_of(model, tokenizer, settings.prompts, asked, origin, settings.quiet)
+
+
+def remarks(page: Page, file: str) -> Iterator[str]:
+    """What was left out, what was written, and the seed."""
+    runs, seed = page.data["runs"], page.data["provenance"]["seed"]
+    for run in runs:
+        if dropped := run["dropped"]:
+            yield f"left out the {dropped} oldest of {dropped + run['prompt_length']} prompt tokens"
+    sizes = " and ".join(f"{len(run['tokens'])} tokens" for run in runs)
+    seeded = "" if seed is None else f", seed {seed}"
+    yield f"{file}: {sizes}, {len(page.html) / 1e6:.1f} MB{seeded}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
