@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-import warnings
 import webbrowser
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
-    return cli.run("explore", explore, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    return cli.run("explore", parser, lambda args: explore(args, argv), argv)
 
 
-def explore(argv: Sequence[str]) -> int:
-    """The whole command: read the flags and the prompt, load the model, look inside, write the page."""
-    args = parser().parse(argv)
-    if args.quiet:
-        warnings.simplefilter("ignore")
+def explore(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """The whole command: read the prompt, load the model, look inside, write the page.
+
+    Args:
+        args: the values of the flags.
+        argv: the flags themselves, for the page says how it was made.
+    """
     settings = ExploreSettings.of(args)  # what is wrong is said before anything slow begins
     page = make(settings, argv)
     attempt("--output", settings.output, page.save)
@@ -55,7 +58,7 @@ def make(settings: ExploreSettings, argv: Sequence[str]) -> Page:
     strategy = settings.strategy.build(settings.model, tokenizer)
     asked = Asked(strategy, settings.max_new_tokens, settings.stop, settings.overflow, settings.allow_special)
     origin = Origin(settings.model.name, command_line(argv, getattr(strategy, "seed", None)))
-    return page_of(model, tokenizer, settings.prompts, asked, origin, settings.quiet)
+    return page_of(model, tokenizer, settings.prompts, asked, origin)
 
 
 def remarks(page: Page, file: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ class Origin:
 
 
 def page_data(
-    model: GPT2, tokenizer: Tokenizer, prompts: Sequence[str], asked: Asked, origin: Origin, quiet: bool
+    model: GPT2, tokenizer: Tokenizer, prompts: Sequence[str], asked: Asked, origin: Origin
 ) -> dict[str, Any]:
     """What a page shows of one prompt, or of two; see docs/explore.md for the fields.
 
@@ -46,11 +46,9 @@ def page_data(
         ValueError: the model is compiled, or in training mode with dropout.
     """
     requests = [prepared(model, tokenizer, prompt, asked) for prompt in prompts]
-    texts = [
-        write(model, prompt, request, asked, quiet) for prompt, request in zip(prompts, requests, strict=True)
-    ]
+    texts = [write(model, prompt, request, asked) for prompt, request in zip(prompts, requests, strict=True)]
     named: set[int] = set()
-    runs = [_run(model, tokenizer, written, asked, len(texts), named, quiet) for written in texts]
+    runs = [_run(model, tokenizer, written, asked, len(texts), named) for written in texts]
     data: dict[str, Any] = without_nan({
         "format": FORMAT,
         "title": _shortened(runs[0]["text"]),
@@ -69,14 +67,13 @@ def _run(
     asked: Asked,
     n_runs: int,
     named: set[int],
-    quiet: bool,
 ) -> dict[str, Any]:
     """One run; `named` gets the tokens whose labels the page needs."""
     tokens, completion = written.tokens, written.completion
     n_new = len(completion.tokens) if completion else 0
     keep = kept(model.config, len(tokens), n_new, n_runs)
     seen = observe(model, tokens, keep.weights)
-    predictions, in_lens = seen.predictions(quiet)
+    predictions, in_lens = seen.predictions()
     steps = Steps([], dict(NOT_SAMPLED), set())
     if completion is not None:
         steps = steps_of(written, seen, asked.strategy, keep.all_logits)

@@ -84,7 +84,7 @@ def prepared(model: GPT2, tokenizer: Tokenizer, prompt: str, asked: Asked) -> Re
     return request
 
 
-def write(model: GPT2, prompt: str, request: Request, asked: Asked, quiet: bool) -> Written:
+def write(model: GPT2, prompt: str, request: Request, asked: Asked) -> Written:
     """Continues a prompt with a strategy.
 
     Raises:
@@ -94,7 +94,7 @@ def write(model: GPT2, prompt: str, request: Request, asked: Asked, quiet: bool)
         return Written(prompt, request, None, None)
     beams = Lattice([request.prompt])
     completions: Sequence[Completion] = ()
-    with late_bar(quiet, total=request.max_new_tokens, unit="tok", desc="text") as bar:
+    with late_bar(total=request.max_new_tokens, unit="tok", desc="text") as bar:
         for event in run(model, [request], asked.strategy):
             beams.take(event)
             if isinstance(event, TokenGenerated):

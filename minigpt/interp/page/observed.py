@@ -51,13 +51,13 @@ class Observed:
         for first in range(0, len(positions), AT_ONCE):
             yield from lens_logits(self.model, last[list(positions[first : first + AT_ONCE])])
 
-    def predictions(self, quiet: bool) -> tuple[dict[str, Any], Tensor]:
+    def predictions(self) -> tuple[dict[str, Any], Tensor]:
         """What each layer predicts at each position, and how surprising each token was.
 
         Returns:
             `lens` and `surprisal` as the page has them, and the tokens that the lens names.
         """
-        parts = list(self._read_lens(quiet))
+        parts = list(self._read_lens())
         ids, logprobs, rank, entropy, kl, target = (
             torch.cat(column, 1) for column in zip(*map(_columns, parts), strict=True)
         )  # (N, T, ...)
@@ -76,9 +76,9 @@ class Observed:
         }
         return {"lens": lens, "surprisal": pack(bits, "float32")}, ids
 
-    def _read_lens(self, quiet: bool) -> Iterator[LensReading]:
+    def _read_lens(self) -> Iterator[LensReading]:
         targets = torch.tensor([[*self.tokens[1:], 0]], device=self.model.device)
-        with late_bar(quiet, total=self.n_read, unit="tok", desc="lens") as bar:
+        with late_bar(total=self.n_read, unit="tok", desc="lens") as bar:
             for first in range(0, self.n_read, AT_ONCE):
                 here = slice(first, min(first + AT_ONCE, self.n_read))
                 yield logit_lens(

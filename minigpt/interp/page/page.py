@@ -83,12 +83,10 @@ def explore(
     """
     asked = Asked(strategy or Greedy(), max_new_tokens, tuple(stop), overflow)
     prompts = [prompt] if compare is None else [prompt, compare]
-    return page_of(model, tokenizer, prompts, asked, Origin(model_name), quiet=False)
+    return page_of(model, tokenizer, prompts, asked, Origin(model_name))
 
 
-def page_of(
-    model: GPT2, tokenizer: Tokenizer, prompts: Sequence[str], asked: Asked, origin: Origin, quiet: bool
-) -> Page:
-    """The page of one prompt, or of two; errors as for `explore`. Unless `quiet`, long work shows a bar."""
-    data = page_data(model, tokenizer, prompts, asked, origin, quiet)
+def page_of(model: GPT2, tokenizer: Tokenizer, prompts: Sequence[str], asked: Asked, origin: Origin) -> Page:
+    """The page of one prompt, or of two; errors as for `explore`."""
+    data = page_data(model, tokenizer, prompts, asked, origin)
     return Page(data, document(data))
