@@ -6,7 +6,7 @@
     explore(model, tokenizer, "Once upon a time", Sample(top_p=0.9, seed=7)).save("page.html")
     load("page.html")["runs"][0]["tokens"]
 
-The page is one HTML file that needs nothing else: page.html, page.css and page.js, put together with the data.
+The page is one HTML file that needs nothing else: page.html, page.css and script/*.js, put together with the data.
 """
 
 from minigpt.interp.page.page import Page, explore

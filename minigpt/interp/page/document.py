@@ -1,4 +1,4 @@
-"""One self-contained HTML file out of data and the page's three files, of which nothing but its own script may run."""
+"""One self-contained HTML file out of data, page.html, page.css and script/*.js, of which nothing but its own script may run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ def document(data: Mapping[str, Any]) -> str:
     Nothing is loaded from anywhere, and a content security policy lets the browser run the page's own script,
     known by its hash, and nothing else: markup in a text stays text.
     """
-    html, css, js = (part(name) for name in ("page.html", "page.css", "page.js"))
+    here = files("minigpt.interp.page")
+    html, css = ((here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
+    scripts = sorted((here / "script").iterdir(), key=lambda file: file.name)
+    js = "".join(file.read_text(encoding="utf-8") for file in scripts)
+    # What would end an element early, or begin a comment in which its end is not seen.
+    assert not re.search("</style", css, re.IGNORECASE)
+    assert not re.search("</script|<!--", js, re.IGNORECASE)
     parts = {
         "csp": policy(css, js),
         "title": escape(str(data["title"])),
@@ -30,15 +36,6 @@ def document(data: Mapping[str, Any]) -> str:
         "js": js,
     }
     return MARK.sub(lambda mark: parts[mark[1]], html)  # in one go: what is put in holds no marks
-
-
-def part(name: str) -> str:
-    """One of the files that the page is made of."""
-    text = (files("minigpt.interp.page") / name).read_text(encoding="utf-8")
-    # What would end the element early, or begin a comment in which the end is not seen.
-    ends = {"page.css": r"</style", "page.js": r"</script|<!--"}
-    assert name not in ends or not re.search(ends[name], text, re.IGNORECASE), name
-    return text
 
 
 def policy(css: str, js: str) -> str:
