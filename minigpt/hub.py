@@ -98,15 +98,12 @@ def _open(
         state = f"is a directory without {CONFIG}"
     else:
         state = "is a file, not a directory" if path.exists() else "does not exist"
-        if "/" not in name and get_close_matches(
-            name.lower(), [BUNDLED], cutoff=0.75
-        ):  # nobody on the hub is asked for it
+        is_near = "/" not in name and get_close_matches(name.lower(), [BUNDLED], cutoff=0.75)
+        if is_near:  # not a name to ask the hub for
             raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
     _check_variables()
-    try:
-        huggingface_hub.hf_hub_url(
-            name, CONFIG
-        )  # asks nobody, but refuses what no model on the hub can be called
+    try:  # without a request: a name that no model on the hub can have
+        huggingface_hub.hf_hub_url(name, CONFIG)
     except hub_errors.HFValidationError:
         raise FileNotFoundError(f"{name!r} {state}, nor can a model on the hub have that name") from None
     try:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +38,6 @@ EMBEDDING, HEAD = "token_embedding.weight", "head.weight"  # the pair that GPT-2
 PREFIX = re.compile(r"^(_orig_mod|module|model|gpt|lm|transformer)\.")
 STORED_MASK = re.compile(r"^h\.\d+\.attn\.(bias|masked_bias)$")  # the causal triangle, saved as a tensor
 OTHER_HEAD = re.compile(r"^(score|classifier|v_head|multiple_choice_head)\.")
-HUGE_PAGE = 2 << 20  # bytes
 LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WHOLE = {"I8": torch.int8}  # of quantized models alone
@@ -168,28 +164,11 @@ def _room(name: str, like: Tensor, dtype: torch.dtype, device: torch.device) -> 
     """Room for one of the model's tensors, in the order in which this machine multiplies it fastest."""
     shape = tuple(like.shape)
     if like.dtype != torch.float32:
-        return _reserve(shape, like.dtype, device)
+        return kernels.reserve(shape, like.dtype, device)
     is_linear = name.startswith("blocks.") and len(shape) == 2
     if is_linear and dtype == torch.float32 and kernels.outputs_first(shape, device):
-        return _reserve(shape[::-1], dtype, device).t()
-    return _reserve(shape, dtype, device)
-
-
-def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for a tensor, on Linux in huge pages.
-
-    Decoding reads every weight for every token; in pages of 4 KiB, looking up where they lie costs about 2%.
-    """
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or n_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype, device=device)
-    try:
-        room = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"there are no {n_bytes:,} bytes left for a tensor of shape {shape}") from error
-    with suppress(OSError):  # a hint, which a kernel built without huge pages does not take
-        room.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(room, dtype=dtype).view(shape)
+        return kernels.reserve(shape[::-1], dtype, device).t()
+    return kernels.reserve(shape, dtype, device)
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:

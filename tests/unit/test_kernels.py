@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,21 @@ def test_loaded_weights_lie_as_the_machine_multiplies_them_fastest(maker: str, t
     loaded.save_pretrained(tmp_path / "second")
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second
+
+
+@pytest.mark.skipif(
+    not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs Linux: huge pages are asked for there alone"
+)
+def test_a_kernel_without_huge_pages_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.kernels.mmap.MADV_HUGEPAGE", 9999)  # no such advice: EINVAL
+    room = kernels.reserve((1024, 1024), torch.float32, torch.device("cpu"))
+    assert room.fill_(2).sum() == 2 << 20
+
+
+def test_weights_for_which_there_is_no_memory_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("minigpt.kernels.mmap.mmap", fail)
+    with pytest.raises(MemoryError, match="no 4,194,304 bytes left for a tensor of shape"):
+        kernels.reserve((1024, 1024), torch.float32, torch.device("cpu"))

@@ -1,7 +1,6 @@
 """What holds for the model as an nn.Module: tied by construction, seen by hooks, quiet about its state."""
 
 import copy
-import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 from fakes import tiny_gpt2
 
-from minigpt import GPT2, GPT2Config, weights
+from minigpt import GPT2, GPT2Config
 from minigpt.atomic import all_or_none
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
@@ -117,30 +116,12 @@ def test_a_loaded_model_is_stored_as_a_fresh_one_is(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_tensors_are_loaded_as_they_were_saved(tmp_path, dtype):
-    """They lie in memory of their own kind: see `weights._reserve`."""
+    """They lie in memory of their own kind: see `kernels.reserve`."""
     large = GPT2(GPT2Config(vocab_size=3000, n_positions=16, n_embd=768, n_layer=1, n_head=12)).to(dtype)
     large.save_pretrained(tmp_path)
     loaded = copy.deepcopy(GPT2.from_pretrained(tmp_path, dtype=dtype))
     for name, tensor in large.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
-
-
-@pytest.mark.skipif(
-    not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs Linux: huge pages are asked for there alone"
-)
-def test_a_kernel_without_huge_pages_loads_all_the_same(monkeypatch):
-    monkeypatch.setattr("minigpt.weights.mmap.MADV_HUGEPAGE", 9999)  # no such advice: EINVAL
-    room = weights._reserve((1024, 1024), torch.float32, torch.device("cpu"))
-    assert room.fill_(2).sum() == 2 << 20
-
-
-def test_weights_for_which_there_is_no_memory_are_told(monkeypatch):
-    def fail(*_, **__):
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.setattr("minigpt.weights.mmap.mmap", fail)
-    with pytest.raises(MemoryError, match="no 4,194,304 bytes left for a tensor of shape"):
-        weights._reserve((1024, 1024), torch.float32, torch.device("cpu"))
 
 
 LOAD = """
