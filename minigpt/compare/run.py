@@ -43,12 +43,12 @@ class Comparison:
         sizes = (self.settings.max_new_tokens, self.settings.batch_size)
         try:
             output = write(self.measure.model, self.measure.prompts, strategy, *sizes, report)
-            metrics = self.measure.metrics(output.texts) | self.measure.likeness(output.texts) | output.cost
+            metrics = self.measure.metrics(output.tokens) | self.measure.likeness(output.tokens) | output.cost
         except InvalidRequest as error:  # the options rule out every token, or the judge lacks a character
             self.failures[method.name] = error
             return
         self.rows.append(
-            Row(method.name, method.flags, method.strategy_name, metrics, self._texts(output.texts))
+            Row(method.name, method.flags, method.strategy_name, metrics, self._texts(output.tokens))
         )
 
     def _add_human(self) -> None:

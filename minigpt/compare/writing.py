@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Output:
     """What a method generated after every prompt, and its cost."""
 
-    texts: list[list[int]]  # new tokens, in the order of the prompts; an end token included
+    tokens: list[list[int]]  # new tokens, in the order of the prompts; an end token included
     cost: Figures
 
 
@@ -49,24 +49,24 @@ def write(
         InvalidRequest: the strategy's options rule out every token.
     """
     passes = peak_bytes = 0
-    texts: dict[int, list[int]] = {}
+    tokens: dict[int, list[int]] = {}
     began = time.perf_counter()
     for first in range(0, len(prompts), batch_size):
         counted = Counted(model)  # one a batch: Python is free to let the caches of the last one linger
         batch = [prompt.tokens for prompt in prompts[first : first + batch_size]]
         for event in run(counted, prepare(counted, batch, max_new_tokens=max_new_tokens), strategy):
             if isinstance(event, Finished):
-                texts[first + event.prompt_index] = event.completions[0].tokens
+                tokens[first + event.prompt_index] = event.completions[0].tokens
                 report(1)
         passes, peak_bytes = passes + counted.passes, max(peak_bytes, counted.peak_bytes)
     seconds = time.perf_counter() - began
-    n_tokens = sum(map(len, texts.values()))
+    n_tokens = sum(map(len, tokens.values()))
     cost = {
         "tokens_per_s": n_tokens / seconds,
         "passes_per_token": passes / n_tokens,
         "cache_bytes": float(peak_bytes),
     }
-    return Output([texts[i] for i in range(len(prompts))], cost)
+    return Output([tokens[i] for i in range(len(prompts))], cost)
 
 
 class Counted:

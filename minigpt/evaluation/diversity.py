@@ -17,16 +17,16 @@ FLOOR = 0.1  # what stands for no match in BLEU, that one missing order may not 
 RANKS = 5000  # the rarer tokens are left out of Zipf's line
 
 
-def ngrams(text: Tokens, n: int) -> Iterator[tuple[int, ...]]:
+def ngrams(tokens: Tokens, n: int) -> Iterator[tuple[int, ...]]:
     """Every run of n tokens, in order.
 
     >>> list(ngrams([1, 2, 3], 2))
     [(1, 2), (2, 3)]
     """
-    return zip(*(text[start:] for start in range(n)), strict=False)
+    return zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
-def distinct(texts: Iterable[Tokens], n: int) -> float:
+def distinct(sequences: Iterable[Tokens], n: int) -> float:
     """The share of runs of n tokens, of all texts together, that are new: 1 if none occurs twice.
 
     It falls as texts grow longer or more, so compare equal amounts only. NaN if there is no such run.
@@ -36,11 +36,11 @@ def distinct(texts: Iterable[Tokens], n: int) -> float:
     >>> distinct([[1, 2, 1], [1, 2]], 2)  # (1, 2), (2, 1), and (1, 2) again
     0.6666666666666666
     """
-    found = [run for text in texts for run in ngrams(text, n)]
+    found = [run for tokens in sequences for run in ngrams(tokens, n)]
     return len(set(found)) / len(found) if found else math.nan
 
 
-def repetition(texts: Iterable[Tokens], n: int = 4) -> float:
+def repetition(sequences: Iterable[Tokens], n: int = 4) -> float:
     """rep-n: the share of a text's runs of n tokens that it had before; the mean over the texts that have any.
 
     Source: Su et al. 2022, "A Contrastive Framework for Neural Text Generation", section 5.1; after Welleck
@@ -49,11 +49,11 @@ def repetition(texts: Iterable[Tokens], n: int = 4) -> float:
     >>> repetition([[1, 2, 1, 2, 1, 2]], n=2)  # five pairs, two different ones
     0.6
     """
-    shares = [1 - distinct([text], n) for text in texts if len(text) >= n]
+    shares = [1 - distinct([tokens], n) for tokens in sequences if len(tokens) >= n]
     return fmean(shares) if shares else math.nan
 
 
-def ends_in_a_loop(text: Tokens) -> bool:
+def ends_in_a_loop(tokens: Tokens) -> bool:
     """Whether the text ends in a phrase of two tokens or more, said three times in a row or more often.
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", figure 9.
@@ -61,19 +61,19 @@ def ends_in_a_loop(text: Tokens) -> bool:
     >>> ends_in_a_loop([7, 1, 2, 1, 2, 1, 2]), ends_in_a_loop([1, 2, 1, 2])
     (True, False)
     """
-    text = list(text)
+    tokens = list(tokens)
     return any(
-        text[-size:] == text[-2 * size : -size] == text[-3 * size : -2 * size]
-        for size in range(2, len(text) // 3 + 1)
+        tokens[-size:] == tokens[-2 * size : -size] == tokens[-3 * size : -2 * size]
+        for size in range(2, len(tokens) // 3 + 1)
     )
 
 
-def loops(texts: Sequence[Tokens]) -> float:
+def loops(sequences: Sequence[Tokens]) -> float:
     """The share of texts that end in a loop; see `ends_in_a_loop`."""
-    return fmean(map(ends_in_a_loop, texts)) if texts else math.nan
+    return fmean(map(ends_in_a_loop, sequences)) if sequences else math.nan
 
 
-def zipf(texts: Iterable[Tokens]) -> float:
+def zipf(sequences: Iterable[Tokens]) -> float:
     """Zipf's coefficient s, where the token of rank r is r ** -s times as frequent as the first.
 
     Fitted by least squares on the logarithms of both; about 1 for human text. NaN for fewer than two tokens.
@@ -83,7 +83,7 @@ def zipf(texts: Iterable[Tokens]) -> float:
     >>> round(zipf([[1] * 12, [2] * 6, [3] * 4, [4] * 3]), 6)
     1.0
     """
-    counts = Counter(token for text in texts for token in text)
+    counts = Counter(token for tokens in sequences for token in tokens)
     frequencies = [count for _, count in counts.most_common(RANKS)]
     if len(frequencies) < 2:
         return math.nan
@@ -94,7 +94,7 @@ def zipf(texts: Iterable[Tokens]) -> float:
 # ------------------------------------------------------------------------------ self-BLEU
 
 
-def self_bleu(texts: Sequence[Tokens], order: int = 4) -> float:
+def self_bleu(sequences: Sequence[Tokens], order: int = 4) -> float:
     """How alike the texts are, from 0 to 1: the mean BLEU of each with all the others as references.
 
     A text with nothing in it is left out; NaN if fewer than two are left.
@@ -107,25 +107,25 @@ def self_bleu(texts: Sequence[Tokens], order: int = 4) -> float:
     >>> self_bleu([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]), self_bleu([[1, 2, 3], [4, 5, 6]])
     (1.0, 0.0)
     """
-    texts = [text for text in texts if text]
-    if len(texts) < 2:
+    sequences = [tokens for tokens in sequences if tokens]
+    if len(sequences) < 2:
         return math.nan
-    by_order = [_matches(texts, n) for n in range(1, order + 1)]
-    lengths = [len(text) for text in texts]
+    by_order = [_matches(sequences, n) for n in range(1, order + 1)]
+    lengths = [len(tokens) for tokens in sequences]
     scores = [
         _bleu(
             [matches[i] for matches in by_order],
-            len(text),
-            _nearest(lengths[:i] + lengths[i + 1 :], len(text)),
+            len(tokens),
+            _nearest(lengths[:i] + lengths[i + 1 :], len(tokens)),
         )
-        for i, text in enumerate(texts)
+        for i, tokens in enumerate(sequences)
     ]
     return fmean(scores)
 
 
-def _matches(texts: Sequence[Tokens], n: int) -> list[int]:
+def _matches(sequences: Sequence[Tokens], n: int) -> list[int]:
     """For each text, its runs of n tokens that another has too, as often at most as that other has them."""
-    counts = [Counter(ngrams(text, n)) for text in texts]
+    counts = [Counter(ngrams(tokens, n)) for tokens in sequences]
     most: dict[
         tuple[int, ...], tuple[int, int]
     ] = {}  # how often at most, and at second most, one text has it

@@ -62,12 +62,12 @@ def input_x_gradient(
     >>> input_x_gradient(model, tokenizer.encode("Once upon a"), target=300).values.shape
     torch.Size([3])
     """
-    text = torch.tensor([list(tokens)], device=model.device)
-    logit = _Logit(target, minus, position, text.size(1), model.config.vocab_size)
+    ids = torch.tensor([list(tokens)], device=model.device)
+    logit = _Logit(target, minus, position, ids.size(1), model.config.vocab_size)
     with torch.enable_grad(), record(model, "embed", grad=True) as seen:
-        f = logit(model(text)).sum()
+        f = logit(model(ids)).sum()
         (gradient,) = torch.autograd.grad(f, seen["embed"])
-    values = (embeddings(model, text) * gradient).sum(-1)[0]
+    values = (embeddings(model, ids) * gradient).sum(-1)[0]
     return TokenAttribution(list(tokens), values.detach(), float(f.detach()))
 
 
@@ -105,30 +105,30 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    text = torch.tensor([list(tokens)], device=model.device)
-    logit = _Logit(target, minus, position, text.size(1), model.config.vocab_size)
-    embedded = embeddings(model, text)
+    ids = torch.tensor([list(tokens)], device=model.device)
+    logit = _Logit(target, minus, position, ids.size(1), model.config.vocab_size)
+    embedded = embeddings(model, ids)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     alphas = torch.tensor((nodes + 1) / 2, dtype=embedded.dtype, device=embedded.device)
     shares = torch.tensor(weights / 2, dtype=embedded.dtype, device=embedded.device)
     total = torch.zeros_like(embedded[0])
     for some, share in zip(torch.split(alphas, AT_ONCE), torch.split(shares, AT_ONCE), strict=True):
-        gradient = _gradients(model, text, embedded, some, logit)  # (N, T, D)
+        gradient = _gradients(model, ids, embedded, some, logit)  # (N, T, D)
         total += (share[:, None, None] * gradient).sum(0)
     with torch.no_grad():
-        value = float(logit(model(text)).sum())
+        value = float(logit(model(ids)).sum())
         with edit(model, "embed", lambda x: x - embedded):
-            baseline = float(logit(model(text)).sum())
+            baseline = float(logit(model(ids)).sum())
     return TokenAttribution(list(tokens), (total * embedded[0]).sum(-1), value, baseline)
 
 
-def embeddings(model: GPT2, text: Tensor) -> Tensor:
+def embeddings(model: GPT2, ids: Tensor) -> Tensor:
     """Of the tokens alone, without their positions: (B, T, D)."""
-    embedded: Tensor = model.token_embedding.forward(text).detach()
+    embedded: Tensor = model.token_embedding.forward(ids).detach()
     return embedded
 
 
-def _gradients(model: GPT2, text: Tensor, embedded: Tensor, alphas: Tensor, logit: _Logit) -> Tensor:
+def _gradients(model: GPT2, ids: Tensor, embedded: Tensor, alphas: Tensor, logit: _Logit) -> Tensor:
     """df/de where token embeddings are scaled by each alpha: (N, T, D)."""
     missing = (1 - alphas)[:, None, None] * embedded
     with (
@@ -136,7 +136,7 @@ def _gradients(model: GPT2, text: Tensor, embedded: Tensor, alphas: Tensor, logi
         edit(model, "embed", lambda x: x - missing),
         record(model, "embed", grad=True) as seen,
     ):
-        f = logit(model(text.expand(len(alphas), -1))).sum()
+        f = logit(model(ids.expand(len(alphas), -1))).sum()
         (gradient,) = torch.autograd.grad(f, seen["embed"])
     return gradient
 

@@ -94,7 +94,7 @@ class Strategy(CommonOptions, ABC):
         )
         return f"{type(self).__name__}({', '.join(changed)})"
 
-    def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]:
+    def own_processors(self, context: TextContext) -> Iterable[tuple[type[Step], Processor]]:
         """Processors that this strategy brings along, each with the step of the order before which it acts.
 
         They take part in everything that processors do. `(Temperature, mine)` acts after all penalties,

@@ -164,7 +164,7 @@ def test_the_figures_are_those_of_the_library(
     human = [tokenizer.encode(text) for text in record["human"]["texts"]]
     prompts = [tokenizer.encode(prompt) for prompt in record["prompts"]]
     rows = [record["human"], *record["methods"]]
-    for row, texts in zip(rows, [human, *(one.texts for one in written)], strict=True):
+    for row, texts in zip(rows, [human, *(one.tokens for one in written)], strict=True):
         logprobs = [
             logprob
             for prompt, text in zip(prompts, texts, strict=True)

@@ -85,10 +85,10 @@ class ActiveSequence:
 def apply(
     processors: Sequence[Processor],
     logits: Tensor,
-    texts: list[list[int]],
+    rows: list[list[int]],
     steps: list[tuple[str, Tensor]] | None = None,
 ) -> Tensor:
-    """The logits after all processors; `texts` are all tokens so far, equally many in each row.
+    """The logits after all processors; `rows` are all tokens so far, equally many in each.
 
     Padding never gets here: prompts of unequal length are processed each by itself.
 
@@ -96,7 +96,7 @@ def apply(
         steps: gets the name of each step, and a copy of the logits that it left, if a trace is asked for.
     """
     if processors:
-        tokens = torch.tensor(texts, device=logits.device)
+        tokens = torch.tensor(rows, device=logits.device)
         for processor in processors:
             logits = processor(logits, tokens)
             if steps is not None:

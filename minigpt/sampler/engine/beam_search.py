@@ -84,8 +84,8 @@ class Search:
         """
         logprobs = logits.log_softmax(-1)  # (R, V)
         self.steps = [] if self.request.trace else None
-        texts = [[*self.request.prompt, *beam.tokens] for beam in self.live]
-        scores = apply(self.processors, logprobs, texts, self.steps)
+        rows = [[*self.request.prompt, *beam.tokens] for beam in self.live]
+        scores = apply(self.processors, logprobs, rows, self.steps)
         totals = scores + scores.new_tensor([[beam.total] for beam in self.live])
         best = totals.max().item()
         if not (self.finished and best == float("-inf")):  # else nothing goes on: what is finished stands
@@ -94,10 +94,10 @@ class Search:
         n = max(2, 1 + len(self.request.end_tokens)) * self.beam.num_beams
         grown = self._grow(self.candidates(totals, n), totals.flatten(), logprobs)
         self.ended = self.ending(grown)
-        self.finished = sorted([*self.finished, *self.ended], key=lambda text: -text.score)[
+        self.finished = sorted([*self.finished, *self.ended], key=lambda hypothesis: -hypothesis.score)[
             : self.beam.num_beams
         ]
-        self.live = self.going_on([text for text in grown if not text.finish_reason])
+        self.live = self.going_on([hypothesis for hypothesis in grown if not hypothesis.finish_reason])
         if not self.live or not self._can_improve():
             self.live, self.done = [], True
 
@@ -110,11 +110,11 @@ class Search:
 
     def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
         """Of the candidates in order, those that are finished; who stands behind is there to go on."""
-        return [text for text in grown[: self.beam.num_beams] if text.finish_reason]
+        return [hypothesis for hypothesis in grown[: self.beam.num_beams] if hypothesis.finish_reason]
 
     def going_on(self, unfinished: list[Hypothesis]) -> list[Hypothesis]:
         """Of the candidates that are not finished, those that live on, best first."""
-        return sorted(unfinished, key=lambda text: -text.total)[: self.beam.num_beams]
+        return sorted(unfinished, key=lambda hypothesis: -hypothesis.total)[: self.beam.num_beams]
 
     def _grow(self, best: Tensor, totals: Tensor, logprobs: Tensor) -> list[Hypothesis]:
         """The chosen candidates as texts."""
@@ -164,10 +164,12 @@ class Search:
 
     def events(self) -> Iterator[Event]:
         """What the last step did: the beams, the tokens that are settled now, and at the end the texts."""
-        yield BeamsExtended(self.prompt_index, [text.extension() for text in (*self.live, *self.ended)])
+        yield BeamsExtended(
+            self.prompt_index, [hypothesis.extension() for hypothesis in (*self.live, *self.ended)]
+        )
         yield from self._settled()
         if self.done:
-            yield Finished(self.prompt_index, [self._completion(text) for text in self.winners()])
+            yield Finished(self.prompt_index, [self._completion(hypothesis) for hypothesis in self.winners()])
 
     def winners(self) -> list[Hypothesis]:
         """The finished texts that are returned, best first."""
@@ -177,14 +179,14 @@ class Search:
         """The tokens on which every text agrees that may still be the best."""
         # A text in progress always may, for processors may raise what the model finds unlikely.
         contenders = [*self.finished[:1], *self.live]
-        first, *others = (text.tokens for text in contenders)
+        first, *others = (hypothesis.tokens for hypothesis in contenders)
         while self.shown < len(first) and all(first[: self.shown + 1] == t[: self.shown + 1] for t in others):
             best, n = contenders[0], self.shown
             trace = best.traces[n] if best.traces else None
             yield TokenGenerated(self.prompt_index, 0, first[n], best.logprobs[n], trace)
             self.shown += 1
 
-    def _completion(self, text: Hypothesis) -> Completion:
-        top = list(text.top_logprobs) if self.request.top_logprobs else []
-        tokens, logprobs, traces = list(text.tokens), list(text.logprobs), list(text.traces)
-        return Completion(tokens, logprobs, text.score, text.finish_reason, top, traces=traces)
+    def _completion(self, hypothesis: Hypothesis) -> Completion:
+        top = list(hypothesis.top_logprobs) if self.request.top_logprobs else []
+        tokens, logprobs, traces = list(hypothesis.tokens), list(hypothesis.logprobs), list(hypothesis.traces)
+        return Completion(tokens, logprobs, hypothesis.score, hypothesis.finish_reason, top, traces=traces)

@@ -16,13 +16,17 @@ EQUAL = 1e-5  # by how much values may differ, of 1 or of their size, that are e
 # Shapes below:  B rows (texts in progress) · V vocabulary · F texts with K candidates each
 
 
-def choose(scores: Tensor, texts: Sequence[ActiveSequence]) -> Tensor:
+def choose(scores: Tensor, sequences: Sequence[ActiveSequence]) -> Tensor:
     """The next token of each text: sampled by the text's own random numbers if it has some, else the most likely.
 
     Shapes: (B, V)  ->  (B,)
     """
-    streams = [text.random_stream for text in texts]
-    keys = [stream.key(len(text.tokens)) for text, stream in zip(texts, streams, strict=True) if stream]
+    streams = [sequence.random_stream for sequence in sequences]
+    keys = [
+        stream.key(len(sequence.tokens))
+        for sequence, stream in zip(sequences, streams, strict=True)
+        if stream
+    ]
     return sample(scores, keys) if keys else scores.argmax(-1)  # argmax takes the first of equals
 
 

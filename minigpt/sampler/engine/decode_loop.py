@@ -42,20 +42,20 @@ def decode_loop(
     first = [ActiveSequence.begin(strategy, request, i) for i, request in enumerate(requests)]
     seen = reader.read_prompts(first)
     yield PrefillDone()
-    running = texts = first
+    running = sequences = first
     if copies > 1:
-        rows = [text.prompt_index for text in first for _ in range(copies)]
-        running = texts = [
-            ActiveSequence.begin(strategy, text.request, text.prompt_index, j)
-            for text in first
+        rows = [sequence.prompt_index for sequence in first for _ in range(copies)]
+        running = sequences = [
+            ActiveSequence.begin(strategy, sequence.request, sequence.prompt_index, j)
+            for sequence in first
             for j in range(copies)
         ]
         reader.select(rows)
         seen = seen.select(rows)
     while True:
         chosen = pick(processed_scores(seen, running, strategy), running)
-        yield from add_chosen(chosen, seen.logits, running, texts)
-        going = [i for i, text in enumerate(running) if text.finish_reason is None]
+        yield from add_chosen(chosen, seen.logits, running, sequences)
+        going = [i for i, sequence in enumerate(running) if sequence.finish_reason is None]
         if not going:
             return
         if len(going) < len(running):
@@ -64,38 +64,42 @@ def decode_loop(
         seen = reader.read_next(running)
 
 
-def processed_scores(seen: Prediction, texts: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
+def processed_scores(seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
     """The scores after each text's own processors, for they see its own tokens: (B, V)."""
     if seen.scores is not seen.logits:
-        for text, scores in zip(texts, seen.scores, strict=True):
-            text.record(name_of(type(strategy)), scores)
-    if not any(text.processors for text in texts):
+        for sequence, scores in zip(sequences, seen.scores, strict=True):
+            sequence.record(name_of(type(strategy)), scores)
+    if not any(sequence.processors for sequence in sequences):
         return seen.scores
-    rows = [text.processed(scores) for text, scores in zip(texts, seen.scores, strict=True)]
+    rows = [sequence.processed(scores) for sequence, scores in zip(sequences, seen.scores, strict=True)]
     if seen.otherwise is not None:
-        for i, text in enumerate(texts):
+        for i, sequence in enumerate(sequences):
             if rows[i].max() == float("-inf"):
-                text.steps.clear()
-                rows[i] = text.processed(seen.otherwise[i])
+                sequence.steps.clear()
+                rows[i] = sequence.processed(seen.otherwise[i])
     processed = torch.stack(rows)
-    require_possible(processed.amax(-1).tolist(), [text.request for text in texts])
+    require_possible(processed.amax(-1).tolist(), [sequence.request for sequence in sequences])
     return processed
 
 
 def add_chosen(
-    chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence], texts: Sequence[ActiveSequence]
+    chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence], sequences: Sequence[ActiveSequence]
 ) -> Iterator[Event]:
     """Adds the chosen tokens to the running texts; reports them, and the prompts that are done."""
     logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors did
     reported = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
     if any(map(math.isnan, reported)):  # then all of that row's are
-        require_possible(reported, [text.request for text in running])
+        require_possible(reported, [sequence.request for sequence in running])
     tops = top_logprobs(logprobs, running[0].request.top_logprobs)
     added = zip(running, chosen.tolist(), logits, reported, tops, strict=True)
-    for text, token, row, logprob, top in added:
-        text.add(token, row, logprob, top)
-        yield text.last_event()
-        group = [other for other in texts if text.finish_reason and other.prompt_index == text.prompt_index]
+    for sequence, token, row, logprob, top in added:
+        sequence.add(token, row, logprob, top)
+        yield sequence.last_event()
+        group = [
+            other
+            for other in sequences
+            if sequence.finish_reason and other.prompt_index == sequence.prompt_index
+        ]
         if group and all(other.finish_reason for other in group):
             ranked = sorted((other.completion() for other in group), key=lambda done: -done.score)
-            yield Finished(text.prompt_index, ranked)
+            yield Finished(sequence.prompt_index, ranked)

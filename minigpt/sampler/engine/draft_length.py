@@ -89,16 +89,16 @@ class DraftLength:
     _acceptances: dict[int, Acceptance] = field(default_factory=dict)  # by the text's prompt
     _costs: dict[int, StepCost] = field(default_factory=dict)  # by the number of texts
 
-    def choose(self, texts: Sequence[int], rooms: Sequence[int], *, untried: bool) -> int:
+    def choose(self, sequences: Sequence[int], rooms: Sequence[int], *, untried: bool) -> int:
         """How many tokens to draft for these texts, of which each has room for some.
 
         Args:
             untried: whether what is accepted can only be known by trying.
         """
-        longest, cost = min(self.most, max(rooms)), self._cost(len(texts))
+        longest, cost = min(self.most, max(rooms)), self._cost(len(sequences))
         if len(cost.plain) < PLAIN or longest < 1:
             return 0
-        acceptances = [self.acceptance(text) for text in texts]
+        acceptances = [self.acceptance(sequence) for sequence in sequences]
         if not untried and mean(a.offered for a in acceptances) < EVIDENCE:
             return 0
 
@@ -109,15 +109,15 @@ class DraftLength:
         best = max(range(1, longest + 1), key=speed)
         return best if speed(best) > MARGIN * speed(0) else 0
 
-    def acceptance(self, text: int) -> Acceptance:
-        return self._acceptances.setdefault(text, Acceptance())
+    def acceptance(self, sequence: int) -> Acceptance:
+        return self._acceptances.setdefault(sequence, Acceptance())
 
-    def record_step(self, texts: int, k: int, seconds: float) -> None:
+    def record_step(self, n_sequences: int, k: int, seconds: float) -> None:
         """What a step of so many texts with k draft tokens took."""
-        self._cost(texts).add(k, seconds)
+        self._cost(n_sequences).add(k, seconds)
 
-    def _cost(self, texts: int) -> StepCost:
-        return self._costs.setdefault(texts, StepCost())
+    def _cost(self, n_sequences: int) -> StepCost:
+        return self._costs.setdefault(n_sequences, StepCost())
 
 
 def matching(draft: Sequence[int], added: Sequence[int]) -> tuple[int, int]:

@@ -46,7 +46,7 @@ class Drafter(Protocol):
 
     costly: bool  # whether proposing takes time worth saving
 
-    def propose(self, texts: list[ActiveSequence], n: int) -> list[list[int]]:
+    def propose(self, sequences: list[ActiveSequence], n: int) -> list[list[int]]:
         """How each text may go on: at most n tokens, and at most `room`. A text's draft depends on it alone."""
 
 
@@ -59,15 +59,15 @@ class Movable(Cache, Protocol):
 class RewindingReader(ModelReader):
     """Reads several tokens of each text at once, and forgets those that a text did not go on with."""
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        self.pad = padding([text.request.prompt for text in texts])
-        return super().read_prompts(texts)
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        self.pad = padding([sequence.request.prompt for sequence in sequences])
+        return super().read_prompts(sequences)
 
     def select(self, rows: Sequence[int]) -> None:
         super().select(rows)
         self.pad = [self.pad[row] for row in rows]
 
-    def read(self, texts: list[list[int]], n: int) -> Tensor:
+    def read(self, rows: list[list[int]], n: int) -> Tensor:
         """Reads the last `n` tokens of each text; all before them must have been read already.
 
         The texts end together, so a text with fewer unread tokens than others reads some again: that
@@ -76,13 +76,13 @@ class RewindingReader(ModelReader):
         Shapes: the logits of what follows each of these tokens, float32 (B, n, V), at the right for a text
         of fewer tokens
         """
-        pad, longest = padding(texts), max(map(len, texts))
+        pad, longest = padding(rows), max(map(len, rows))
         if pad == self.pad:
             self.cache.rewind(longest - n)
         else:
             cast(Movable, self.cache).align(pad, longest - n)
         self.pad = pad
-        tokens = ids([([0] * n + text)[-n:] for text in texts], self.model)
+        tokens = ids([([0] * n + row)[-n:] for row in rows], self.model)
         return self.model.unembed(self.model.hidden_states(tokens, self.cache)).float()
 
 
@@ -108,11 +108,11 @@ def drafted(
     drafting, length = drafter(running), DraftLength(strategy.num_draft_tokens)
     yield PrefillDone()
     while True:
-        lengths = [len(text.tokens) for text in running]
+        lengths = [len(sequence.tokens) for sequence in running]
         yield from _verify(running, logits, drafts, strategy)
-        for text, proposal, n in zip(running, proposals, lengths, strict=True):
-            length.acceptance(text.prompt_index).add(*matching(proposal, text.tokens[n:]))
-        going = [i for i, text in enumerate(running) if text.finish_reason is None]
+        for sequence, proposal, n in zip(running, proposals, lengths, strict=True):
+            length.acceptance(sequence.prompt_index).add(*matching(proposal, sequence.tokens[n:]))
+        going = [i for i, sequence in enumerate(running) if sequence.finish_reason is None]
         if not going:
             return
         if len(going) < len(running):
@@ -122,13 +122,13 @@ def drafted(
         proposals, n = _proposals(running, drafting, length, strategy)
         drafts = [proposal[:n] for proposal in proposals]
         longest = max(map(len, drafts))
-        sequences = [[*text.token_ids, *draft] for text, draft in zip(running, drafts, strict=True)]
-        logits = reader.read(sequences, 1 + longest)
+        rows = [[*sequence.token_ids, *draft] for sequence, draft in zip(running, drafts, strict=True)]
+        logits = reader.read(rows, 1 + longest)
         length.record_step(len(running), longest, length.clock() - start)
 
 
 def _proposals(
-    texts: list[ActiveSequence], drafter: Drafter, length: DraftLength, strategy: DraftOptions
+    sequences: list[ActiveSequence], drafter: Drafter, length: DraftLength, strategy: DraftOptions
 ) -> tuple[list[list[int]], int]:
     """Draft tokens for each text, and how many of them are worth verifying.
 
@@ -136,17 +136,17 @@ def _proposals(
     """
     most = strategy.num_draft_tokens
     if strategy.draft_schedule == "constant":
-        return drafter.propose(texts, most), most
-    names = [text.prompt_index for text in texts]
+        return drafter.propose(sequences, most), most
+    names = [sequence.prompt_index for sequence in sequences]
     if not drafter.costly:
-        proposals = drafter.propose(texts, most)
+        proposals = drafter.propose(sequences, most)
         return proposals, length.choose(names, list(map(len, proposals)), untried=False)
-    n = length.choose(names, [room(text) for text in texts], untried=True)
-    return drafter.propose(texts, n) if n else [[] for _ in texts], n
+    n = length.choose(names, [room(sequence) for sequence in sequences], untried=True)
+    return drafter.propose(sequences, n) if n else [[] for _ in sequences], n
 
 
 def _verify(
-    texts: Sequence[ActiveSequence], logits: Tensor, drafts: Sequence[list[int]], strategy: Strategy
+    sequences: Sequence[ActiveSequence], logits: Tensor, drafts: Sequence[list[int]], strategy: Strategy
 ) -> Iterator[Event]:
     """Adds to each text the draft tokens that are accepted, and one token more; ends where the text does.
 
@@ -154,19 +154,19 @@ def _verify(
 
     Shapes: logits (B, T, V), those of texts with fewer draft tokens at the right
     """
-    going, n = list(range(len(texts))), 0
+    going, n = list(range(len(sequences))), 0
     while going:
         rows = torch.stack([logits[i, n - len(drafts[i]) - 1] for i in going])
-        some = [texts[i] for i in going]
+        some = [sequences[i] for i in going]
         chosen = choose(processed_scores(Prediction(rows, rows), some, strategy), some)
         yield from add_chosen(chosen, rows, some, some)
         accepted = {
             i for i, token in zip(going, chosen.tolist(), strict=True) if drafts[i][n : n + 1] == [token]
         }
-        going = [i for i in going if i in accepted and texts[i].finish_reason is None]
+        going = [i for i in going if i in accepted and sequences[i].finish_reason is None]
         n += 1
 
 
-def room(text: ActiveSequence) -> int:
+def room(sequence: ActiveSequence) -> int:
     """How many draft tokens a text has use for: a pass adds one token more than are accepted."""
-    return text.request.max_new_tokens - len(text.tokens) - 1
+    return sequence.request.max_new_tokens - len(sequence.tokens) - 1

@@ -31,7 +31,7 @@ class Candidates:
 
     model: LanguageModel
     rows: Sequence[int]
-    texts: Sequence[ActiveSequence]
+    sequences: Sequence[ActiveSequence]
     scores: Tensor
     tokens: Tensor
     states: Tensor
@@ -42,14 +42,16 @@ class Candidates:
 
     def finished(self) -> Tensor:
         """Whether the text would end with the candidate: bool, (F, K)."""
-        ends = [[text.finish_reason is not None for text in texts] for texts in self.extended()]
+        ends = [
+            [sequence.finish_reason is not None for sequence in sequences] for sequences in self.extended()
+        ]
         return torch.tensor(ends, device=self.tokens.device)
 
     def extended(self) -> list[list[ActiveSequence]]:
         """Each text as it would be with each of its candidates: F lists of K."""
         return [
-            [text.imagine(token) for token in tokens]
-            for text, tokens in zip(self.texts, self.tokens.tolist(), strict=True)
+            [sequence.imagine(token) for token in tokens]
+            for sequence, tokens in zip(self.sequences, self.tokens.tolist(), strict=True)
         ]
 
     def next_scores(self) -> Tensor:
@@ -57,8 +59,8 @@ class Candidates:
         logits = self.model.unembed(self.states).float()
         return torch.stack(
             [
-                torch.stack([text.processed(row) for text, row in zip(texts, rows, strict=True)])
-                for texts, rows in zip(self.extended(), logits, strict=True)
+                torch.stack([sequence.processed(row) for sequence, row in zip(sequences, rows, strict=True)])
+                for sequences, rows in zip(self.extended(), logits, strict=True)
             ]
         )
 
@@ -87,27 +89,29 @@ class LookAhead(ABC):
         Shapes: (F, K); -inf or NaN for one that cannot be chosen
         """
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
         # Even the last new token is read, for only then can it be weighed.
-        tokens, self.cache = left_padded_batch(self.model, [text.request for text in texts], spare=1)
+        tokens, self.cache = left_padded_batch(
+            self.model, [sequence.request for sequence in sequences], spare=1
+        )
         self.prompt_states = self.model.hidden_states(tokens, self.cache)  # (B, S, D)
-        return self._predict(self.prompt_states[:, -1], range(len(texts)))
+        return self._predict(self.prompt_states[:, -1], range(len(sequences)))
 
-    def pick(self, scores: Tensor, texts: Sequence[ActiveSequence]) -> Tensor:
+    def pick(self, scores: Tensor, sequences: Sequence[ActiveSequence]) -> Tensor:
         """The best candidate of each text, or where none can be read the most likely.
 
         Shapes: (B, V) processed, B texts  ->  (B,)
         """
-        require_possible(scores.amax(-1).tolist(), [text.request for text in texts])
+        require_possible(scores.amax(-1).tolist(), [sequence.request for sequence in sequences])
         likely = torch.stack([most_likely(row, self.k) for row in scores])  # (B, K)
         chosen = likely[:, 0].clone()
         n_positions = self.model.config.n_positions
-        rows = [i for i, text in enumerate(texts) if len(text.token_ids) < n_positions]
+        rows = [i for i, sequence in enumerate(sequences) if len(sequence.token_ids) < n_positions]
         if rows:  # the others end with this token
             self.cache.select([i * self.k + j for i in rows for j in range(self.k)])
             states = self.model.hidden_states(likely[rows].flatten()[:, None], self.cache)[:, 0]
             self.states = states.view(len(rows), self.k, -1)
-            some = [texts[i] for i in rows]
+            some = [sequences[i] for i in rows]
             candidates = Candidates(self.model, rows, some, scores[rows], likely[rows], self.states)
             values = self.weigh(candidates)
             values = values.masked_fill(values.isnan() | (candidates.own_scores() == RULED_OUT), RULED_OUT)
@@ -119,13 +123,13 @@ class LookAhead(ABC):
 
     def _record(self, candidates: Candidates, values: Tensor) -> None:
         left = torch.full_like(candidates.scores, RULED_OUT).scatter(1, candidates.tokens, values)
-        for text, row in zip(candidates.texts, left, strict=True):
-            text.record(self.name, row)
+        for sequence, row in zip(candidates.sequences, left, strict=True):
+            sequence.record(self.name, row)
 
     def select(self, rows: Sequence[int]) -> None:
         self.places = {i: self.places[row] for i, row in enumerate(rows)}
 
-    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
+    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
         """What follows the tokens that were picked, and so have been read."""
         return self._predict(self.chosen_states(), [at * self.k + j for at, j in self.places.values()])
 

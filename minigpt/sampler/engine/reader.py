@@ -45,10 +45,10 @@ class Reader(Protocol):
     be made to depend on that text alone.
     """
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
         """Reads the prompts."""
 
-    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
+    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
         """Reads the last token of each text; all before it have been read."""
 
     def select(self, rows: Sequence[int]) -> None:
@@ -61,12 +61,12 @@ class ModelReader:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        logits, self.cache = read_prompts(self.model, [text.request for text in texts])
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        logits, self.cache = read_prompts(self.model, [sequence.request for sequence in sequences])
         return Prediction(logits, logits)
 
-    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        logits = self.model.next_logits(last_tokens(texts, self.model), self.cache).float()
+    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        logits = self.model.next_logits(last_tokens(sequences, self.model), self.cache).float()
         return Prediction(logits, logits)
 
     def select(self, rows: Sequence[int]) -> None:
@@ -98,15 +98,15 @@ def left_padded_batch(
     return ids(rows, model), model.new_cache(room, rows=len(requests), pad=pad)
 
 
-def padding(texts: Sequence[Sequence[int]]) -> list[int]:
+def padding(rows: Sequence[Sequence[int]]) -> list[int]:
     """How many tokens each text is short of the longest."""
-    longest = max(map(len, texts))
-    return [longest - len(text) for text in texts]
+    longest = max(map(len, rows))
+    return [longest - len(row) for row in rows]
 
 
-def last_tokens(texts: Sequence[ActiveSequence], model: LanguageModel) -> Tensor:
+def last_tokens(sequences: Sequence[ActiveSequence], model: LanguageModel) -> Tensor:
     """The last token of each text, where the model is: (B, 1)."""
-    return ids([text.tokens[-1:] for text in texts], model)
+    return ids([sequence.tokens[-1:] for sequence in sequences], model)
 
 
 def ids(rows: list[list[int]], model: LanguageModel) -> Tensor:

@@ -31,5 +31,5 @@ class Custom:
     options: ClassVar[type] = CustomOptions
 
     @classmethod
-    def for_text(cls, options: CustomOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CustomOptions, context: TextContext) -> Iterator[Processor]:
         return map(Checked, options.processors)

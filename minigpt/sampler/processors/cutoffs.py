@@ -49,7 +49,7 @@ class Temperature:
         require_in_range(CutoffOptions, temperature=self.value)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.temperature != 1:
             yield cls(options.temperature)
 
@@ -80,9 +80,9 @@ class TopNSigma:
         require_in_range(CutoffOptions, top_n_sigma=self.n)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.top_n_sigma:
-            yield cls(options.top_n_sigma, text.keep)
+            yield cls(options.top_n_sigma, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         finite = logits > RULED_OUT
@@ -112,9 +112,9 @@ class TopK:
         require_in_range(CutoffOptions, top_k=self.k)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.top_k:
-            yield cls(options.top_k, text.keep)
+            yield cls(options.top_k, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         k = min(max(self.k, self.keep), logits.size(-1))
@@ -140,9 +140,9 @@ class TopP:
         require_in_range(CutoffOptions, top_p=self.p)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.top_p != 1:
-            yield cls(options.top_p, text.keep)
+            yield cls(options.top_p, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         ranked, order = logits.sort()  # ascending: the small probabilities add up exactly
@@ -167,9 +167,9 @@ class MinP:
         require_in_range(CutoffOptions, min_p=self.p)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.min_p is not None:
-            yield cls(options.min_p, text.keep)
+            yield cls(options.min_p, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         probabilities = logits.softmax(-1)
@@ -194,9 +194,9 @@ class Typical:
         require_in_range(CutoffOptions, typical_p=self.p)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.typical_p != 1:
-            yield cls(options.typical_p, text.keep)
+            yield cls(options.typical_p, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         logprobs = logits.log_softmax(-1)
@@ -225,9 +225,9 @@ class EpsilonCutoff:
         require_in_range(CutoffOptions, epsilon_cutoff=self.epsilon)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.epsilon_cutoff:
-            yield cls(options.epsilon_cutoff, text.keep)
+            yield cls(options.epsilon_cutoff, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         dropped = logits.softmax(-1) < self.epsilon
@@ -252,9 +252,9 @@ class EtaCutoff:
         require_in_range(CutoffOptions, eta_cutoff=self.epsilon)
 
     @classmethod
-    def for_text(cls, options: CutoffOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: CutoffOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.eta_cutoff:
-            yield cls(options.eta_cutoff, text.keep)
+            yield cls(options.eta_cutoff, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         logprobs = logits - logits.logsumexp(-1, keepdim=True)

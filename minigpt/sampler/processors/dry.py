@@ -62,7 +62,7 @@ class DRY:
         )
 
     @classmethod
-    def for_text(cls, options: DRYOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: DRYOptions, context: TextContext) -> Iterator[Processor]:
         if options.dry_multiplier:
             breakers = frozenset(options.dry_sequence_breakers)
             yield cls(options.dry_multiplier, options.dry_base, options.dry_allowed_length, breakers)

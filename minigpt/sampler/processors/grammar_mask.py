@@ -96,15 +96,15 @@ class GrammarMask:
     options: ClassVar[type] = GrammarOptions
 
     @classmethod
-    def for_text(cls, options: GrammarOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: GrammarOptions, context: TextContext) -> Iterator[Processor]:
         if allowed := grammar_of(options):
-            yield cls(allowed, text.prompt_length, text.end_tokens)
+            yield cls(allowed, context.prompt_length, context.end_tokens)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        texts = tokens[:, self.prompt_length :].tolist()
-        allowed = torch.stack([self.grammar.mask(text) for text in texts])  # (B, ids that spell something)
+        new_tokens = tokens[:, self.prompt_length :].tolist()
+        allowed = torch.stack([self.grammar.mask(row) for row in new_tokens])  # (B, ids that spell something)
         # A model may have more rows than its tokenizer has tokens.
         allowed = torch.nn.functional.pad(allowed, (0, logits.size(-1) - allowed.size(-1)))
         ends = [token for token in self.end_tokens if token < logits.size(-1)]
-        allowed[:, ends] = torch.tensor([[self.grammar.matches(text)] for text in texts])
+        allowed[:, ends] = torch.tensor([[self.grammar.matches(row)] for row in new_tokens])
         return logits.masked_fill(~allowed.to(logits.device), RULED_OUT)

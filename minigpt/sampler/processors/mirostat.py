@@ -55,34 +55,34 @@ class Mirostat:
         require_in_range(MirostatOptions, mirostat_tau=self.tau, mirostat_eta=self.eta)
 
     @classmethod
-    def for_text(cls, options: MirostatOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: MirostatOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.mirostat_tau is not None:
-            yield cls(options.mirostat_tau, options.mirostat_eta, text.keep)
+            yield cls(options.mirostat_tau, options.mirostat_eta, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        texts = [tuple(text) for text in tokens.tolist()]
-        limits = [self._limit(text) for text in texts]
+        rows = [tuple(row) for row in tokens.tolist()]
+        limits = [self._limit(row) for row in rows]
         dropped = _surprise(logits) > logits.new_tensor(limits)[:, None]
         kept = logits.topk(min(self.keep, logits.size(-1))).indices
         out = logits.masked_fill(dropped.scatter(-1, kept, False), RULED_OUT)
-        for text, limit, row in zip(texts, limits, out, strict=True):
-            self._remember(text, limit, row)
-        while len(self._offers) > REMEMBERED * len(texts):
+        for row, limit, kept_logits in zip(rows, limits, out, strict=True):
+            self._remember(row, limit, kept_logits)
+        while len(self._offers) > REMEMBERED * len(rows):
             del self._offers[next(iter(self._offers))]  # the oldest
         return out
 
-    def _limit(self, text: tuple[int, ...]) -> float:
+    def _limit(self, tokens: tuple[int, ...]) -> float:
         """The mu of this text, from that of the text one token shorter."""
-        mu, offered = self._offers.get(text[:-1], (2 * self.tau, {}))
+        mu, offered = self._offers.get(tokens[:-1], (2 * self.tau, {}))
         # A token that was cut off is a draft that will be rejected, or the prompt ends here: mu stays.
-        surprise = offered.get(text[-1], self.tau)
+        surprise = offered.get(tokens[-1], self.tau)
         return mu - self.eta * (surprise - self.tau)
 
-    def _remember(self, text: tuple[int, ...], mu: float, logits: Tensor) -> None:
+    def _remember(self, tokens: tuple[int, ...], mu: float, logits: Tensor) -> None:
         offered = (logits > RULED_OUT).nonzero()[:, 0]
         surprise = _surprise(logits[offered])
-        self._offers.pop(text, None)  # move to the end (LRU)
-        self._offers[text] = mu, dict(zip(offered.tolist(), surprise.tolist(), strict=True))
+        self._offers.pop(tokens, None)  # move to the end (LRU)
+        self._offers[tokens] = mu, dict(zip(offered.tolist(), surprise.tolist(), strict=True))
 
 
 def _surprise(logits: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class SamplingOptions(MirostatOptions, XTCOptions, CutoffOptions):
 class HasProcessors(Protocol):
     """What `chain` asks of a strategy, beside the options of the steps that it has."""
 
-    def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]: ...
+    def own_processors(self, context: TextContext) -> Iterable[tuple[type[Step], Processor]]: ...
 
 
 def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int = 1) -> list[Processor]:
@@ -93,8 +93,8 @@ def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int =
     Raises:
         TypeError: the strategy puts a processor of its own before something that is no step.
     """
-    text = TextContext(request, index, keep)
-    own = list(strategy.own_processors(text))
+    context = TextContext(request, index, keep)
+    own = list(strategy.own_processors(context))
     if misplaced := [place for place, _ in own if place not in ORDER]:
         raise TypeError(
             f"{type(strategy).__name__}.own_processors: {misplaced[0]} is no step of the order; name one of ORDER"
@@ -103,5 +103,5 @@ def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int =
     for step in ORDER:
         steps += [Checked(processor) for place, processor in own if place is step]
         if isinstance(strategy, step.options):
-            steps += step.for_text(strategy, text)
+            steps += step.for_text(strategy, context)
     return steps

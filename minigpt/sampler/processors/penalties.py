@@ -57,7 +57,7 @@ class LogitBias:
         require_in_range(PenaltyOptions, logit_bias=self.biases)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
         if options.logit_bias:
             yield cls(options.logit_bias)
 
@@ -86,7 +86,7 @@ class RepetitionPenalty:
         require_in_range(PenaltyOptions, repetition_penalty=self.penalty)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
         if options.repetition_penalty != 1:
             yield cls(options.repetition_penalty)
 
@@ -115,9 +115,9 @@ class PresencePenalty:
         require_in_range(PenaltyOptions, presence_penalty=self.penalty)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
         if options.presence_penalty:
-            yield cls(options.presence_penalty, text.prompt_length)
+            yield cls(options.presence_penalty, context.prompt_length)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return logits - self.penalty * (_counts(logits, tokens[:, self.prompt_length :]) > 0)
@@ -142,9 +142,9 @@ class FrequencyPenalty:
         require_in_range(PenaltyOptions, frequency_penalty=self.penalty)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
         if options.frequency_penalty:
-            yield cls(options.frequency_penalty, text.prompt_length)
+            yield cls(options.frequency_penalty, context.prompt_length)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return logits - self.penalty * _counts(logits, tokens[:, self.prompt_length :])
@@ -171,7 +171,7 @@ class NoRepeatNGram:
         require_in_range(PenaltyOptions, no_repeat_ngram_size=self.size)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
         if options.no_repeat_ngram_size:
             yield cls(options.no_repeat_ngram_size)
 
@@ -203,8 +203,8 @@ class BadWords:
         require_in_range(PenaltyOptions, bad_words=self.sequences)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
-        ends = [[token] for token in text.end_tokens]
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
+        ends = [[token] for token in context.end_tokens]
         if banned := [word for word in options.bad_words if list(word) not in ends]:
             yield cls(banned)
 
@@ -232,9 +232,9 @@ class MinNewTokens:
         require_in_range(PenaltyOptions, min_new_tokens=self.n)
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
-        if options.min_new_tokens and text.end_tokens:
-            yield cls(options.min_new_tokens, text.prompt_length, text.end_tokens)
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
+        if options.min_new_tokens and context.end_tokens:
+            yield cls(options.min_new_tokens, context.prompt_length, context.end_tokens)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         if tokens.size(1) - self.prompt_length >= self.n:
@@ -263,10 +263,10 @@ class ExponentialLengthDecay:
         require_in_range(PenaltyOptions, exponential_decay_length_penalty=(self.start, self.factor))
 
     @classmethod
-    def for_text(cls, options: PenaltyOptions, text: TextContext) -> Iterator[Processor]:
-        if options.exponential_decay_length_penalty and text.end_tokens:
+    def for_text(cls, options: PenaltyOptions, context: TextContext) -> Iterator[Processor]:
+        if options.exponential_decay_length_penalty and context.end_tokens:
             start, factor = options.exponential_decay_length_penalty
-            yield cls(start, factor, text.prompt_length, text.end_tokens)
+            yield cls(start, factor, context.prompt_length, context.end_tokens)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         late = tokens.size(1) - self.prompt_length - self.start

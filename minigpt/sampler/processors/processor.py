@@ -37,7 +37,7 @@ class Step(Protocol):
     options: ClassVar[type]
 
     @classmethod
-    def for_text(cls, options: Any, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: Any, context: TextContext) -> Iterator[Processor]:
         """The processors that these options ask for, of one text: mostly one or none."""
 
 

@@ -68,7 +68,7 @@ class Watermark:
         )
 
     @classmethod
-    def for_text(cls, options: WatermarkOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: WatermarkOptions, context: TextContext) -> Iterator[Processor]:
         if options.watermark:
             yield cls(options.watermark_bias, options.watermark_ratio, options.watermark_key)
 

@@ -51,11 +51,13 @@ class XTC:
         require_in_range(XTCOptions, xtc_probability=self.probability, xtc_threshold=self.threshold)
 
     @classmethod
-    def for_text(cls, options: XTCOptions, text: TextContext) -> Iterator[Processor]:
+    def for_text(cls, options: XTCOptions, context: TextContext) -> Iterator[Processor]:
         if options.samples and options.xtc_probability:
-            seed, name = options.seed_of(text.request.seed), text.request.random_name
-            stream = RandomStream(seed, name, text.index, purpose="xtc")
-            yield cls(options.xtc_probability, options.xtc_threshold, stream, text.prompt_length, text.keep)
+            seed, name = options.seed_of(context.request.seed), context.request.random_name
+            stream = RandomStream(seed, name, context.index, purpose="xtc")
+            yield cls(
+                options.xtc_probability, options.xtc_threshold, stream, context.prompt_length, context.keep
+            )
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         if self.stream.uniform(tokens.size(1) - self.prompt_length) >= self.probability:

@@ -130,39 +130,39 @@ class Goal:
                 f" {request.max_new_tokens} new ones that there is room for (--max-new-tokens)"
             )
 
-    def unmet(self, text: Tokens) -> list[Phrase]:
-        return [phrase for phrase in self.phrases if not _holds(text, phrase)]
+    def unmet(self, tokens: Tokens) -> list[Phrase]:
+        return [phrase for phrase in self.phrases if not _holds(tokens, phrase)]
 
-    def missing(self, text: Tokens) -> tuple[int, int]:
+    def missing(self, tokens: Tokens) -> tuple[int, int]:
         """How many more tokens it takes at least, and how many suffice.
 
         At least the rest of the longest phrase; the rest of the phrase that is furthest and then the others
         whole suffice, though fewer may do where phrases overlap.
         """
-        unmet = self.unmet(text)
+        unmet = self.unmet(tokens)
         whole = [min(map(len, phrase)) for phrase in unmet]
-        rest = [min(len(spelling) - _begun(text, spelling) for spelling in phrase) for phrase in unmet]
+        rest = [min(len(spelling) - _begun(tokens, spelling) for spelling in phrase) for phrase in unmet]
         saved = max((a - b for a, b in zip(whole, rest, strict=True)), default=0)
         return max(rest, default=0), sum(whole) - saved
 
-    def next_tokens(self, text: Tokens) -> set[int]:
+    def next_tokens(self, tokens: Tokens) -> set[int]:
         """The tokens with which a phrase goes on or begins."""
-        return {spelling[_begun(text, spelling)] for phrase in self.unmet(text) for spelling in phrase}
+        return {spelling[_begun(tokens, spelling)] for phrase in self.unmet(tokens) for spelling in phrase}
 
 
-def _holds(text: Tokens, phrase: Phrase) -> bool:
+def _holds(tokens: Tokens, phrase: Phrase) -> bool:
     return any(
-        text[start : start + len(spelling)] == spelling
+        tokens[start : start + len(spelling)] == spelling
         for spelling in phrase
-        for start, token in enumerate(text)
+        for start, token in enumerate(tokens)
         if token == spelling[0]
     )
 
 
-def _begun(text: Tokens, spelling: Tokens) -> int:
+def _begun(tokens: Tokens, spelling: Tokens) -> int:
     """With how many of a spelling's tokens, but not all, the text ends."""
-    ends = range(min(len(spelling) - 1, len(text)), 0, -1)
-    return next((n for n in ends if text[-n:] == spelling[:n]), 0)
+    ends = range(min(len(spelling) - 1, len(tokens)), 0, -1)
+    return next((n for n in ends if tokens[-n:] == spelling[:n]), 0)
 
 
 @dataclass
@@ -184,19 +184,19 @@ class ConstrainedSearch(Search):
         return chosen[totals.flatten()[chosen].sort(descending=True, stable=True).indices]
 
     def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
-        return super().ending([text for text in grown if not self.goal.unmet(text.tokens)])
+        return super().ending([hypothesis for hypothesis in grown if not self.goal.unmet(hypothesis.tokens)])
 
     def going_on(self, unfinished: list[Hypothesis]) -> list[Hypothesis]:
         """From each bank in turn its best, the fullest bank first; texts that may run out of room come last."""
         left = self.request.max_new_tokens - len(self.live[0].tokens) - 1
         places: Counter[int] = Counter()
         ranked = []
-        for text in unfinished:
-            at_least, enough = self.goal.missing(text.tokens)
+        for hypothesis in unfinished:
+            at_least, enough = self.goal.missing(hypothesis.tokens)
             if at_least <= left:
-                ranked.append((enough > left, places[enough], enough, text))
+                ranked.append((enough > left, places[enough], enough, hypothesis))
                 places[enough] += 1
         ranked.sort(key=lambda entry: entry[:3])
         if not ranked and not self.finished:  # a processor forbids what must be written
             require_possible([float("-inf")], [self.request])
-        return super().going_on([text for *_, text in ranked[: self.beam.num_beams]])
+        return super().going_on([hypothesis for *_, hypothesis in ranked[: self.beam.num_beams]])

@@ -55,12 +55,12 @@ class Unlike(LookAhead):
         super().__init__(model, strategy, strategy.top_k)
         self.alpha = strategy.penalty_alpha
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        prediction = super().read_prompts(texts)
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        prediction = super().read_prompts(sequences)
         self.past = directions(self.prompt_states)  # of all tokens so far: (B, S, D)
-        for i, text in enumerate(texts):
+        for i, sequence in enumerate(sequences):
             # In the place of padding the last token once more, for that changes no maximum.
-            self.past[i, : self.past.size(1) - len(text.request.prompt)] = self.past[i, -1]
+            self.past[i, : self.past.size(1) - len(sequence.request.prompt)] = self.past[i, -1]
         return prediction
 
     def weigh(self, candidates: Candidates) -> Tensor:
@@ -72,9 +72,9 @@ class Unlike(LookAhead):
         super().select(rows)
         self.past = self.past[list(rows)]
 
-    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
+    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
         self.past = torch.cat([self.past, directions(self.chosen_states())[:, None]], 1)
-        return super().read_next(texts)
+        return super().read_next(sequences)
 
 
 def directions(x: Tensor) -> Tensor:

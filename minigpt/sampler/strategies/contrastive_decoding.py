@@ -53,11 +53,11 @@ class TwoReaders:
     def __init__(self, model: LanguageModel, strategy: ContrastiveDecoding) -> None:
         self.expert, self.amateur, self.strategy = ModelReader(model), ModelReader(strategy.amateur), strategy
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        return self._contrast(self.expert.read_prompts(texts), self.amateur.read_prompts(texts))
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        return self._contrast(self.expert.read_prompts(sequences), self.amateur.read_prompts(sequences))
 
-    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        return self._contrast(self.expert.read_next(texts), self.amateur.read_next(texts))
+    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        return self._contrast(self.expert.read_next(sequences), self.amateur.read_next(sequences))
 
     def select(self, rows: Sequence[int]) -> None:
         self.expert.select(rows)

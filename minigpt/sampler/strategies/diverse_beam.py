@@ -73,21 +73,27 @@ class GroupSearch(Search):
                 first += len(rows)
                 group.step(logits[rows])
                 # A text that ended by itself has left its place to another, one at the limit has not.
-                full = [text for text in group.ended if text.finish_reason == self.request.limit_reason]
-                self.chosen += [text.tokens[-1] for text in (*group.live, *full)]
+                full = [
+                    hypothesis
+                    for hypothesis in group.ended
+                    if hypothesis.finish_reason == self.request.limit_reason
+                ]
+                self.chosen += [hypothesis.tokens[-1] for hypothesis in (*group.live, *full)]
                 self.live += [replace(beam, parent=rows[beam.parent]) for beam in group.live]
-                self.ended += [replace(text, parent=rows[text.parent]) for text in group.ended]
-        pooled = [text for group in self.groups for text in group.finished]
-        self.finished = sorted(pooled, key=lambda text: -text.score)
+                self.ended += [
+                    replace(hypothesis, parent=rows[hypothesis.parent]) for hypothesis in group.ended
+                ]
+        pooled = [hypothesis for group in self.groups for hypothesis in group.finished]
+        self.finished = sorted(pooled, key=lambda hypothesis: -hypothesis.score)
         self.rows = list(range(len(self.live)))
         self.done = all(group.done for group in self.groups)
 
     def winners(self) -> list[Hypothesis]:
         """The best text of each group before a second of any, ordered by their scores."""
         places = zip_longest(*(group.finished for group in self.groups))
-        rounds = [sorted(filter(None, place), key=lambda text: -text.score) for place in places]
-        chosen = [text for texts in rounds for text in texts][: self.beam.num_return_sequences]
-        return sorted(chosen, key=lambda text: -text.score)
+        rounds = [sorted(filter(None, place), key=lambda hypothesis: -hypothesis.score) for place in places]
+        chosen = [hypothesis for place in rounds for hypothesis in place][: self.beam.num_return_sequences]
+        return sorted(chosen, key=lambda hypothesis: -hypothesis.score)
 
     def diversity(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """A processor: what the groups before have just chosen becomes less likely.

@@ -90,12 +90,12 @@ class LayerReader:
     def __init__(self, model: LanguageModel, strategy: DoLa) -> None:
         self.model, self.strategy = model, strategy
 
-    def read_prompts(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        tokens, self.cache = left_padded_batch(self.model, [text.request for text in texts])
+    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        tokens, self.cache = left_padded_batch(self.model, [sequence.request for sequence in sequences])
         return self._predict(tokens)
 
-    def read_next(self, texts: Sequence[ActiveSequence]) -> Prediction:
-        return self._predict(last_tokens(texts, self.model))
+    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
+        return self._predict(last_tokens(sequences, self.model))
 
     def select(self, rows: Sequence[int]) -> None:
         self.cache.select(rows)

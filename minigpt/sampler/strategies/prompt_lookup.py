@@ -30,7 +30,7 @@ class PromptLookup(DraftOptions):
     max_ngram: int = option(3, "longest n-gram to match in the context", group="strategy", least=1)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return drafted(model, requests, self, lambda texts: Lookup(self.max_ngram, texts))
+        return drafted(model, requests, self, lambda sequences: Lookup(self.max_ngram, sequences))
 
 
 class Lookup:
@@ -38,15 +38,15 @@ class Lookup:
 
     costly = False
 
-    def __init__(self, max_ngram: int, texts: list[ActiveSequence]) -> None:
-        self._pasts = {text.prompt_index: Past(max_ngram) for text in texts}
+    def __init__(self, max_ngram: int, sequences: list[ActiveSequence]) -> None:
+        self._pasts = {sequence.prompt_index: Past(max_ngram) for sequence in sequences}
 
-    def propose(self, texts: list[ActiveSequence], n: int) -> list[list[int]]:
+    def propose(self, sequences: list[ActiveSequence], n: int) -> list[list[int]]:
         drafts = []
-        for text in texts:
-            past = self._pasts[text.prompt_index]
-            past.extend(text.token_ids[len(past.tokens) :])
-            drafts.append(past.continuation(min(n, room(text))))
+        for sequence in sequences:
+            past = self._pasts[sequence.prompt_index]
+            past.extend(sequence.token_ids[len(past.tokens) :])
+            drafts.append(past.continuation(min(n, room(sequence))))
         return drafts
 
 

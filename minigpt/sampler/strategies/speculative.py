@@ -49,79 +49,94 @@ class DraftModel:
 
     costly = True
 
-    def __init__(self, strategy: Speculative, vocab_size: int, texts: list[ActiveSequence]) -> None:
+    def __init__(self, strategy: Speculative, vocab_size: int, sequences: list[ActiveSequence]) -> None:
         self._draft, self._vocab_size = strategy.draft, vocab_size
         self._reader = RewindingReader(strategy.draft)
-        self._texts = [text for text in texts if self._room(text) > 0]
+        self._sequences = [sequence for sequence in sequences if self._room(sequence) > 0]
         # Processors of its own, since those of the texts may keep in mind what they have seen.
-        self._processors = {text.prompt_index: chain(strategy, text.request) for text in self._texts}
+        self._processors = {
+            sequence.prompt_index: chain(strategy, sequence.request) for sequence in self._sequences
+        }
         self._read: dict[int, list[int]] = {}  # what the draft model has read of each text, and of drafts
 
-    def propose(self, texts: list[ActiveSequence], n: int) -> list[list[int]]:
+    def propose(self, sequences: list[ActiveSequence], n: int) -> list[list[int]]:
         self._drop_those_done()
-        if self._texts and not self._read:
-            self._reader.read_prompts(self._texts)
-            self._read = {text.prompt_index: list(text.request.prompt) for text in self._texts}
-        drafts = dict(zip((text.prompt_index for text in self._texts), self._drafts(n), strict=True))
-        return [drafts.get(text.prompt_index, []) for text in texts]
+        if self._sequences and not self._read:
+            self._reader.read_prompts(self._sequences)
+            self._read = {
+                sequence.prompt_index: list(sequence.request.prompt) for sequence in self._sequences
+            }
+        drafts = dict(
+            zip((sequence.prompt_index for sequence in self._sequences), self._drafts(n), strict=True)
+        )
+        return [drafts.get(sequence.prompt_index, []) for sequence in sequences]
 
     def _drop_those_done(self) -> None:
         """A text without room for a draft token will have none later either."""
-        going = [i for i, text in enumerate(self._texts) if not text.finish_reason and self._room(text) > 0]
-        if self._read and 0 < len(going) < len(self._texts):
+        going = [
+            i
+            for i, sequence in enumerate(self._sequences)
+            if not sequence.finish_reason and self._room(sequence) > 0
+        ]
+        if self._read and 0 < len(going) < len(self._sequences):
             self._reader.select(going)
-        self._texts = [self._texts[i] for i in going]
+        self._sequences = [self._sequences[i] for i in going]
 
-    def _room(self, text: ActiveSequence) -> int:
+    def _room(self, sequence: ActiveSequence) -> int:
         """How many tokens to draft: the last one is not read, so it may lie beyond the context length."""
         config = self._draft.config
-        if max(text.token_ids) >= config.vocab_size:  # padding of the model's vocabulary that the draft lacks
+        if (
+            max(sequence.token_ids) >= config.vocab_size
+        ):  # padding of the model's vocabulary that the draft lacks
             return 0
-        return min(room(text), config.n_positions - len(text.token_ids) + 1)
+        return min(room(sequence), config.n_positions - len(sequence.token_ids) + 1)
 
     def _drafts(self, n: int) -> list[list[int]]:
         """A draft of at most n tokens for each text; those with fewer begin later, so that all end together."""
         imagined = [
-            replace(text.imagine(), processors=self._processors[text.prompt_index]) for text in self._texts
+            replace(sequence.imagine(), processors=self._processors[sequence.prompt_index])
+            for sequence in self._sequences
         ]
         drafts: list[list[int]] = [[] for _ in imagined]
-        rooms = [min(n, self._room(text)) for text in imagined]
+        rooms = [min(n, self._room(sequence)) for sequence in imagined]
         longest = max(rooms, default=0)
         for step in range(longest):
             waiting = [max(0, longest - room - step) for room in rooms]
-            known = [text.token_ids[: -wait or None] for text, wait in zip(imagined, waiting, strict=True)]
+            known = [
+                sequence.token_ids[: -wait or None] for sequence, wait in zip(imagined, waiting, strict=True)
+            ]
             logits = self._reader.read(known, 1 if step else self._unread(known))[:, -1]
-            for text, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):
+            for sequence, row, wait, draft in zip(imagined, logits, waiting, drafts, strict=True):
                 if not wait:
-                    self._add(text, self._of_shared_vocabulary(row), draft)
-        for text in imagined:
-            self._read[text.prompt_index] = text.token_ids[:-1]
+                    self._add(sequence, self._of_shared_vocabulary(row), draft)
+        for sequence in imagined:
+            self._read[sequence.prompt_index] = sequence.token_ids[:-1]
         return drafts
 
     def _unread(self, known: list[list[int]]) -> int:
         """How many tokens at the end of these texts some have not been read, at least one to go on from."""
-        read = [self._read[text.prompt_index] for text in self._texts]
+        read = [self._read[sequence.prompt_index] for sequence in self._sequences]
         same = [
             next(
                 (i for i, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old))
             )
             for new, old in zip(known, read, strict=True)
         ]
-        return max(1, *(len(text) - n for text, n in zip(known, same, strict=True)))
+        return max(1, *(len(tokens) - n for tokens, n in zip(known, same, strict=True)))
 
     def _of_shared_vocabulary(self, logits: Tensor) -> Tensor:
         """The draft's logits for the model's tokens; padding that either lacks is never drafted: (V,)."""
         shared = logits[: self._vocab_size]
         return torch.nn.functional.pad(shared, (0, self._vocab_size - len(shared)), value=float("-inf"))
 
-    def _add(self, text: ActiveSequence, logits: Tensor, draft: list[int]) -> None:
+    def _add(self, sequence: ActiveSequence, logits: Tensor, draft: list[int]) -> None:
         """Adds a token to the draft, unless it has come to an end."""
-        scores = logits if text.finish_reason else text.processed(logits)
-        if text.finish_reason or not scores.max().isfinite():
-            text.finish_reason = text.finish_reason or "nothing to draft"
-            text.tokens.append(0)  # any: its row stays in the batch and is read on, but not written
+        scores = logits if sequence.finish_reason else sequence.processed(logits)
+        if sequence.finish_reason or not scores.max().isfinite():
+            sequence.finish_reason = sequence.finish_reason or "nothing to draft"
+            sequence.tokens.append(0)  # any: its row stays in the batch and is read on, but not written
             return
-        token = int(choose(scores[None], [text]))
+        token = int(choose(scores[None], [sequence]))
         draft.append(token)
-        text.tokens.append(token)
-        text.finish_reason = text.request.finish_reason(text.tokens)
+        sequence.tokens.append(token)
+        sequence.finish_reason = sequence.request.finish_reason(sequence.tokens)
