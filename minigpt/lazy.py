@@ -3,8 +3,9 @@
     from minigpt.lazy import Tensor, torch
 
 Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_constants`,
-`hub_errors` and `hub_tqdm` are modules of the Hugging Face hub's client. Our own packages import their public
-names in the same way, by `imported_when_used`.
+`hub_errors` and `hub_tqdm` are modules of the Hugging Face hub's client. Those of `arrow`, `fsspec` and `ray` are optional:
+who uses them asks before whether they are there. Our own packages import their public names in the same way, by
+`imported_when_used`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Tensor", "hub_constants", "hub_errors", "hub_tqdm", "imported_when_used", "numpy", "torch"]
+__all__ = [
+    "Tensor", "arrow", "arrow_fs", "arrow_parquet", "fsspec", "fsspec_arrow", "hub_constants", "hub_errors", "hub_tqdm",
+    "imported_when_used", "numpy", "ray", "ray_data", "torch",
+]  # fmt: skip
 
 
 class _Lazy(ModuleType):
     """Stands for a module until one of its attributes is asked for."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # which doctest asks of everything that a file names
+            raise AttributeError(name)
         return getattr(import_module(self.__name__), name)
 
 
@@ -46,10 +52,17 @@ def imported_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str]
 
 
 if TYPE_CHECKING:
+    import fsspec
+    import fsspec.implementations.arrow as fsspec_arrow
     import huggingface_hub.constants as hub_constants
     import huggingface_hub.errors as hub_errors
     import huggingface_hub.utils.tqdm as hub_tqdm
     import numpy
+    import pyarrow as arrow
+    import pyarrow.fs as arrow_fs
+    import pyarrow.parquet as arrow_parquet
+    import ray
+    import ray.data as ray_data
     import torch
     from torch import Tensor
 else:
@@ -58,4 +71,11 @@ else:
     hub_tqdm = _Lazy("huggingface_hub.utils.tqdm")
     numpy = _Lazy("numpy")
     torch = _Lazy("torch")
+    arrow = _Lazy("pyarrow")
+    arrow_fs = _Lazy("pyarrow.fs")
+    arrow_parquet = _Lazy("pyarrow.parquet")
+    fsspec = _Lazy("fsspec")
+    fsspec_arrow = _Lazy("fsspec.implementations.arrow")
+    ray = _Lazy("ray")
+    ray_data = _Lazy("ray.data")
     Tensor = "torch.Tensor"  # for annotations alone; `torch.Tensor` is the class

@@ -1,0 +1,92 @@
+"""The same job by Ray Data: an actor pool that holds the model once per worker, on one machine or on many.
+
+What travels is which block to do and how it ended. The workers read and write the files themselves, so the paths
+must mean the same on every node. Ray does a dead worker's block again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.jobs.blocks import Block
+from minigpt.jobs.job import Job, Report, Worker
+from minigpt.jobs.output import Done
+from minigpt.lazy import ray, ray_data
+
+LOCAL = "local"  # the address that starts Ray on this machine
+RETRIES = 5  # of a block whose worker or node died
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Where to compute: the cluster's address, how many workers, and what each of them takes."""
+
+    address: str
+    workers: int | None = None  # None: as many as the cluster has room for
+    cpus: int = 1
+    gpus: int = 0
+
+    def connect(self) -> None:
+        """Joins the cluster, or starts one here.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(
+                address=self.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise OSError(f"Ray at {self.address}: {error}") from error
+
+    @property
+    def n_workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        there = ray.cluster_resources()
+        room = there.get("GPU", 0) // self.gpus if self.gpus else there.get("CPU", 1) // self.cpus
+        return max(1, int(room))
+
+
+class RayWorker:
+    """One worker of the pool; it loads the model with its first block, so that a failure has a place to go."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._worker: Worker | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        self._worker = self._worker or self._job.worker()
+        return self._worker.do(Block(**row))._asdict()
+
+
+def run_on_ray(job: Job, blocks: Sequence[Block], cluster: RayCluster, report: Report) -> Iterator[Done]:
+    """Does the blocks on a cluster; yields how each ended, in the order in which they do.
+
+    Raises:
+        OSError: the cluster cannot be reached.
+        RuntimeError: a block could not be done.
+    """
+    cluster.connect()
+    context = ray_data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    n = min(cluster.n_workers, len(blocks))
+    rows = [block._asdict() for block in blocks]
+    ends = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
+        RayWorker, fn_constructor_args=(job,), compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
+        num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_task_retries=RETRIES,
+    )  # fmt: skip
+    for row in ends.iter_rows():
+        done = Done(**row)
+        report(done.read)
+        yield done

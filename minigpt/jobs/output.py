@@ -1,0 +1,152 @@
+"""The output of a job: shards, what is known of each, and a manifest, so that a job that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+from minigpt.jobs.blocks import Batch, Block
+from minigpt.jobs.columns import renamed
+from minigpt.jobs.parquet import objects_of, table_of, table_of_objects, write_table
+from minigpt.jobs.storage import Folder
+from minigpt.json_files import expect, parse
+
+FOLDER = "_job"  # readers of data sets leave names with an underscore out
+MANIFEST = f"{FOLDER}/manifest.json"
+REJECTED = "rejected.jsonl"
+
+
+class Outcome(NamedTuple):
+    """What became of one row: its records, or the reason why it has none."""
+
+    position: int  # in its block
+    id: str
+    records: Sequence[Mapping[str, Any]] = ()
+    reason: str = ""
+
+
+class Done(NamedTuple):
+    """How a block ended: how many rows it has, and how many of them have records or were rejected."""
+
+    number: int
+    read: int
+    written: int
+    rejected: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder of shards, one for each block."""
+
+    folder: Folder
+    format: str  # "parquet" or "jsonl"
+    kinds: Mapping[str, Any] = field(default_factory=dict)  # of the records' fields; see `parquet.arrow_type`
+    schema: Any = None  # of the columns that are kept, if they are written as Parquet
+
+    def begin(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest: that of the job that goes on, or a new one with these facts.
+
+        Raises:
+            OSError: it cannot be read or written.
+            ValueError: the folder holds the output of another job.
+        """
+        if not self.folder.exists(MANIFEST):
+            if shards := self.folder.find("part-*"):
+                raise ValueError(
+                    f"{self.folder} holds {shards[0]}, but not the manifest of a job: name another folder"
+                )
+            self.folder.write(MANIFEST, lambda file: file.write(json.dumps(dict(facts), indent=2).encode()))
+        manifest: dict[str, Any] = parse(self._bytes(MANIFEST), f"{self.folder}/{MANIFEST}")
+        expect(dict, manifest, f"{self.folder}/{MANIFEST}")
+        for name, value in facts.items():
+            if manifest.get(name) != json.loads(json.dumps(value)):
+                raise ValueError(_difference(self.folder, name, manifest.get(name), value))
+        return manifest
+
+    def shard(self, number: int) -> str:
+        """The name of a block's shard."""
+        return f"part-{number:05}.{self.format}"
+
+    def done(self, number: int) -> Done | None:
+        """How a block ended, if it has."""
+        if not self.folder.exists(_record(number)):
+            return None
+        return Done(*self._read_record(number)["done"])
+
+    def all_done(self) -> dict[int, Done]:
+        """How all blocks ended that have, by their numbers."""
+        names = self.folder.find(f"{FOLDER}/block-*")
+        numbers = (int(name.removeprefix(f"{FOLDER}/block-").removesuffix(".json")) for name in names)
+        return {number: Done(*self._read_record(number)["done"]) for number in numbers}
+
+    def write(self, block: Block, batch: Batch, outcomes: Sequence[Outcome]) -> Done:
+        """Writes a block's shard and then that it is done; if it is done twice, the second shard is as the first.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        outcomes = sorted(outcomes)
+        rejected = [{"id": one.id, "reason": one.reason} for one in outcomes if one.reason]
+        records = [(one.position, record) for one in outcomes for record in one.records]
+        if records:
+            fill = self._parquet if self.format == "parquet" else self._jsonl
+            self.folder.write(self.shard(block.number), lambda file: fill(file, batch, records))
+        n = len(batch.rows)
+        n_tokens = sum(len(record.get("tokens", ())) for _, record in records)
+        done = Done(block.number, n, n - len(rejected), len(rejected), n_tokens)
+        content = json.dumps({"done": done, "rejected": rejected}, ensure_ascii=False)
+        self.folder.write(_record(block.number), lambda file: file.write(content.encode(errors="replace")))
+        return done
+
+    def write_rejected(self, numbers: Sequence[int]) -> None:
+        """Writes the rejected rows of these blocks, one object a line."""
+
+        def fill(file: BinaryIO) -> None:
+            for number in numbers:
+                for row in self._read_record(number)["rejected"]:
+                    file.write(_line(row))
+
+        self.folder.write(REJECTED, fill)
+
+    def _parquet(
+        self, file: BinaryIO, batch: Batch, records: Sequence[tuple[int, Mapping[str, Any]]]
+    ) -> None:
+        positions = [position for position, _ in records]
+        if isinstance(batch.kept, list):
+            kept = table_of_objects([batch.kept[position] for position in positions], self.schema)
+        else:
+            kept = batch.kept.take(positions)
+        write_table(table_of([record for _, record in records], self.kinds, kept, self.schema), file)
+
+    def _jsonl(self, file: BinaryIO, batch: Batch, records: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        kept = batch.kept if isinstance(batch.kept, list) else objects_of(batch.kept)
+        for position, record in records:
+            names = renamed(list(kept[position]), record.keys())
+            file.write(_line({**record, **{names[name]: value for name, value in kept[position].items()}}))
+
+    def _read_record(self, number: int) -> dict[str, Any]:
+        name = _record(number)
+        return expect(dict, parse(self._bytes(name), f"{self.folder}/{name}"), f"{self.folder}/{name}")
+
+    def _bytes(self, name: str) -> bytes:
+        with self.folder.open(name) as file:
+            return file.read()
+
+
+def _record(number: int) -> str:
+    return f"{FOLDER}/block-{number:05}.json"
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    """One object on one line; what JSON has no word for, such as a date in Parquet, as text."""
+    return json.dumps(fields, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
+
+
+def _difference(folder: Folder, name: str, there: object, asked: object) -> str:
+    what = (
+        f"{name} was {there!r:.60}, now {asked!r:.60}" if name != "input" else "the input has changed since"
+    )
+    return f"{folder} holds the output of another job: {what}; give the same again, or another --out"
