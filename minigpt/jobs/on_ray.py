@@ -17,7 +17,6 @@ from minigpt.jobs.output import Done
 from minigpt.lazy import ray, ray_data
 
 LOCAL = "local"  # the address that starts Ray on this machine
-RETRIES = 5  # of a block whose worker or node died
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class RayCluster:
         Raises:
             OSError: it cannot be reached.
         """
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         if ray.is_initialized():
             return
         try:
@@ -84,7 +84,7 @@ def run_on_ray(job: Job, blocks: Sequence[Block], cluster: RayCluster, report: R
     rows = [block._asdict() for block in blocks]
     ends = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
         RayWorker, fn_constructor_args=(job,), compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
-        num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_task_retries=RETRIES,
+        num_cpus=cluster.cpus, num_gpus=cluster.gpus,
     )  # fmt: skip
     for row in ends.iter_rows():
         done = Done(**row)
