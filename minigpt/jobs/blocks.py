@@ -70,7 +70,7 @@ class Source:
         files = tuple(name for name in names if suffix(name) in SUFFIXES)
         if not files:
             raise ValueError(
-                f"{path} holds no prompts: name a .jsonl, .parquet or .txt file, a folder of them or a glob"
+                f"{path} has no file that can be read: name a .jsonl, .parquet or .txt file, a folder of them or a glob"
             )
         if any(suffix(name) == ".parquet" for name in files):
             require("pyarrow", "data", f"{path}, Parquet,")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.cli import FAILED, Failure
 from minigpt.jobs.blocks import Block
 from minigpt.jobs.job import Job, Report, Worker
 from minigpt.jobs.output import Done
@@ -34,8 +35,6 @@ class RayCluster:
         Raises:
             OSError: it cannot be reached.
         """
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         if ray.is_initialized():
             return
         try:
@@ -65,8 +64,12 @@ class RayWorker:
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        self._worker = self._worker or self._job.worker()
-        return self._worker.do(Block(**row))._asdict()
+        try:
+            self._worker = self._worker or self._job.worker()
+            return {**self._worker.do(Block(**row))._asdict(), "code": 0, "error": ""}
+        except (Failure, OSError) as error:  # for the driver, which has somebody to tell
+            code = getattr(error, "code", FAILED)
+            return {**Done(row["number"], 0, 0, 0, 0)._asdict(), "code": code, "error": str(error)}
 
 
 def run_on_ray(job: Job, blocks: Sequence[Block], cluster: RayCluster, report: Report) -> Iterator[Done]:
@@ -74,19 +77,22 @@ def run_on_ray(job: Job, blocks: Sequence[Block], cluster: RayCluster, report: R
 
     Raises:
         OSError: the cluster cannot be reached.
-        RuntimeError: a block could not be done.
+        Failure: a worker could not load the model, read a file or write one.
     """
     cluster.connect()
     context = ray_data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     n = min(cluster.n_workers, len(blocks))
     rows = [block._asdict() for block in blocks]
     ends = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
-        RayWorker, fn_constructor_args=(job,), compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
-        num_cpus=cluster.cpus, num_gpus=cluster.gpus,
+        RayWorker, fn_constructor_args=(job,), num_cpus=cluster.cpus, num_gpus=cluster.gpus,
+        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
     )  # fmt: skip
     for row in ends.iter_rows():
+        code, error = row.pop("code"), row.pop("error")
+        if error:
+            raise Failure(code, error)
         done = Done(**row)
         report(done.read)
         yield done

@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
     id: str
     records: Sequence[Mapping[str, Any]] = ()
     reason: str = ""
+    tokens: int = 0  # generated or scored
 
 
 class Done(NamedTuple):
@@ -53,18 +54,29 @@ class Output:
             OSError: it cannot be read or written.
             ValueError: the folder holds the output of another job.
         """
-        if not self.folder.exists(MANIFEST):
-            if shards := self.folder.find("part-*"):
-                raise ValueError(
-                    f"{self.folder} holds {shards[0]}, but not the manifest of a job: name another folder"
-                )
-            self.folder.write(MANIFEST, lambda file: file.write(json.dumps(dict(facts), indent=2).encode()))
-        manifest: dict[str, Any] = parse(self._bytes(MANIFEST), f"{self.folder}/{MANIFEST}")
-        expect(dict, manifest, f"{self.folder}/{MANIFEST}")
+        manifest, shards = self.manifest(), self.folder.find("part-*")
+        if manifest is None and shards:
+            raise ValueError(
+                f"{self.folder} holds {shards[0]}, but not the manifest of a job: name another folder"
+            )
+        if not self.all_done():  # a job that has done nothing yet may become another one
+            for shard in shards:
+                self.folder.delete(shard)
+            manifest = json.loads(json.dumps(dict(facts)))
+            content = json.dumps(manifest, indent=2).encode()
+            self.folder.write(MANIFEST, lambda file: file.write(content))
         for name, value in facts.items():
             if manifest.get(name) != json.loads(json.dumps(value)):
                 raise ValueError(_difference(self.folder, name, manifest.get(name), value))
         return manifest
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The facts of the job that was begun here, if one was."""
+        if not self.folder.exists(MANIFEST):
+            return None
+        return expect(
+            dict, parse(self._bytes(MANIFEST), f"{self.folder}/{MANIFEST}"), f"{self.folder}/{MANIFEST}"
+        )
 
     def shard(self, number: int) -> str:
         """The name of a block's shard."""
@@ -88,14 +100,14 @@ class Output:
         Raises:
             OSError: it cannot be written.
         """
-        outcomes = sorted(outcomes)
+        outcomes = sorted(outcomes, key=lambda one: one.position)
         rejected = [{"id": one.id, "reason": one.reason} for one in outcomes if one.reason]
         records = [(one.position, record) for one in outcomes for record in one.records]
         if records:
             fill = self._parquet if self.format == "parquet" else self._jsonl
             self.folder.write(self.shard(block.number), lambda file: fill(file, batch, records))
         n = len(batch.rows)
-        n_tokens = sum(len(record.get("tokens", ())) for _, record in records)
+        n_tokens = sum(one.tokens for one in outcomes)
         done = Done(block.number, n, n - len(rejected), len(rejected), n_tokens)
         content = json.dumps({"done": done, "rejected": rejected}, ensure_ascii=False)
         self.folder.write(_record(block.number), lambda file: file.write(content.encode(errors="replace")))

@@ -14,7 +14,9 @@ from minigpt.cli.model_flags import ModelFlags, add_model_flags
 from minigpt.cli.parser import Parser
 from minigpt.data.text import is_jsonl
 from minigpt.evaluation.scoring_windows import BATCH_SIZE
+from minigpt.jobs.flags import JobFlags, add_job_flags
 from minigpt.score.last_word import score_last_words
+from minigpt.score.many import score_many
 from minigpt.score.texts import score_texts
 
 ABOUT = """Measure how well a GPT-2 predicts a text: loss, perplexity, bits per byte.
@@ -42,6 +44,7 @@ examples:
   minigpt score a.txt b.txt --model gpt2 --json           two files under another model, as JSON
   minigpt score --text "Once upon a time" --json --per-token     per-token log-probabilities
   minigpt score --last-word lambada_test_en.jsonl         LAMBADA last-word accuracy
+  minigpt score corpus/ --out losses --ray                losses per document into Parquet, on all cores
 """
 
 
@@ -51,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score(args: argparse.Namespace) -> int:
     """The whole command: check the flags, load the model, score the texts."""
-    wanted = ModelFlags.of(args)  # what is wrong is said before anything slow begins
+    wanted, job = ModelFlags.of(args), JobFlags.of(args)  # what is wrong is said before anything slow begins
     check_flags(args)
+    if job.out is not None:
+        return score_many(args, wanted, job)
     model, tokenizer = wanted.load()
     try:
         (score_last_words if args.last_word else score_texts)(args, model, tokenizer)
@@ -103,6 +108,7 @@ def parser() -> Parser:
         help="with --json: one object for each document, with tokens, token_strings and logprobs",
     )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="errors only on stderr")
+    add_job_flags(parser.add_argument_group("many documents"), "parquet")
     return parser
 
 
@@ -129,7 +135,8 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.per_token and not args.json:
         raise Failure(BAD_FLAGS, "--per-token has no effect without --json: add it")
     check_stdin_once(args.files)
-    for file in (*args.files, *filter(None, [args.last_word])):
+    files = [] if args.out is not None else args.files  # what a job reads may be a glob, or a URL
+    for file in (*files, *filter(None, [args.last_word])):
         if file != STDIN and not Path(file).exists():
             raise Failure(BAD_FLAGS, f"{file} does not exist: name a text file, or - for stdin")
 

@@ -51,12 +51,7 @@ def score_texts(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer) -> 
     Raises:
         ValueError: a text cannot be used.
     """
-    context_length = _context_length(args, model)
-    stride = default_stride(context_length) if args.stride is None else args.stride
-    if stride > context_length:
-        raise Failure(
-            BAD_FLAGS, f"--stride must be from 1 to the context length of {context_length}, got {stride}"
-        )
+    context_length, stride = context_and_stride(args, model)
     sources = list(_read(args, tokenizer))
     n_tokens = sum(len(one.tokens) - 1 for source in sources for one in source.documents)
     with Progress(n_tokens) as progress:
@@ -77,11 +72,22 @@ def score_texts(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer) -> 
         cli.note("score", f"{progress.summary()}, context length {context_length}, stride {stride}")
 
 
-def _context_length(args: argparse.Namespace, model: GPT2) -> int:
+def context_and_stride(args: argparse.Namespace, model: GPT2) -> tuple[int, int]:
+    """The tokens that a window reads, and those by which windows move.
+
+    Raises:
+        Failure: one is too large for the model.
+    """
     longest = model.config.n_positions
     if args.context is not None and args.context > longest:
         raise Failure(BAD_FLAGS, f"--context {args.context}: the model's context length is {longest}")
-    return longest if args.context is None else int(args.context)
+    context_length = longest if args.context is None else int(args.context)
+    stride = default_stride(context_length) if args.stride is None else int(args.stride)
+    if stride > context_length:
+        raise Failure(
+            BAD_FLAGS, f"--stride must be from 1 to the context length of {context_length}, got {stride}"
+        )
+    return context_length, stride
 
 
 def _read(args: argparse.Namespace, tokenizer: Tokenizer) -> Iterator[Source]:
@@ -112,7 +118,7 @@ def _from_stdin(args: argparse.Namespace) -> Iterator[str]:
             raise ValueError(str(error).replace(str(file), "stdin")) from error
 
 
-def _metrics(score: Score) -> dict[str, Any]:
+def metrics(score: Score) -> dict[str, Any]:
     return {
         "loss": score.loss,
         "perplexity": score.perplexity,
@@ -125,7 +131,7 @@ def _metrics(score: Score) -> dict[str, Any]:
 
 
 def _file_records(source: Source, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-    yield {"path": source.path, **_metrics(source.score), "documents": len(source.documents)}
+    yield {"path": source.path, **metrics(source.score), "documents": len(source.documents)}
 
 
 def _token_records(source: Source, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
@@ -136,7 +142,7 @@ def _token_records(source: Source, tokenizer: Tokenizer) -> Iterator[dict[str, A
         yield {
             "path": source.path,
             "document": i,
-            **_metrics(score),
+            **metrics(score),
             "tokens": predicted,  # in place of their number
             "token_strings": [tokenizer.token_string(token) for token in predicted],
             "logprobs": [number(logprob) for logprob in logprobs.tolist()],

@@ -185,10 +185,12 @@ def test_another_job_is_not_mixed_in(prompts: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist: name a file, a folder or a glob"):
         run(tmp_path / "missing", tmp_path / "out")
-    with pytest.raises(ValueError, match="holds no prompts: name a .jsonl, .parquet or .txt file"):
+    with pytest.raises(
+        ValueError, match=r"has no file that can be read: name a \.jsonl, \.parquet or \.txt file"
+    ):
         run(tmp_path / "*.csv", tmp_path / "out")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else PAR1")
-    with pytest.raises(ValueError, match="bad.parquet is no Parquet file, or damaged"):
+    with pytest.raises(ValueError, match=r"bad\.parquet is no Parquet file, or damaged"):
         run(tmp_path / "bad.parquet", tmp_path / "out")
     pq.write_table(pa.table({"question": ["Who?"]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="has no column 'prompt'; it has question"):
@@ -196,5 +198,5 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     pq.write_table(pa.table({"prompt": ["a"], "n": [1]}), tmp_path / "two" / "1.parquet")
     pq.write_table(pa.table({"prompt": ["a"], "n": [["x"]]}), tmp_path / "two" / "2.parquet")
-    with pytest.raises(ValueError, match="columns of the Parquet files differ: .*; use --format jsonl"):
+    with pytest.raises(ValueError, match=r"columns of the Parquet files differ: .*; use --format jsonl"):
         run(tmp_path / "two", tmp_path / "out", "parquet")
