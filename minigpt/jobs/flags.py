@@ -54,6 +54,7 @@ class JobFlags:
         try:
             if self.ray is not None:
                 require("ray", "ray", "--ray")
+                require("pandas", "ray", "--ray")  # which Ray Data imports
             if self.format == "parquet":
                 require("pyarrow", "data", "--format parquet")
         except ValueError as error:
