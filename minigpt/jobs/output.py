@@ -47,28 +47,28 @@ class Output:
     kinds: Mapping[str, Any] = field(default_factory=dict)  # of the records' fields; see `parquet.arrow_type`
     schema: Any = None  # of the columns that are kept, if they are written as Parquet
 
-    def begin(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest: that of the job that goes on, or a new one with these facts.
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Begins a job with these facts, or goes on with it; one that has done nothing yet may become another.
 
         Raises:
-            OSError: it cannot be read or written.
-            ValueError: the folder holds the output of another job.
+            OSError: the folder cannot be read or written.
+            ValueError: it holds the output of another job.
         """
+        facts = json.loads(json.dumps(dict(facts)))
         manifest, shards = self.manifest(), self.folder.find("part-*")
         if manifest is None and shards:
             raise ValueError(
                 f"{self.folder} holds {shards[0]}, but not the manifest of a job: name another folder"
             )
-        if not self.all_done():  # a job that has done nothing yet may become another one
+        if manifest is None or not self.all_done():
             for shard in shards:
                 self.folder.delete(shard)
-            manifest = json.loads(json.dumps(dict(facts)))
-            content = json.dumps(manifest, indent=2).encode()
+            content = json.dumps(facts, indent=2).encode()
             self.folder.write(MANIFEST, lambda file: file.write(content))
+            return
         for name, value in facts.items():
-            if manifest.get(name) != json.loads(json.dumps(value)):
+            if manifest.get(name) != value:
                 raise ValueError(_difference(self.folder, name, manifest.get(name), value))
-        return manifest
 
     def manifest(self) -> dict[str, Any] | None:
         """The facts of the job that was begun here, if one was."""
