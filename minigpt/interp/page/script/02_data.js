@@ -1,0 +1,97 @@
+// The data
+
+const ARRAYS = {
+  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int32: Int32Array,
+  float32: Float32Array, float64: Float64Array,
+};
+
+/** base64 of zlib-compressed byte planes (the lowest byte of every number, then the next of every number, ...) -> { shape, values }. */
+async function unpacked(packed) {
+  const text = atob(packed.data);
+  const compressed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) compressed[i] = text.charCodeAt(i);
+  const stream = new Blob([compressed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const planes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const kind = ARRAYS[packed.dtype], width = kind.BYTES_PER_ELEMENT, n = planes.length / width;
+  const bytes = new Uint8Array(planes.length);
+  for (let byte = 0; byte < width; byte++) for (let i = 0; i < n; i++) bytes[i * width + byte] = planes[byte * n + i];
+  return { shape: packed.shape, values: new kind(bytes.buffer) };
+}
+
+/** The data with every packed array in it unpacked. */
+async function unpackedAll(value) {
+  if (Array.isArray(value)) return Promise.all(value.map(unpackedAll));
+  if (value === null || typeof value !== "object") return value;
+  if (typeof value.data === "string" && value.dtype in ARRAYS) return unpacked(value);
+  const entries = await Promise.all(Object.entries(value).map(async ([k, v]) => [k, await unpackedAll(v)]));
+  return Object.fromEntries(entries);
+}
+
+let data, config, runs, vocabulary;
+
+const pieceOf = (id) => vocabulary.get(String(id)) ?? `#${id}`;
+const spoken = (piece) => piece.replaceAll("·", " ").replaceAll("⏎", " line break ").trim() || "space";
+const named = (run, i) => `${i} “${run.pieces[i]}”`;
+
+/** Shown pieces as running text. */
+const plain = (text) => text.replaceAll("·", " ").replaceAll(/[⏎\s]+/g, " ").trim();
+
+/** At most so many characters of a text, up to the end of a word. */
+function shortened(text, most) {
+  const characters = [...text];
+  return characters.length <= most ? text : characters.slice(0, most).join("").replace(/\s+\S*$/, "") + " …";
+}
+
+/** What a run has beside the data: its number, name, and the start of its text. */
+function prepared(run, number) {
+  run.number = number;
+  run.name = "AB"[number];
+  run.length = run.tokens.length;
+  run.generated = run.length - run.prompt_length;
+  run.opening = shortened(plain(run.pieces.slice(0, run.prompt_length).join("")), 140);
+  run.stepAt = new Map(run.steps.map((step) => [step.position, step]));
+  run.parts = new Set();
+  for (const [first, last] of run.characters) for (let i = first + 1; i <= last; i++) run.parts.add(i);
+  const surprisal = Array.from(run.surprisal.values).filter(Number.isFinite);
+  run.meanSurprisal = surprisal.reduce((sum, x) => sum + x, 0) / surprisal.length;
+  return run;
+}
+
+/** The keys that a query attends to, largest first: [{ key, weight }], and the share of the row that is kept. */
+function attentionRow(run, layer, head, query) {
+  const { kept, index, weight, scale, mass, norms } = run.attention;
+  const row = (layer * config.n_head + head) * run.length + query;
+  const unit = scale.values[row] / 65535 / 255;
+  const keys = [];
+  for (let i = row * kept; i < (row + 1) * kept; i++) {
+    const key = index.values[i];
+    if (key > query || (state.hideFirst && key === 0)) continue; // 65535: no key
+    keys.push({ key, weight: weight.values[i] * unit });
+  }
+  if (state.weighting === "value") {
+    const base = row - query;
+    for (const entry of keys) entry.weight *= norms.norm.values[base + entry.key];
+    const sum = keys.reduce((total, entry) => total + entry.weight, 0) || 1;
+    for (const entry of keys) entry.weight /= sum;
+    keys.sort((a, b) => b.weight - a.weight);
+  }
+  return { keys, mass: mass.values[row] / 255 };
+}
+
+/** The row of the lens that shows what leaves a block. */
+function lensRow(run, layer) {
+  const row = run.lens.points.findLastIndex((point) => `${point}.`.startsWith(`blocks.${layer}.`));
+  return row < 0 ? run.lens.points.length - 1 : row;
+}
+
+const layerName = (point) => (point === "embed" ? "embedding" : point.replace(/^blocks\.(\d+)(\.resid_post)?$/, "layer $1"));
+
+/** What a lens says at a row and a position. */
+function lensAt(run, row, position) {
+  const { kept, ids, probability, rank, entropy, kl } = run.lens;
+  const at = row * run.length + position;
+  const top = [];
+  for (let i = at * kept; i < (at + 1) * kept; i++) top.push({ id: ids.values[i], probability: probability.values[i] });
+  return { top, rank: rank.values[at] || NaN, entropy: entropy.values[at], kl: kl.values[at] }; // rank 0: nothing follows
+}
+
