@@ -1,2 +1,0 @@
-"use strict";
-document.getElementById("page").textContent = JSON.parse(document.getElementById("data").textContent).runs[0].text;
