@@ -66,9 +66,9 @@ class Output:
             content = json.dumps(facts, indent=2).encode()
             self.folder.write(MANIFEST, lambda file: file.write(content))
             return
-        for name, value in facts.items():
-            if manifest.get(name) != value:
-                raise ValueError(_difference(self.folder, name, manifest.get(name), value))
+        for name in sorted({*manifest, *facts}):
+            if manifest.get(name) != facts.get(name):
+                raise ValueError(_difference(self.folder, name, manifest.get(name), facts.get(name)))
 
     def manifest(self) -> dict[str, Any] | None:
         """The facts of the job that was begun here, if one was."""
@@ -158,7 +158,10 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 def _difference(folder: Folder, name: str, there: object, asked: object) -> str:
+    before, now = ("not given" if value is None else f"{value!r:.60}" for value in (there, asked))
     what = (
-        f"{name} was {there!r:.60}, now {asked!r:.60}" if name != "input" else "the input has changed since"
+        f"{name} was {before}, now {now}"
+        if name not in ("input", "model")
+        else f"the {name} has changed since"
     )
     return f"{folder} holds the output of another job: {what}; give the same again, or another --out"
