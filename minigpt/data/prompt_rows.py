@@ -23,7 +23,7 @@ class PromptRow:
     """One prompt of many.
 
     `id` names it in the results, and takes the place of the prompt's token ids in the seed. The others are None
-    where the flags decide. `columns` is what else the row holds.
+    where the flags decide. `columns` is what else the row holds, `index` its place among its file's rows, from 0.
     """
 
     id: str
@@ -31,6 +31,7 @@ class PromptRow:
     max_new_tokens: int | None = None
     seed: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class RejectedRow:
 
     id: str
     reason: str
+    index: int = 0
 
 
 def read_rows(path: Path, name: str | None = None) -> Iterator[PromptRow | RejectedRow]:
@@ -60,29 +62,29 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[PromptRow | Rejec
     ...     file = Path(folder, "some.jsonl")
     ...     _ = file.write_text('{"prompt": "Once", "id": "a"}\n{"prompt": "The king", "seed": 7}\n{}\n')
     ...     for row in read_rows(file):
-    ...         print(row)
-    PromptRow(id='a', prompt='Once', max_new_tokens=None, seed=None, columns={})
-    PromptRow(id='some.jsonl:2', prompt='The king', max_new_tokens=None, seed=7, columns={})
-    RejectedRow(id='some.jsonl:3', reason='it lacks the field prompt')
+    ...         print(row.id, repr(row.prompt) if isinstance(row, PromptRow) else row.reason)
+    a 'Once'
+    some.jsonl:2 'The king'
+    some.jsonl:3 it lacks the field prompt
     """
-    objects = is_jsonl(path)
+    objects, index = is_jsonl(path), 0
     for number, line in enumerate(_lines(path), start=1):
         default_id = f"{path.name if name is None else name}:{number}"
         try:
             text = _decoded(line, first=number == 1)
-            if not objects:
-                yield row_of({"prompt": text}, default_id)
-            elif text.strip():
-                yield row_of(_object(text), default_id)
+            if objects and not text.strip():
+                continue
+            yield row_of(_object(text) if objects else {"prompt": text}, default_id, index)
         except ValueError as error:
-            yield RejectedRow(default_id, str(error))
+            yield RejectedRow(default_id, str(error), index)
+        index += 1
 
 
-def row_of(values: Mapping[str, Any], default_id: str) -> PromptRow | RejectedRow:
+def row_of(values: Mapping[str, Any], default_id: str, index: int = 0) -> PromptRow | RejectedRow:
     """The row that some fields stand for; a field that is None counts as missing.
 
     >>> row_of({"prompt": "Once", "max_new_tokens": 0}, "a.jsonl:1")
-    RejectedRow(id='a.jsonl:1', reason='max_new_tokens must be at least 1, got 0')
+    RejectedRow(id='a.jsonl:1', reason='max_new_tokens must be at least 1, got 0', index=0)
     """
     row_id = default_id
     try:
@@ -94,9 +96,9 @@ def row_of(values: Mapping[str, Any], default_id: str) -> PromptRow | RejectedRo
             raise ValueError("its prompt is empty")
         length, seed = _at_least(1, values, "max_new_tokens"), _at_least(0, values, "seed")
     except ValueError as error:
-        return RejectedRow(row_id, str(error))
+        return RejectedRow(row_id, str(error), index)
     columns = {name: value for name, value in values.items() if name not in FIELDS}
-    return PromptRow(row_id, prompt, length, seed, columns)
+    return PromptRow(row_id, prompt, length, seed, columns, index)
 
 
 def _id(value: Any, default_id: str) -> str:

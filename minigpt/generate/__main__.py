@@ -11,6 +11,7 @@ from minigpt.cli import DONE, FAILED, INTERRUPTED
 from minigpt.cli.inputs import STDIN, read_text, stdin_is_piped
 from minigpt.generate.flags import parser
 from minigpt.generate.hints import hints
+from minigpt.generate.many import write_many
 from minigpt.generate.repl import Repl
 from minigpt.generate.replay import replay
 from minigpt.generate.settings import GenerateSettings
@@ -28,6 +29,8 @@ def generate(args: argparse.Namespace) -> int:
         replay(args.replay, args.lattice)
         return DONE
     settings = GenerateSettings.of(args)  # what is wrong is said before anything slow begins
+    if settings.prompts_file is not None:
+        return write_many(settings)
     texts = prompt_texts(settings)
     model, tokenizer = settings.model.load()
     strategy = settings.strategy.build(settings.model, tokenizer)

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from minigpt.cli.table import number
-from minigpt.generate.session import Result, Session
 from minigpt.generate.settings import GenerateSettings
-from minigpt.sampler.registry import name_of
+from minigpt.sampler.events import Completion, Request
 from minigpt.sampler.text import text_of
 from minigpt.tokenizer import Tokenizer
 
+FIELDS = (
+    "id", "prompt", "text", "prompt_tokens", "tokens", "token_strings", "logprobs", "finish_reason", "score", "seed",
+    "prompt_index", "index", "model", "strategy", "timing", "top_logprobs", "explanation", "error",
+)  # fmt: skip
 
-def record(
-    session: Session, result: Result, settings: GenerateSettings, tokenizer: Tokenizer, prompt: str
-) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Written:
+    """One text, and where it comes from."""
+
+    prompt: str
+    request: Request
+    completion: Completion
+    prompt_index: int
+    index: int
+    seed: int | None
+    timing: Mapping[str, Any]
+
+
+def record(written: Written, settings: GenerateSettings, tokenizer: Tokenizer) -> dict[str, Any]:
     """The fields of one text, in their order; docs/json.md describes them."""
-    completion = result.completion
+    completion = written.completion
     fields: dict[str, Any] = {
-        "prompt": prompt,
+        "prompt": written.prompt,
         "text": text_of(completion, tokenizer, tokenizer.stop_strings(*settings.stop)),
-        "prompt_tokens": list(session.requests[result.prompt_index].prompt),
+        "prompt_tokens": list(written.request.prompt),
         "tokens": completion.tokens,
         "token_strings": [tokenizer.token_string(token) for token in completion.tokens],
         "logprobs": [number(logprob) for logprob in completion.logprobs],
         "finish_reason": completion.finish_reason,
         "score": number(completion.score),
-        "seed": session.seed,
-        "prompt_index": result.prompt_index,
-        "index": result.index,
+        "seed": written.seed,
+        "prompt_index": written.prompt_index,
+        "index": written.index,
         "model": settings.model.name,
-        "strategy": name_of(type(session.strategy)),
-        "timing": session.clock.timing(session.requests, session.lengths()),
+        "strategy": settings.strategy.name,
+        "timing": written.timing,
     }
     if settings.logprobs is not None or settings.top is not None:
         steps = completion.top_logprobs or [[] for _ in completion.tokens]
@@ -41,6 +56,16 @@ def record(
     if settings.explain:
         fields["explanation"] = [asdict(trace) for trace in completion.traces]
     return fields
+
+
+def with_columns(fields: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a text, then what else its row held; a column of a field's name is kept as input_NAME.
+
+    >>> with_columns({"id": "a", "text": "Once"}, {"topic": "cats", "text": "mine"})
+    {'id': 'a', 'text': 'Once', 'topic': 'cats', 'input_text': 'mine'}
+    """
+    kept = {f"input_{name}" if name in FIELDS else name: value for name, value in columns.items()}
+    return {**fields, **kept}
 
 
 def _step(step: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ class GenerateSettings:
 
     prompts: tuple[str, ...]  # PROMPT and --prompt, in the order of the help; "-" is stdin
     file: str | None
+    prompts_file: str | None
     allow_special: bool
     interactive: bool
 
@@ -68,6 +69,7 @@ class GenerateSettings:
         settings = replace(settings, stream=_streams(settings, args.stream))
         check_numbers(settings, args.min_new_tokens or 0, args.bad_words or ())
         check_input(settings)
+        check_prompts_file(settings)
         check_beams(settings)
         check_output(settings, given_stream=args.stream)
         return settings
@@ -76,7 +78,8 @@ class GenerateSettings:
     def several(self) -> bool:
         """Whether more than one text is asked for."""
         sequences = getattr(self.strategy.flags, "num_return_sequences", None) or 1
-        return len(self.prompts) + (self.file is not None) > 1 or sequences > 1
+        several_prompts = len(self.prompts) + (self.file is not None) > 1 or self.prompts_file is not None
+        return several_prompts or sequences > 1
 
     @property
     def top_logprobs(self) -> int:
@@ -123,6 +126,22 @@ def check_input(settings: GenerateSettings) -> None:
         raise Failure(
             BAD_FLAGS, "--interactive reads what you type from stdin, so - cannot read a prompt from it"
         )
+
+
+def check_prompts_file(settings: GenerateSettings) -> None:
+    """Refuses what has no meaning for many prompts."""
+    if settings.prompts_file is None:
+        return
+    if settings.prompts or settings.file is not None:
+        raise Failure(BAD_FLAGS, "--prompts has all prompts: leave out PROMPT, --prompt and --file")
+    for flag, value in (
+        ("--interactive", settings.interactive),
+        ("--show-beams", settings.show_beams),
+        ("--lattice", settings.lattice),
+        ("--explain", settings.explain),
+    ):
+        if value:
+            raise Failure(BAD_FLAGS, f"{flag} is for a few prompts, --prompts for many: leave one out")
 
 
 def check_beams(settings: GenerateSettings) -> None:

@@ -13,7 +13,7 @@ from minigpt.cli.outputs import save
 from minigpt.cli.terminal import write_err, write_out
 from minigpt.generate.beam_screen import BeamScreen
 from minigpt.generate.explain_table import explain_table
-from minigpt.generate.records import record
+from minigpt.generate.records import Written, record
 from minigpt.generate.screen import EventObserver, LatticeFile, Screen
 from minigpt.generate.session import Session
 from minigpt.generate.settings import GenerateSettings
@@ -123,10 +123,15 @@ def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, tex
 
 
 def _as_json(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> str:
-    records = (
-        record(session, result, settings, tokenizer, texts[result.prompt_index])
+    timing = session.clock.timing(session.requests, session.lengths())
+    written = (
+        Written(
+            texts[result.prompt_index], session.requests[result.prompt_index], result.completion,
+            result.prompt_index, result.index, session.seed, timing,
+        )
         for result in session.results()
-    )
+    )  # fmt: skip
+    records = (record(each, settings, tokenizer) for each in written)
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
 
 

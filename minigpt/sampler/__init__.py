@@ -14,6 +14,7 @@ from minigpt.lazy import imported_when_used
 if TYPE_CHECKING:
     from minigpt.sampler.api import generate, stream
     from minigpt.sampler.events import Completion, PromptTooLong
+    from minigpt.sampler.many import complete_many
     from minigpt.sampler.strategies.beam import Beam
     from minigpt.sampler.strategies.beam_sample import BeamSample
     from minigpt.sampler.strategies.constrained import Constrained
@@ -33,12 +34,12 @@ _HOMES = {
     "ContrastiveDecoding": "strategies.contrastive_decoding", "DiverseBeam": "strategies.diverse_beam",
     "DoLa": "strategies.dola", "Greedy": "strategies.greedy", "PromptLookup": "strategies.prompt_lookup",
     "PromptTooLong": "events", "Sample": "strategies.sample",
-    "Speculative": "strategies.speculative", "Strategy": "strategy", "generate": "api",
+    "Speculative": "strategies.speculative", "Strategy": "strategy", "complete_many": "many", "generate": "api",
     "stream": "api",
 }  # fmt: skip
 __all__ = [
     "Beam", "BeamSample", "Completion", "Constrained", "Contrastive", "ContrastiveDecoding", "DiverseBeam", "DoLa",
-    "Greedy", "PromptLookup", "PromptTooLong", "Sample", "Speculative", "Strategy", "generate", "stream",
+    "Greedy", "PromptLookup", "PromptTooLong", "Sample", "Speculative", "Strategy", "complete_many", "generate", "stream",
 ]  # fmt: skip
 __getattr__ = imported_when_used(__name__, _HOMES)
 

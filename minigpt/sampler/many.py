@@ -107,9 +107,10 @@ def complete_many(
         _request, model=model, tokenizer=tokenizer, allow_special=allow_special, limits=limits
     )
     decode = partial(in_batches, model, strategy=strategy, rows_at_once=rows_at_once)
-    for answer in _answers(rows, to_request, decode):
-        texts = [with_text(completion, tokenizer, stops) for completion in answer.completions]
-        yield replace(answer, completions=texts)
+    return (
+        replace(answer, completions=[with_text(text, tokenizer, stops) for text in answer.completions])
+        for answer in _answers(rows, to_request, decode)
+    )
 
 
 def _answers(

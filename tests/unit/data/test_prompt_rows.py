@@ -20,7 +20,7 @@ def rows(tmp_path: Path, content: bytes, name: str = "some.jsonl") -> list[Promp
 
 
 def test_a_text_file_has_a_prompt_on_each_line(tmp_path: Path) -> None:
-    expected = [PromptRow("a.TXT:1", " One. "), PromptRow("a.TXT:2", "Tw\xf6\r.")]
+    expected = [PromptRow("a.TXT:1", " One. "), PromptRow("a.TXT:2", "Tw\xf6\r.", index=1)]
     for content in (b" One. \nTw\xc3\xb6\r.", b"\xef\xbb\xbf One. \r\nTw\xc3\xb6\r.\r\n"):
         assert rows(tmp_path, content, "a.TXT") == expected
 
@@ -28,8 +28,8 @@ def test_a_text_file_has_a_prompt_on_each_line(tmp_path: Path) -> None:
 def test_an_empty_line_of_a_text_file_is_an_empty_prompt(tmp_path: Path) -> None:
     assert rows(tmp_path, b"a\n\nb\n", "a.txt") == [
         PromptRow("a.txt:1", "a"),
-        RejectedRow("a.txt:2", "its prompt is empty"),
-        PromptRow("a.txt:3", "b"),
+        RejectedRow("a.txt:2", "its prompt is empty", 1),
+        PromptRow("a.txt:3", "b", index=2),
     ]
 
 
@@ -39,7 +39,7 @@ def test_objects_keep_what_they_hold(tmp_path: Path) -> None:
 """
     assert rows(tmp_path, content, "b.JSONL") == [
         PromptRow("x", "One", 3, 0, {"topic": [1, "t"]}),
-        PromptRow("12", "{not an object}"),
+        PromptRow("12", "{not an object}", index=1),
     ]
 
 
@@ -71,7 +71,7 @@ def test_the_name_in_ids_may_be_another(tmp_path: Path) -> None:
 )
 def test_a_bad_row_is_rejected_alone(tmp_path: Path, line: bytes, reason: str) -> None:
     first, bad, last = rows(tmp_path, b'{"prompt": "a"}\n' + line + b'\n{"prompt": "b"}')
-    assert (first, last) == (PromptRow("some.jsonl:1", "a"), PromptRow("some.jsonl:3", "b"))
+    assert (first, last) == (PromptRow("some.jsonl:1", "a"), PromptRow("some.jsonl:3", "b", index=2))
     assert isinstance(bad, RejectedRow)
     assert bad.id == "some.jsonl:2"
     assert re.search(reason, bad.reason)
@@ -87,9 +87,9 @@ def test_a_line_without_end_is_rejected_and_not_kept(tmp_path: Path, monkeypatch
     too_long = "the line is longer than 10 bytes"
     assert rows(tmp_path, content, "a.txt") == [
         RejectedRow("a.txt:1", too_long),  # its end counts
-        RejectedRow("a.txt:2", too_long),
-        RejectedRow("a.txt:3", too_long),
-        PromptRow("a.txt:4", "end"),
+        RejectedRow("a.txt:2", too_long, 1),
+        RejectedRow("a.txt:3", too_long, 2),
+        PromptRow("a.txt:4", "end", index=3),
     ]
 
 

@@ -159,4 +159,4 @@ def test_limits_and_texts_are_those_of_complete() -> None:
 )
 def test_what_is_wrong_for_all_rows_is_refused_before_any(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        next(complete_many(MODEL, TOKENIZER, ROWS, **wrong))
+        complete_many(MODEL, TOKENIZER, ROWS, **wrong)

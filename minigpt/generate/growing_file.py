@@ -1,0 +1,108 @@
+"""Results of many prompts in a file that grows: a killed run is gone on from, and nothing is lost or there twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.cli.outputs import real
+
+DONE, FAILED = 1, 2  # what a row can be, if it is not still to come
+
+
+class GrowingFile:
+    """FILE.part, which becomes FILE when all rows are in it, and beside it FILE.part.rows.
+
+    FILE.part.rows has the job in its first line, then a line for each row whose results are in FILE.part: the
+    row's index, whether it failed, and the size of FILE.part with it. A row is written to FILE.part first, so what
+    that holds beyond the last size was being written when the process was killed, and is cut off.
+
+    Args:
+        file: FILE.
+        n_rows: no row has this index, or a larger one.
+        job: what the results depend on; see `begun`.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+
+    def __init__(self, file: str, n_rows: int, job: dict[str, Any]) -> None:
+        self.file, (self.part, rows) = real(file), _paths(file)
+        self.status = bytearray(n_rows)  # a byte a row, for there may be millions
+        size, kept = 0, json.dumps(job).encode() + b"\n"
+        if begun(file) is not None:
+            size, kept = self._take_up(rows)
+        rows.write_bytes(kept)
+        self._rows = rows.open("ab", buffering=0)
+        self._part = self.part.open("ab", buffering=0)
+        self._part.truncate(size)
+        self._size = size
+
+    def _take_up(self, rows: Path) -> tuple[int, bytes]:
+        """Marks the rows that are there; the size of FILE.part with them, and what FILE.part.rows says of them."""
+        there, size = self.part.stat().st_size, 0
+        first, *lines = rows.read_bytes().splitlines(keepends=True)
+        kept = [first]
+        for line in lines:
+            fields = line.split()
+            if not line.endswith(b"\n") or len(fields) != 3 or int(fields[2]) > there:
+                break
+            self.status[int(fields[0])] = FAILED if int(fields[1]) else DONE
+            size = int(fields[2])
+            kept.append(line)
+        return size, b"".join(kept)
+
+    def add(self, index: int, text: bytes, failed: bool) -> None:
+        """Adds the results of a row."""
+        left = memoryview(text)
+        while left:
+            left = left[self._part.write(left) :]
+        self._size += len(text)
+        self._rows.write(b"%d %d %d\n" % (index, failed, self._size))
+        self.status[index] = FAILED if failed else DONE
+
+    def finish(self) -> None:
+        """Gives FILE its name, for all rows are in it."""
+        os.fsync(self._part.fileno())
+        self.close()
+        os.replace(self.part, self.file)
+        _paths(str(self.file))[1].unlink()
+
+    def close(self) -> None:
+        self._part.close()
+        self._rows.close()
+
+    def count(self, status: int) -> int:
+        return self.status.count(status)
+
+
+def begun(file: str) -> dict[str, Any] | None:
+    """The job of which FILE.part holds results already; None where there is no such file.
+
+    Raises:
+        Failure: FILE.part is there, but nothing says what it holds.
+        OSError: it cannot be read.
+    """
+    part, rows = _paths(file)
+    if not part.exists():
+        return None
+    try:
+        with rows.open("rb") as opened:
+            job = json.loads(opened.readline())
+    except (FileNotFoundError, ValueError):
+        job = None
+    if not isinstance(job, dict):
+        raise Failure(
+            BAD_FLAGS,
+            f"--output {file}: {part} is there, but {rows.name}, which says what it holds, is missing or damaged:"
+            " remove them, or name another file",
+        )
+    return job
+
+
+def _paths(file: str) -> tuple[Path, Path]:
+    path = real(file)
+    return path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.rows")
