@@ -39,7 +39,10 @@ class KVCache:
             check_pad(pad, rows, n_max)
         self.n_max = n_max
         self.length = 0
-        self._store(like.new_empty(config.n_layer, 2, rows, config.n_head, n_max, config.head_dim))
+        shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
+        self._store(
+            torch.empty(shape, dtype=like.dtype, device=like.device)
+        )  # `like` may be sharded; this is not
         self._pad_rows(pad)
 
     @property

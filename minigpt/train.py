@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> int:
 
     try:
         return DONE if training.run_to_end(request, log) else INTERRUPTED
-    except (training.CannotWrite, training.Diverged) as error:
+    except (training.CannotWrite, training.Disconnected, training.Diverged) as error:
         raise Failure(FAILED, error) from error
     except OSError as error:
         raise Failure(NO_MODEL, error) from error

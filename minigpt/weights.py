@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -174,15 +174,55 @@ def _room(name: str, like: Tensor, dtype: torch.dtype, device: torch.device) -> 
 def save(state: Mapping[str, Tensor], path: Path) -> None:
     """Writes tensors under GPT-2's names, as transformers does: the exact inverse of reading them.
 
+    One after the other: of a model on a GPU, or sharded over processes, there is one tensor at a time in memory. If
+    it is sharded, all other processes call `send` meanwhile.
+
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
     """
-    stored = {to_theirs(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = _in_order(state)
     try:
-        save_file(stored, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # which is no OSError
+        with path.open("wb") as file:
+            file.write(_new_header(tensors))
+            for tensor in tensors.values():
+                numbers = whole(tensor).detach().cpu().contiguous()
+                file.write(numbers.view(-1).view(torch.uint8).numpy().data)
+    except OSError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
-    path.chmod(0o644)  # safetensors lets the owner alone read it
+
+
+def send(state: Mapping[str, Tensor]) -> None:
+    """Takes part in `save` of a sharded model, which one process writes."""
+    for tensor in _in_order(state).values():
+        whole(tensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its numbers in this process; if it is sharded, all processes must ask at the same time."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _in_order(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under GPT-2's names, the dtype with the most bytes first, so that each lies at a multiple of its size."""
+    named = {to_theirs(name): tensor for name, tensor in state.items()}
+    return {name: named[name] for name in sorted(named, key=lambda name: (-named[name].itemsize, name))}
+
+
+def _new_header(tensors: Mapping[str, Tensor]) -> bytes:
+    """What a safetensors file begins with: the length of its JSON, and the JSON, filled up to whole words of 8 bytes.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    names = {dtype: name for name, dtype in (DTYPES | WHOLE).items()}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.itemsize
+        shape = list(tensor.shape)
+        entries[name] = {"dtype": names[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def to_ours(name: str) -> str | None:

@@ -13,17 +13,17 @@ from minigpt.lazy import imported_when_used
 if TYPE_CHECKING:
     from minigpt.training.adapters import load_adapter, save_adapter
     from minigpt.training.api import Trained, run_to_end, train
-    from minigpt.training.distributed import report_first_failure
+    from minigpt.training.distributed import Disconnected, report_first_failure
     from minigpt.training.lora import attach, merge
     from minigpt.training.run import CannotWrite, Diverged
 
 _HOMES = {
-    "CannotWrite": "run", "Diverged": "run", "Trained": "api", "attach": "lora", "load_adapter": "adapters",
+    "CannotWrite": "run", "Disconnected": "distributed", "Diverged": "run", "Trained": "api", "attach": "lora", "load_adapter": "adapters",
     "merge": "lora", "report_first_failure": "distributed", "run_to_end": "api", "save_adapter": "adapters",
     "train": "api",
 }  # fmt: skip
 __all__ = [
-    "CannotWrite", "Diverged", "Trained", "attach", "load_adapter", "merge", "report_first_failure", "run_to_end",
+    "CannotWrite", "Disconnected", "Diverged", "Trained", "attach", "load_adapter", "merge", "report_first_failure", "run_to_end",
     "save_adapter", "train",
 ]  # fmt: skip
 __getattr__ = imported_when_used(__name__, _HOMES)

@@ -18,7 +18,7 @@ from minigpt.atomic import all_or_none
 from minigpt.json_files import expect, field, read_object, shown
 from minigpt.model import GPT2
 from minigpt.training.lora import LoraLinear, attach, linears, lora_linears, refuse_adapted, refuse_plain
-from minigpt.weights import to_theirs
+from minigpt.weights import to_theirs, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -55,16 +55,29 @@ def save_adapter(model: GPT2, directory: str | os.PathLike[str], base: str) -> N
     >>> torch.equal(other.blocks[0].mlp.up.lora_a, model.blocks[0].mlp.up.lora_a)
     True
     """
+    write(model, tensors_of(model), directory, base)
+
+
+def tensors_of(model: GPT2) -> dict[str, Tensor]:
+    """The adapters' tensors, whole, by the names that PEFT gives them; of a sharded model, all processes call it together.
+
+    Raises:
+        ValueError: the model has no adapters.
+    """
     refuse_plain(model)
-    adapted = lora_linears(model)
     tensors = {}
-    for name, linear in adapted.items():
+    for name, linear in lora_linears(model).items():
         for key, pair in zip(_keys(name), (linear.lora_a, linear.lora_b), strict=True):
-            tensors[key] = pair.detach().cpu().T.contiguous()
-    config = _config(model, next(iter(adapted.values())), base)  # all are alike
+            tensors[key] = whole(pair.detach()).cpu().T.contiguous()
+    return tensors
+
+
+def write(model: GPT2, tensors: Mapping[str, Tensor], directory: str | os.PathLike[str], base: str) -> None:
+    """Writes the adapters of a model, whose `tensors_of` are these."""
+    config = _config(model, next(iter(lora_linears(model).values())), base)  # all are alike
     with all_or_none(directory) as aside:
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        save_file(dict(tensors), aside / WEIGHTS, metadata={"format": "pt"})
         (aside / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
 
 

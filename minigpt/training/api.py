@@ -121,9 +121,9 @@ def run_to_end(request: RunRequest, log: Log, callback: Callback | None = None) 
         if not processes.is_main:
             warnings.simplefilter("ignore")  # rank 0 warns of the same
             log = _discard
-        finished = _prepare_and_run(
-            request.for_processes(processes.world_size), device, processes, log, callback
-        )
+        torchrun = "RANK" in os.environ
+        request = request.for_processes(processes.world_size) if torchrun else request.for_one_process()
+        finished = _prepare_and_run(request, device, processes, log, callback)
         processes.wait()  # rank 0 writes longest, and when one process exits, torchrun stops the others
         return finished
 
@@ -148,7 +148,15 @@ def _prepare_and_run(
 
 
 def _run(run: TrainingRun, request: RunRequest, log: Log) -> bool:
-    """The run to its end, in a folder where no other process is running."""
+    """The run to its end, in a folder where no other process is running.
+
+    Raises:
+        InvalidRequest: the folder is another one on another host.
+    """
+    try:
+        run.processes.check_shared(request.out)
+    except ValueError as error:
+        raise InvalidRequest(error) from error
     if request.resumes:
         run.restore(log)
     if run.finished:

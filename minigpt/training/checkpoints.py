@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,9 @@ class Checkpoints:
         try:
             with _single_process_is_fine():
                 state_dict_saver.save(dict(state), checkpoint_id=aside)
+            own = self.processes.gather(_sums(aside.glob(f"__{self.processes.rank}_*")))
             if self.processes.is_main:
-                _seal(aside, facts)
+                _seal(aside, facts, {name: sha256 for sums in own for name, sha256 in sums.items()})
                 self._put(aside, target)
         except (CheckpointException, OSError) as error:
             if self.processes.is_main:
@@ -119,16 +120,23 @@ def _is_ours(folder: Path) -> bool:
         )
 
 
-def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    sums = {FACTS: _sha256(facts)}
-    for file in sorted(folder.iterdir()):
-        sums[file.name] = _sha256(file)
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # on the disk, not only on its way: a power cut must not undo it
+def _seal(folder: Path, facts: Mapping[str, Any], shards: Mapping[str, str]) -> None:
+    others = _sums(file for file in folder.iterdir() if file.name not in shards)
+    sums = {FACTS: _sha256(facts), **shards, **others}
     with (folder / MANIFEST).open("w") as opened:
         json.dump({FACTS: dict(facts), "sha256": sums}, opened)
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def _sums(files: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of some files by their names, when they are on the disk and not only on their way there."""
+    sums = {}
+    for file in sorted(files):
+        sums[file.name] = _sha256(file)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # a power cut must not undo it
+    return sums
 
 
 def _open_sealed(folder: Path) -> dict[str, Any]:

@@ -55,12 +55,18 @@ class Learner:
             first = (step * s.accumulate + part) * s.batch_size
             rows = self.windows.rows(self.processes.share(range(first, first + s.batch_size)))
             with self.spread.last_of_step(part == s.accumulate - 1):
-                loss += self._learn(rows.to(self.device, non_blocking=True))
+                loss += self._learn(self._moved(rows))
         norm = torch.nn.utils.clip_grad_norm_(optim.trainable(self.model), MAX_GRAD_NORM)
         for optimiser in self.optimisers:
             optimiser.step()
         self.model.zero_grad()
         return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        """Rows on the device; to a GPU from pinned memory, so that it need not be waited for."""
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=True)
 
     def _learn(self, rows: Tensor) -> Tensor:
         """Accumulates gradients; the share of these rows in the step's loss. Shapes: (B, T + 1)."""

@@ -31,6 +31,7 @@ from minigpt.training.validation import Validation
 UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sha256": "the model of --init"}
 
 MOST_TOKENS = 2**28  # in a batch: far more than any device takes in one pass
+MOST_IN_STEP = 2**32  # a thousand times what GPT-3 read in a step (Brown et al. 2020, table 2.1)
 
 
 def prepare(
@@ -42,7 +43,7 @@ def prepare(
         OSError: a model does not exist.
         ValueError: a text, a tokenizer or a model cannot be used, or they do not fit each other.
     """
-    _check_batch(request.settings.batch_size, processes.world_size)
+    _check_processes(request.settings.batch_size, processes.world_size)
     torch.manual_seed(request.settings.seed)
     start = initial_model(request.settings, request.out)
     settings = request.settings.settled(start.model.config.n_embd)
@@ -50,11 +51,7 @@ def prepare(
     context = settings.context or start.model.config.n_positions
     facts = _facts(start, train, held_out, context) | {"processes": processes.world_size}
     _refuse_changes(request.saved, facts)
-    if settings.batch_size * context > MOST_TOKENS:
-        raise ValueError(
-            f"--batch-size {settings.batch_size} windows of {context} tokens do not fit any memory: lower one of them, "
-            "and use --accumulate"
-        )
+    _check_batch(settings, context)
     windows = Windows(train, context, settings.seed)
     validation = Validation(held_out, context, settings.eval_tokens, start.tokenizer)
 
@@ -74,25 +71,34 @@ def prepare(
     )
 
 
-def _check_batch(batch_size: int, world_size: int) -> None:
+def _check_processes(batch_size: int, world_size: int) -> None:
     if batch_size % world_size:
         raise ValueError(f"--batch-size {batch_size} does not split over {world_size} processes")
+
+
+def _check_batch(settings: Settings, context: int) -> None:
+    batch = settings.batch_size * context
+    if batch > MOST_TOKENS:
+        raise ValueError(
+            f"--batch-size {settings.batch_size} windows of {context} tokens do not fit any memory: lower one of them, "
+            "and use --accumulate"
+        )
+    if settings.accumulate * batch > MOST_IN_STEP:
+        raise ValueError(
+            f"--accumulate {settings.accumulate} batches of {batch:,} tokens make a step of "
+            f"{settings.accumulate * batch:,}, and {MOST_IN_STEP:,} are the most: lower it"
+        )
 
 
 def _token_files(
     settings: Settings, tokenizer: Tokenizer, processes: Processes
 ) -> tuple[TokenFile, TokenFile]:
-    """The training documents and the held-out ones; rank 0 tokenises, the others find what it has made."""
+    """The training documents and the held-out ones; one process of a host tokenises, the others find what it made."""
     cache = Path(os.path.expanduser(settings.token_cache)) if settings.token_cache else default_cache()
     fraction = settings.val_fraction
 
     def tokenised(paths: list[Path]) -> TokenFile:
-        if not processes.is_main:
-            processes.wait()
-        tokens = tokenise(paths, tokenizer, cache, settings.text_field)
-        if processes.is_main:
-            processes.wait()
-        return tokens
+        return processes.in_turns(lambda: tokenise(paths, tokenizer, cache, settings.text_field))
 
     train = tokenised(settings.data_paths)
     if fraction is not None:

@@ -58,17 +58,22 @@ class RunRequest:
         """Whether the run was begun before."""
         return bool(self.saved)
 
-    def for_processes(self, world_size: int) -> RunRequest:
-        """The same for so many processes: a run that several began with sharded weights can be resumed in one.
+    def for_one_process(self) -> RunRequest:
+        """The same for a process started by itself: a run that several began with sharded weights goes on in it.
 
         Raises:
-            InvalidRequest: a new run is to be sharded in a single process.
+            InvalidRequest: a new run is to be sharded.
         """
+        if self.settings.shard and not self.resumes:
+            raise InvalidRequest("--shard splits a model over several processes: start them with torchrun")
+        return self.for_processes(1)
+
+    def for_processes(self, world_size: int) -> RunRequest:
+        """The same for so many processes, started by torchrun; of a single one, others may join later."""
         if not self.settings.shard or world_size > 1:
             return self
-        if not self.resumes:
-            raise InvalidRequest("--shard splits a model over several processes: start them with torchrun")
-        return replace(self, settings=replace(self.settings, shard=False))
+        later = self.settings.optimizer or "adamw"  # with which the others can go on
+        return replace(self, settings=replace(self.settings, shard=False, optimizer=later))
 
     def _check(self) -> None:
         if not self.settings.data:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -65,12 +66,13 @@ class TrainingRun:
 
     def restore(self, log: Log) -> None:
         """Goes back to the newest checkpoint that is whole, or to the beginning if there is none."""
-        newest = self.folder.checkpoints.newest(log)
+        checkpoints = self.folder.checkpoints
+        newest = self.processes.broadcast(checkpoints.newest(log) if self.processes.is_main else None)
         if newest is None:
             log("no checkpoint yet: starting from the beginning")
             return
         path, facts = newest
-        self.folder.checkpoints.load(path, self.learner.state())
+        checkpoints.load(path, self.learner.state())
         self.progress = TrainingProgress(**facts)
         self.saved = self.progress.step
         if not self.finished:
@@ -115,12 +117,13 @@ class TrainingRun:
         began = time.monotonic()
         loss, norm = self.learner.step(self.progress.step)
         # One exchange for both: all processes must stop at the same step.
-        both = self.processes.total(torch.stack([loss, loss.new_tensor(len(asked))]))
+        both = self.processes.total(torch.stack([loss, torch.full_like(loss, len(asked))]))
+        total, stops, length = torch.stack([*both, norm]).tolist()  # the one time that a GPU is waited for
         taken = time.monotonic() - began
         self.progress.step += 1
         self.progress.seconds += taken
-        metrics = self._metrics(both[0].item() / self.processes.world_size, norm.item(), taken)
-        stopped = both[1].item() > 0
+        metrics = self._metrics(total / self.processes.world_size, length, taken)
+        stopped = stops > 0
         if self.progress.step % self.settings.eval_every == 0 or self.finished:
             metrics |= self._validated()
             self.report.validation(metrics, self._sample())
@@ -178,17 +181,15 @@ class TrainingRun:
 
     def _sample(self) -> str:
         """What the model would write without a prompt, in one line."""
-        model = self.learner.spread.gathered()
-        if not self.processes.is_main:
-            return ""
-        tokenizer = self.folder.tokenizer
-        length = min(SAMPLE_TOKENS, model.config.n_positions)
+        model, tokenizer = self.learner.model, self.folder.tokenizer
+        start, length = tokenizer.end_token or 0, min(SAMPLE_TOKENS, model.config.n_positions)
         model.eval()
-        ((text,),) = generate(
-            model, [[tokenizer.end_token or 0]], Sample(top_p=0.9, seed=0), max_new_tokens=length
-        )
+        # In all processes, for a sharded model needs them all; each for as long as the others, whatever it samples.
+        strategy = Sample(top_p=0.9, seed=0)
+        ((text,),) = generate(model, [[start]], strategy, max_new_tokens=length, end_tokens=[])
         model.train()
-        words = " ".join(tokenizer.decode(text.tokens).split())
+        tokens = takewhile(lambda token: token != tokenizer.end_token, text.tokens)
+        words = " ".join(tokenizer.decode(list(tokens)).split())
         return "".join(c if c.isprintable() else "\ufffd" for c in words)  # terminals obey some of the others
 
     def save(self) -> None:
@@ -202,10 +203,10 @@ class TrainingRun:
         """Keeps the weights of this step, if they were asked for."""
         every = self.settings.keep_every
         if every is not None and self.progress.step % every == 0:
-            self.folder.keep(self.learner.spread.gathered(), self.progress.step)
+            self.folder.keep(self.learner.model, self.progress.step)
 
     def _save_model(self, best: bool) -> None:
-        self.folder.save_model(self.learner.spread.gathered(), best)
+        self.folder.save_model(self.learner.model, best)
 
 
 @contextmanager

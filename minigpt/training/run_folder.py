@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt import weights
 from minigpt.atomic import remove_unfinished
 from minigpt.errors import InvalidRequest
 from minigpt.model import GPT2
@@ -62,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Writes what a run leaves behind; only rank 0 writes, except for checkpoints.
+    """Writes what a run leaves behind: rank 0 does, but all call together, for each may hold a shard of the weights.
 
     Args:
         path: the folder.
@@ -92,7 +93,7 @@ class RunFolder:
         """Writes a model that every command and transformers load; an adapter also by itself.
 
         Args:
-            model: with all its weights in this process.
+            model: whole or sharded.
             best: into the subfolder of the best model, not as the last one.
         """
         self._write(model, self.path / BEST if best else self.path)
@@ -102,10 +103,13 @@ class RunFolder:
         self._write(model, self.path / STEPS / f"step-{step:08}")
 
     def _write(self, model: GPT2, folder: Path) -> None:
-        if not self.processes.is_main:
-            return
+        plain, adapter = model, None
         if lora.lora_linears(model):
-            adapters.save_adapter(model, folder / ADAPTER, base=self.facts["base"])
-            model = lora.merge(model)
+            plain, adapter = lora.merge(model), adapters.tensors_of(model)
+        if not self.processes.is_main:
+            weights.send(plain.state_dict())
+            return
+        if adapter is not None:
+            adapters.write(model, adapter, folder / ADAPTER, base=self.facts["base"])
         self.tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
+        plain.save_pretrained(folder)

@@ -15,16 +15,26 @@ import torch
 from command import Result, start
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from trainer import checkpoints, flags, learned, metrics, said, train, well, write_text
+from trainer import (
+    ADAMW,
+    RHYTHM,
+    SHAPE,
+    assert_close,
+    assert_like,
+    checkpoints,
+    flags,
+    learned,
+    metrics,
+    said,
+    train,
+    well,
+    write_text,
+)
 
 from minigpt.weights import to_theirs
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 COMMAND = ("-m", "minigpt.train")
-# The learning rate of a step must not depend on how many there will be: some runs here end where they are stopped.
-SHAPE = ("--n-layer", 2, "--accumulate", 2, "--val", 0.2, "--lr", 0.3, "--warmup", 1000, "--device", "cpu")
-ADAMW = ("--optimizer", "adamw")  # what a sharded run can go on with
-RHYTHM = ("--steps", 8, "--eval-every", 4, "--checkpoint-every", 4)
 ENDLESS = ("--steps", 3000)
 
 ADAPTER = (
@@ -95,20 +105,6 @@ def left_at(step: int, run: Path, out: Path) -> Path:
         if checkpoint > f"step-{step:08}":
             shutil.rmtree(out / "checkpoints" / checkpoint)
     return out
-
-
-def assert_close(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
-
-
-def assert_like(run: Path, other: Path) -> None:
-    """The same run, up to the order of sums: losses, validations, learning rates, weights; no step twice."""
-    (lines, models), (other_lines, other_models) = learned(run), learned(other)
-    assert [line["step"] for line in lines] == list(range(1, len(other_lines) + 1))
-    for line, other_line in zip(lines, other_lines, strict=True):
-        assert line == pytest.approx(other_line, rel=1e-5)
-    for model, other_model in zip(models, other_models, strict=True):
-        assert_close(model, other_model)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from command import Result
 from safetensors.torch import load_file
@@ -28,6 +29,12 @@ SIZES = {"n-layer": 1, "n-head": 2, "n-embd": 16, "context": 16, "batch-size": 4
 TIMES = {"steps": 6, "eval-every": 3, "checkpoint-every": 2, "dtype": "float32", "threads": 1}
 TINY = [part for name, value in {**SIZES, **TIMES}.items() for part in (f"--{name}", value)]
 BORDER = f"\n{END_OF_TEXT}\n"
+
+# Of runs that are compared with those of other numbers of processes.
+# The learning rate of a step must not depend on how many there will be: some runs here end where they are stopped.
+SHAPE = ("--n-layer", 2, "--accumulate", 2, "--val", 0.2, "--lr", 0.3, "--warmup", 1000, "--device", "cpu")
+ADAMW = ("--optimizer", "adamw")  # what a sharded run can go on with
+RHYTHM = ("--steps", 8, "--eval-every", 4, "--checkpoint-every", 4)
 
 
 def write_text(file: Path, n_documents: int = 20) -> Path:
@@ -90,6 +97,20 @@ def assert_same_run(out: Path, other: Path) -> None:
     for model, other_model in zip(models, other_models, strict=True):
         assert model.keys() == other_model.keys()
         assert all(torch.equal(model[name], other_model[name]) for name in model)
+
+
+def assert_close(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+def assert_like(run: Path, other: Path) -> None:
+    """The same run, up to the order of sums: losses, validations, learning rates, weights; no step twice."""
+    (lines, models), (other_lines, other_models) = learned(run), learned(other)
+    assert [line["step"] for line in lines] == list(range(1, len(other_lines) + 1))
+    for line, other_line in zip(lines, other_lines, strict=True):
+        assert line == pytest.approx(other_line, rel=1e-5)
+    for model, other_model in zip(models, other_models, strict=True):
+        assert_close(model, other_model)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

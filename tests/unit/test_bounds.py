@@ -55,6 +55,17 @@ def test_a_batch_that_fits_no_memory(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_step_of_more_batches_than_a_life_has_time_for(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "tales.txt")
+    result = train(*flags(text, tmp_path / "run", "--accumulate", 2**31 - 1))
+    assert result.code == 2
+    assert said(result)[-1] == (
+        "--accumulate 2147483647 batches of 64 tokens make a step of 137,438,953,408, and 4,294,967,296 are the most: "
+        "lower it"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_length_that_no_tensor_can_hold() -> None:
     with pytest.raises(
         ValueError, match=r"dry_allowed_length \(--dry-allowed-length\) must be .* below 2,147,483,648"

@@ -1,4 +1,4 @@
-"""What a weights file's header says is compared with config.json before anything is mapped or reserved."""
+"""Weights files: their headers are compared with config.json before anything is mapped; how they are written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import save, tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from minigpt import GPT2
+from minigpt import GPT2, weights
 
 HUGE = [25_000_000_000 // 8, 8]  # 100 GB of float32
 
@@ -78,3 +79,41 @@ def test_a_damaged_header_is_named(tmp_path: Path, content: bytes, message: str)
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=rf"model\.safetensors is damaged or incomplete \(.*{message}"):
         GPT2.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_is_what_safetensors_writes_to_the_byte(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = tiny(n_layer=2).to(dtype).state_dict()
+    weights.save(state, tmp_path / "ours.safetensors")
+    named = {weights.to_theirs(name): tensor for name, tensor in state.items()}
+    save_file(named, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_tensors_of_several_dtypes_lie_where_their_size_wants_them(tmp_path: Path) -> None:
+    state = tiny(n_embd=9, vocab_size=258).state_dict()
+    state["blocks.0.mlp.up.weight"] = torch.ones(9, 35, dtype=torch.int8)
+    state["blocks.0.attn.out.weight"] = torch.ones(9, 9, dtype=torch.float16)
+    weights.save(state, tmp_path / "mixed.safetensors")
+    stored = load_file(tmp_path / "mixed.safetensors")
+    assert all(torch.equal(stored[weights.to_theirs(name)], tensor) for name, tensor in state.items())
+
+
+def test_a_sharded_model_is_gathered_tensor_by_tensor_in_the_order_of_the_file() -> None:
+    asked: list[str] = []
+
+    class Shard:
+        """One that says when it is gathered; as DTensor, as far as it is used."""
+
+        itemsize = 4
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def full_tensor(self) -> None:
+            asked.append(self.name)
+
+    names = ("final_norm.bias", "head.weight", "blocks.10.mlp.up.bias")
+    state: Any = {name: Shard(name) for name in names}
+    weights.send(state)
+    assert asked == ["head.weight", "blocks.10.mlp.up.bias", "final_norm.bias"]
