@@ -15,6 +15,7 @@ from minigpt import Tokenizer
 from minigpt.data import token_file as tokens_module
 from minigpt.data.documents import documents
 from minigpt.data.token_file import AT_ONCE, TokenFile, default_cache, tokenise, tokenizer_fingerprint
+from minigpt.data.windows import CircularTokens, Windows
 from minigpt.tokenizer.bpe import BYTES
 from minigpt.tokenizer.byte_level import byte_tokenizer, character_tokenizer
 
@@ -249,3 +250,39 @@ def test_a_token_file_is_opened_without_its_text(text: Path, cache: Path) -> Non
     file = tokenise([text], byte_tokenizer(), cache)
     text.unlink()
     assert TokenFile.open(file.folder).ids.tolist() == file.ids.tolist()
+
+
+def test_more_tokens_than_31_bits_count(tmp_path: Path) -> None:
+    """A sparse file: on the disk, only what is written here."""
+    n = 2**31 + 2**21
+    documents, marks = [n // 2, n - n // 2], {0: 7, n // 2: 8, 2**31 - 1: 9, 2**31: 10, n - 1: 11}
+    with (tmp_path / "tokens.bin").open("wb") as file:
+        file.truncate(2 * n)
+        for at, token in marks.items():
+            file.seek(2 * at)
+            file.write(np.uint16(token).tobytes())
+    index = np.zeros(2, dtype=[("end", np.int64), ("digest", np.uint64)])
+    index["end"] = np.cumsum(documents, dtype=np.int64)
+    np.save(tmp_path / "documents.npy", index)
+    (tmp_path / "facts.json").write_text('{"text_sha256": "", "dtype": "uint16"}')
+
+    tokens = TokenFile.open(tmp_path)
+    assert tokens.n_tokens == n
+    joined = CircularTokens(tokens.ids, tokens.spans)
+    for at, token in marks.items():
+        before, it, after = joined.read(at - 1, 3).tolist()
+        assert it == token
+        assert [before, after] == [marks.get((at + d) % n, 0) for d in (-1, 1)]
+
+    length = 2**20
+    windows = Windows(tokens, length, seed=0)
+    chance = np.random.default_rng([0, 0])  # as documented: documents, where the first window begins, windows
+    spans = chance.permutation(tokens.spans)
+    first, order = int(chance.integers(n)), chance.permutation(n // length)
+    starts = np.cumsum([0, spans[0, 1] - spans[0, 0]])
+    for at, token in marks.items():
+        which = int(np.flatnonzero((spans[:, 0] <= at) & (at < spans[:, 1]))[0])
+        place = (int(starts[which] + at - spans[which, 0]) - first) % n
+        (number,) = np.flatnonzero(order == place // length)
+        (row,) = windows.rows(range(number, number + 1))
+        assert row[place % length] == token
