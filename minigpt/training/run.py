@@ -123,7 +123,7 @@ class TrainingRun:
         self.progress.step += 1
         self.progress.seconds += taken
         metrics = self._metrics(total / self.processes.world_size, length, taken)
-        stopped = stops > 0
+        stopped = bool(stops)
         if self.progress.step % self.settings.eval_every == 0 or self.finished:
             metrics |= self._validated()
             self.report.validation(metrics, self._sample())
