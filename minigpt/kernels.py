@@ -56,6 +56,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same for a matrix and an (in, out) weight: x · weight + bias, as `product(x, weight.t(), bias)` to the bit.
+
+    Shapes: (rows, in), (in, out), (out,)  ->  (rows, out)
+    """
+    if weight.numel() >= SMALL and not (MKL_IS_FAST and weight.is_contiguous()):
+        return product(x, weight.t(), bias)
+    return torch.addmm(bias, x, weight)
+
+
 def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False

@@ -11,7 +11,7 @@ import pytest
 import minigpt
 
 PACKAGE = Path(minigpt.__file__).parent
-MODEL = {"config", "cache", "attention", "kernels", "linear", "model", "quantization", "weights"}
+MODEL = {"config", "cache", "attention", "inference", "kernels", "linear", "model", "quantization", "weights"}
 COMMANDS = {
     "compare", "detect_watermark", "explore", "generate", "info", "merge_lora", "quantize", "score", "train",
     "train_tokenizer", "verify",
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "linear": {"kernels"},
     "cache": {"config"},
     "attention": {"cache", "config", "linear"},
+    "inference": {"attention", "cache", "inference", "kernels", "linear"},
     "quantization": {"linear", "quantization"},
     "weights": {"config", "json_files", "kernels"},
     "model": {
@@ -36,6 +37,7 @@ MAY_IMPORT = {
         "cache",
         "config",
         "hub",
+        "inference",
         "kernels",
         "linear",
         "quantization",

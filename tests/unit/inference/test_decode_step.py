@@ -1,0 +1,199 @@
+"""One token by `decode_step` gives the bits that the blocks give; and whoever watches the blocks sees every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from minigpt import GPT2, GPT2Config
+from minigpt.inference import decode_step
+from minigpt.kernels import affine, product
+
+SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
+
+
+def new_model(**options: object) -> GPT2:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(**{**SHAPE, **options})).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)  # biases and norms, too
+    return model
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each token that went through `decode_step`."""
+    seen: list[int] = []
+    through = decode_step.through_blocks
+
+    def counted(*args: object) -> Tensor:
+        seen.append(1)
+        return through(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decode_step, "through_blocks", counted)
+    return seen
+
+
+@torch.no_grad()
+def logits_of(model: GPT2, rows: int, pad: Tensor | None = None, n_steps: int = 4) -> Tensor:
+    """Those of a prompt and a few tokens after it, one by one."""
+    tokens = torch.randint(61, (rows, 9 + n_steps), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(9 + n_steps, rows, pad)
+    parts = [tokens[:, :9], *tokens[:, 9:].split(1, 1)]
+    return torch.stack([model.next_logits(part, cache) for part in parts])
+
+
+OPTIONS = [
+    {},
+    {"tie_word_embeddings": False},
+    {"activation_function": "quick_gelu", "n_inner": 48},
+    {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False},
+    {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("rows", "pad"), [(1, None), (5, None), (3, torch.tensor([0, 2, 7]))])
+def test_the_bits_are_those_of_the_blocks(
+    options: dict[str, object],
+    rows: int,
+    pad: Tensor | None,
+    steps: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = new_model(**options)
+    fast = logits_of(model, rows, pad)
+    assert len(steps) == 4
+    monkeypatch.setattr(decode_step, "applies", lambda *_: False)
+    plain = logits_of(model, rows, pad)
+    assert len(steps) == 4
+    assert torch.equal(fast, plain)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_quantized_layers_are_called(kind: str, steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model().quantize(kind)
+    fast = logits_of(model, 2)
+    assert len(steps) == 4
+    monkeypatch.setattr(decode_step, "applies", lambda *_: False)
+    assert torch.equal(fast, logits_of(model, 2))
+
+
+NAMES = [name for name, _ in new_model().named_modules() if name not in ("", "blocks")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_hook_sees_every_token(name: str) -> None:
+    model = new_model()
+    seen: list[str] = []
+    with ExitStack() as stack:
+        part = model.get_submodule(name)
+        for hook in (
+            part.register_forward_hook(lambda *_: seen.append("after")),
+            part.register_forward_pre_hook(lambda *_: seen.append("before")),
+        ):
+            stack.callback(hook.remove)
+        logits_of(model, 1)
+    assert seen == ["before", "after"] * 5
+
+
+def test_a_hook_changes_what_it_returns() -> None:
+    plain = logits_of(new_model(), 1)
+    model = new_model()
+    model.blocks[1].attn.qkv.register_forward_hook(lambda _, inputs, output: output * 2)
+    assert not torch.allclose(logits_of(model, 1)[1:], plain[1:])
+
+
+def test_what_a_hook_keeps_stays_as_it_is() -> None:
+    model, kept = new_model(), []
+    model.blocks[0].mlp.down.register_forward_hook(lambda *args: kept.append((args[-1], args[-1].clone())))
+    logits_of(model, 1)
+    assert all(torch.equal(output, copy) for output, copy in kept)
+
+
+@pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
+def test_hooks_on_all_modules_see_every_token(register: object) -> None:
+    model = new_model()
+    seen: list[nn.Module] = []
+    hook = register(lambda module, *_: seen.append(module))  # type: ignore[operator]
+    try:
+        logits_of(model, 1)
+    finally:
+        hook.remove()
+    assert seen.count(model.blocks[2].mlp.up) == 5
+
+
+class Twice(nn.Module):
+    """A part of somebody's own in the place of one of ours."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: object) -> Tensor:
+        result: Tensor = self.part(*args)
+        return result * 2
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("token_embedding", "position_embedding")]
+)
+def test_a_part_that_was_replaced_is_called(name: str) -> None:
+    model, plain = new_model(), logits_of(new_model(), 1)
+    part = model.get_submodule(name)
+    model.set_submodule(name, Twice(part))
+    replaced = logits_of(model, 1)
+    assert not torch.allclose(replaced[1:], plain[1:])
+    model.set_submodule(name, part)
+    usual = part.forward
+    part.forward = lambda *args: usual(*args) * 2  # type: ignore[method-assign]
+    assert not torch.allclose(logits_of(model, 1)[1:], plain[1:])
+
+
+Ask = Callable[[GPT2, ExitStack], object]
+WAYS: dict[str, Ask] = {
+    "gradients": lambda model, stack: stack.enter_context(torch.enable_grad()),
+    "autocast": lambda model, stack: stack.enter_context(torch.autocast("cpu", torch.bfloat16)),
+    "training": lambda model, stack: model.train(),
+    "a part in training": lambda model, stack: model.blocks[1].mlp.train(),
+    "compiled": lambda model, stack: model.blocks[1].compile(backend="eager"),
+}
+
+
+@pytest.mark.parametrize("ask", WAYS.values(), ids=WAYS)
+def test_who_asks_for_more_gets_the_modules(ask: Ask, steps: list[int]) -> None:
+    model = new_model()
+    tokens = torch.tensor([[3]])
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        ask(model, stack)
+        model.hidden_states(tokens, model.new_cache(1))
+        assert not steps
+
+
+def test_what_cannot_be_read_is_refused_as_ever(steps: list[int]) -> None:
+    model = new_model()
+    cache = model.new_cache(1)
+    with pytest.raises(ValueError, match="tokens must be ids from 0 to 60, got 61 to 61"):
+        model.next_logits(torch.tensor([[61]]), cache)
+    with pytest.raises(ValueError, match="there are 2 rows of tokens, but 1 in the cache"):
+        model.next_logits(torch.tensor([[1], [2]]), cache)
+    model.next_logits(torch.tensor([[60]]), cache)
+    with pytest.raises(ValueError, match="token 2 does not fit a cache reserved for 1"):
+        model.next_logits(torch.tensor([[60]]), cache)
+    assert cache.length == 1
+
+
+@pytest.mark.parametrize("intel", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@torch.no_grad()
+def test_a_linear_layer_is_the_same_product(rows: int, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.kernels.MKL_IS_FAST", intel)
+    x, bias = torch.randn(rows, 1024), torch.randn(600)
+    for weight in (torch.randn(1024, 600), torch.randn(600, 1024).t()):  # as they lie on Intel, and elsewhere
+        assert torch.equal(affine(x, weight, bias), product(x, weight.t(), bias))
