@@ -86,9 +86,14 @@ def wait(process: subprocess.Popen[bytes], stdin: bytes = b"") -> Result:
 def save(directory: Path, model: GPT2) -> Path:
     """Saves a model with a tokenizer whose tokens are single bytes, so that each é is cut in two."""
     model.save_pretrained(directory)
-    vocab, merges = {**BYTES, "ĀĀ": 256}, [("Ā", "Ā")]  # two zero bytes, for there must be one merge
-    Tokenizer(vocab, merges, special_tokens={END_OF_TEXT: END}).save_pretrained(directory)
+    bytes_alone().save_pretrained(directory)
     return directory
+
+
+def bytes_alone() -> Tokenizer:
+    """The tokenizer of the models made here."""
+    vocab, merges = {**BYTES, "ĀĀ": 256}, [("Ā", "Ā")]  # two zero bytes, for there must be one merge
+    return Tokenizer(vocab, merges, special_tokens={END_OF_TEXT: END})
 
 
 def tiny(**config: Any) -> GPT2:

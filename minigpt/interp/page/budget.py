@@ -40,7 +40,7 @@ def kept(config: GPT2Config, n_tokens: int, n_generated: int, n_runs: int) -> Ke
     room = CHARACTERS / n_runs
     rows = config.n_layer * config.n_head * n_tokens
     lens = (config.n_layer + 1) * n_tokens
-    labels = min(config.vocab_size, n_generated * LIKELIEST + lens * LENS_TOKENS)
+    labels = min(config.vocab_size / n_runs, n_generated * LIKELIEST + lens * LENS_TOKENS)  # runs share them
     in_full = n_generated * config.vocab_size * OF_A_LOGIT
     all_logits = in_full <= room / 2
     logits = in_full if all_logits else n_generated * (LIKELIEST * OF_A_LIKELY_LOGIT + OF_A_TAIL)

@@ -23,8 +23,8 @@ def document(data: Mapping[str, Any]) -> str:
     """
     here = files("minigpt.interp.page")
     html, css = ((here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    scripts = sorted((here / "script").iterdir(), key=lambda file: file.name)
-    js = "".join(file.read_text(encoding="utf-8") for file in scripts)
+    scripts = {file.name: file for file in (here / "script").iterdir() if file.name.endswith(".js")}
+    js = "".join(scripts[name].read_text(encoding="utf-8") for name in sorted(scripts))
     # What would end an element early, or begin a comment in which its end is not seen.
     assert not re.search("</style", css, re.IGNORECASE)
     assert not re.search("</script|<!--", js, re.IGNORECASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from minigpt.cli.progress import late_bar
 from minigpt.errors import InvalidRequest
@@ -20,6 +20,7 @@ from minigpt.tokenizer import Tokenizer
 
 USUAL_LENGTH = 20  # new tokens, where the context has room for them
 Overflow = Literal["error", "truncate", "stop"]
+OVERFLOWS = get_args(Overflow)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Asked:
             raise InvalidRequest(
                 f"num_return_sequences (--num-return-sequences) must be 1, got {self.strategy.num_return_sequences}: "  # type: ignore[attr-defined]
                 "a page shows one text, and all beams that were looked at for it"
+            )
+        if self.overflow not in OVERFLOWS:
+            raise InvalidRequest(
+                f"overflow={self.overflow!r} is not for a page, which shows one context: use {', '.join(OVERFLOWS)}"
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 0:
             raise InvalidRequest(

@@ -34,7 +34,7 @@ def pack(values: Tensor, dtype: str) -> dict[str, Any]:
     array = np.ascontiguousarray(values.detach().cpu().numpy().astype(np.dtype(dtype).newbyteorder("<")))
     planes = array.reshape(-1).view(np.uint8).reshape(array.size, array.itemsize).T
     data = base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
-    return {"dtype": dtype, "shape": list(array.shape), "data": data}
+    return {"dtype": dtype, "shape": list(values.shape), "data": data}
 
 
 def id_dtype(vocab_size: int) -> str:
