@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import minigpt
+from minigpt.interp.page import explore, load
 from minigpt.sampler import generate
 
 
@@ -22,6 +23,8 @@ def main(folder: Path) -> None:
     assert torch.equal(again(torch.tensor([tokens])), model(torch.tensor([tokens])))
     texts = generate(model, [tokens], max_new_tokens=20)
     assert generate(again, [tokens], max_new_tokens=20) == texts
+    explore(model, tokenizer, "Once upon a time", max_new_tokens=2).save(folder / "page.html")
+    assert load(folder / "page.html")["runs"][0]["tokens"] == [*tokens, *texts[0][0].tokens[:2]]
     print("the wheel works on its own:", tokenizer.decode(texts[0][0].tokens))
 
 

@@ -55,7 +55,7 @@ def parser() -> Parser:
     groups["control"].add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
-    _add_output_flags(parser.add_argument_group("output"))
+    add_output_flags(parser.add_argument_group("output"))
     return parser
 
 
@@ -88,7 +88,8 @@ def _add_length_flags(group: Any) -> None:
     )  # fmt: skip
 
 
-def _add_output_flags(group: Any) -> None:
+def add_output_flags(group: Any) -> None:
+    """Adds the flags that change nothing on the page."""
     group.add_argument(
         "-o",
         "--output",

@@ -14,13 +14,7 @@ from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import check_file
 from minigpt.cli.parser import hyphens
 from minigpt.cli.strategy_flags import StrategyFlags
-
-ELSEWHERE = {
-    "-o": 1,
-    "--output": 1,
-    "--open": 0,
-    "--quiet": 0,
-}  # flags that change nothing on a page, and their values
+from minigpt.explore.flags import add_output_flags
 
 
 @dataclass(frozen=True)
@@ -55,23 +49,22 @@ class ExploreSettings:
 
 
 def command_line(argv: Sequence[str], seed: int | None) -> str:
-    """The command that makes this page again, without what does not change it: where it is written, say.
+    """The command that makes this page again, without the flags that change nothing on it.
+
+    Args:
+        argv: the flags as they were given.
+        seed: that the text was sampled with, if it was.
 
     >>> command_line(["Once upon", "--top_p=0.9", "-o", "page.html", "--open"], seed=7)
     "minigpt explore 'Once upon' --top-p=0.9 --seed 7"
     """
-    kept, skip = [], 0
-    for argument in hyphens(argv):
-        name, equals, _ = argument.partition("=")
-        if skip:
-            skip -= 1
-        elif name in ELSEWHERE:
-            skip = 0 if equals else ELSEWHERE[name]
-        else:
-            kept.append(argument)
-    if seed is not None and not any(argument.startswith("--seed") for argument in kept):
-        kept += ["--seed", str(seed)]
-    return shlex.join(["minigpt", "explore", *kept])
+    end = argv.index("--") if "--" in argv else len(argv)
+    outputs = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_output_flags(outputs)
+    _, flags = outputs.parse_known_args(hyphens(argv[:end]))
+    if seed is not None and not any(flag.startswith("--seed") for flag in flags):
+        flags += ["--seed", str(seed)]
+    return shlex.join(["minigpt", "explore", *flags, *argv[end:]])
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": ("generate", "Once", "--model", "model", "--max-new-tokens", "3", "--output", "out.txt"),
     "lattice": ("generate", "Once", "--model", "model", "--num-beams", "2", "--max-new-tokens", "2",
                 "--lattice", "beams.json"),
+    "page": ("explore", "Once", "--model", "model", "--max-new-tokens", "2", "-o", "page.html"),
     "tokenizer": ("train-tokenizer", "a.txt", "--vocab-size", "260", "--out", "tok"),
 }  # fmt: skip
 AGAIN = {"train": (*TRAIN, "--resume")}  # what goes on after a fault; the others are simply given again
@@ -40,7 +41,7 @@ class Bench:
         self.original, self.folder, self.server = root / "original", root / "work", server
         save(self.original / "model", tiny(initializer_range=0.5))
         (self.original / "a.txt").write_text("Once there was a cat.\n<|endoftext|>\nIt saw a mouse.\n" * 9)
-        for name in ("out.txt", "beams.json"):
+        for name in ("out.txt", "beams.json", "page.html"):
             (self.original / name).write_text("old\n")
         self.clean: dict[str, dict[str, bytes]] = {}
 

@@ -25,6 +25,9 @@ from hypothesis import HealthCheck, Phase, event, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
+from minigpt.interp.page import load
+from minigpt.interp.page.document import BEGIN, END
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))  # of each kind
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 CODES = {0, 2, 3, 4, 5}
@@ -55,6 +58,9 @@ class Place:
             '{"prompt": "Once", "id": "a"}\n{"prompt": "The king"}\n'
         )
         self.fresh()
+        shown = self.run("explore", "Once", "-o", "page.html", "--model", "model", "--max-new-tokens", "2")
+        assert shown.code == 0, shown.err.decode()
+        shutil.copy(self.folder / "page.html", self.original)
         trained = self.run(*TRAIN, "--out", "run", "--steps", "2")
         assert trained.code == 0, trained.err.decode()
         shutil.copytree(self.folder / "run", self.original / "run")
@@ -279,6 +285,61 @@ def test_prompts(place: Place, data: DataObject) -> None:
     )
 
 
+@seed(SEED)
+@fuzz
+@given(data=st.data())
+def test_pages(place: Place, data: DataObject) -> None:
+    """A page that is spoiled reads as another page, or not at all: `load` says which file, and why."""
+    file = place.fresh() / "page.html"
+    page = (place.root / "original" / "page.html").read_text()
+    before, begin, rest = page.partition(BEGIN)
+    content, end, after = rest.partition(END)
+    if data.draw(st.booleans()):
+        changed = mutate_json(data, json.loads(content))
+        file.write_bytes(f"{before}{begin}".encode() + dump(changed) + f"{end}{after}".encode())
+    else:
+        file.write_bytes(mutate_bytes(data, page.encode()))
+    try:
+        said = load(file)["format"]
+    except ValueError as error:
+        event("refused")
+        said = str(error)
+    assert said.startswith(("minigpt-page-1", f"{file} is no page of minigpt explore: "))
+
+
+@seed(SEED)
+@fuzz
+@given(data=st.data())
+def test_prompts_of_a_page(place: Place, data: DataObject) -> None:
+    """Any text as a prompt: what comes out is a whole page that holds it, and no markup of it."""
+    texts = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)
+    nasty = st.sampled_from(
+        ["</script>", "<!--", "__proto__", "\u2028", "\u202e", "e\u0301\u0301", "]]>", "\x1b[2J", "\udcff"]
+    )
+    prompt = "".join(data.draw(st.lists(texts | nasty, max_size=3)))
+    folder = place.fresh()
+    argv = [
+        "explore",
+        "-o",
+        "new.html",
+        "--model",
+        "model",
+        "--max-new-tokens",
+        "2",
+        "--threads",
+        "1",
+        f"--compare={prompt}",
+    ]
+    outcome = place.run(*argv, "--", prompt)
+    keeps_the_promise(place, outcome)
+    assert (folder / "new.html").exists() == (outcome.code == 0)
+    if outcome.code == 0:
+        page = (folder / "new.html").read_text()
+        assert page.count("</script") == 2
+        assert page.count("<!--") == 0
+        assert [run["prompt"] for run in load(folder / "new.html")["runs"]] == [prompt] * 2
+
+
 # ------------------------------------------------------------------------------ command lines
 
 # Flags that ask for much work, which they get: it is not the harness's to wait for it.
@@ -291,6 +352,7 @@ LONG = {
     "--threads",
     "--interactive",
     "--revision",
+    "--open",
 }
 
 
@@ -330,6 +392,7 @@ BASE = {
     "detect-watermark": ["a.txt"],
     "train-tokenizer": ["a.txt", "--vocab-size", "260", "--out", "tok"],
     "verify": [],
+    "explore": ["Once", "-o", "page.html", "--max-new-tokens", "2"],
 }
 FLAGS = {command: flags_of(command) for command in BASE}
 
