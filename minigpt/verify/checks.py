@@ -9,6 +9,7 @@ from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.verify.files import check_files
 from minigpt.verify.logits import Reference, check_greedy, check_logits, check_transformers
+from minigpt.verify.page import check_page
 from minigpt.verify.published import check_published
 from minigpt.verify.recording import check_recording
 from minigpt.verify.report import Check
@@ -34,7 +35,9 @@ def all_checks(
     tokens = fixed_tokens(model, tokenizer)
     yield from model_checks(model, stored, tokens)
     yield check_recording(model, tokens)
-    yield check_transformers(model, Reference.of(model, stored, tokens))
+    reference = Reference.of(model, stored, tokens)
+    yield from check_page(model, reference)
+    yield check_transformers(model, reference)
     yield from check_published(model, tokenizer, stored.files)
 
 

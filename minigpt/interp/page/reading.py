@@ -29,18 +29,22 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     ('Once upon a time', torch.Size([6, 4, 4, 4]))
     """
     try:
-        text = read_whole(Path(path)).decode()
-        _, begin, rest = text.partition(BEGIN)
-        content, end, _ = rest.partition(END)
-        if not begin or not end:
-            raise ValueError("it holds no data")
-        data = expect(dict, parse(content, "its data"), "its data")
-        if data.get("format") != FORMAT:
-            raise ValueError(f'its data does not say "format": "{FORMAT}"')
-        unpacked: dict[str, Any] = _unpacked(data)
-        return unpacked
+        return read(read_whole(Path(path)).decode())
     except ValueError as error:  # of UTF-8, of JSON, of an array
         raise ValueError(f"{path} is no page of minigpt explore: {error}") from None
+
+
+def read(html: str) -> dict[str, Any]:
+    """The data of a page, as for `load`; errors do not name the file."""
+    _, begin, rest = html.partition(BEGIN)
+    content, end, _ = rest.partition(END)
+    if not begin or not end:
+        raise ValueError("it holds no data")
+    data = expect(dict, parse(content, "its data"), "its data")
+    if data.get("format") != FORMAT:
+        raise ValueError(f'its data does not say "format": "{FORMAT}"')
+    unpacked: dict[str, Any] = _unpacked(data)
+    return unpacked
 
 
 def _unpacked(value: Any) -> Any:
