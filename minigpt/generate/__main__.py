@@ -15,7 +15,9 @@ from minigpt.generate.many import write_many
 from minigpt.generate.repl import Repl
 from minigpt.generate.replay import replay
 from minigpt.generate.settings import GenerateSettings
+from minigpt.generate.shards import write_shards
 from minigpt.generate.writing import write_texts
+from minigpt.jobs.flags import JobFlags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +31,9 @@ def generate(args: argparse.Namespace) -> int:
         replay(args.replay, args.lattice)
         return DONE
     settings = GenerateSettings.of(args)  # what is wrong is said before anything slow begins
+    job = JobFlags.of(args)
+    if job.out is not None:
+        return write_shards(settings, job)
     if settings.prompts_file is not None:
         return write_many(settings)
     texts = prompt_texts(settings)

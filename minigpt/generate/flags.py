@@ -17,6 +17,7 @@ from minigpt.cli import (
 )
 from minigpt.cli.model_flags import add_model_flags
 from minigpt.cli.parser import Parser
+from minigpt.jobs.flags import add_job_flags
 from minigpt.sampler.events import OVERFLOWS
 
 EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED)
@@ -62,6 +63,7 @@ def parser() -> Parser:
     )
     _add_beam_flags(groups["beams"])
     _add_output_flags(parser.add_argument_group("output"))
+    add_job_flags(parser.add_argument_group("many prompts"), "as the input; jsonl for .txt")
     return parser
 
 

@@ -59,6 +59,11 @@ class PromptsFile:
 
 def job_of(settings: GenerateSettings, prompts: PromptsFile) -> dict[str, Any]:
     """What the results depend on, as far as it is known before the model is loaded."""
+    return {"prompts": prompts.sha256, "flags": flags_of(settings)}
+
+
+def flags_of(settings: GenerateSettings) -> dict[str, str]:
+    """The flags on which the results depend, but for the seed: a random one is taken over."""
     kind, given = settings.strategy.kind, settings.strategy.flags
     values = {flag_of(name): getattr(given, name, None) for name in options_of(kind)}
     values |= {flag_of(name): getattr(settings.model, name) for name in ("dtype", "quantize", "tokenizer")}
@@ -67,9 +72,8 @@ def job_of(settings: GenerateSettings, prompts: PromptsFile) -> dict[str, Any]:
     )  # fmt: skip
     values |= {flag_of(name): getattr(settings, name) for name in names}
     values["--strategy"] = settings.strategy.name
-    values.pop("--seed", None)  # a random one is taken over
-    flags = {flag: str(value) for flag, value in values.items() if value not in (None, False, ())}
-    return {"prompts": prompts.sha256, "flags": flags}
+    values.pop("--seed", None)
+    return {flag: str(value) for flag, value in values.items() if value not in (None, False, ())}
 
 
 def check_same(file: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:

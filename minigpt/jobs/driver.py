@@ -41,7 +41,9 @@ class Task:
     kinds: Mapping[str, Any] = field(
         default_factory=dict
     )  # of the records' fields; see `jobs.parquet.arrow_type`
+    reserved: frozenset[str] = frozenset()  # names that a column of the input does not keep
     format: str | None = None  # unless a flag says otherwise; None: as the input
+    quiet: bool = False
 
 
 def known_facts(out: str) -> dict[str, Any]:
@@ -81,7 +83,8 @@ def run_job(task: Task, source: Callable[[], Source]) -> int:
     finally:
         if any(one.rejected for one in done.values()):
             job.output.write_rejected(sorted(number for number, one in done.items() if one.rejected))
-    cli.note(task.command, _summary(task, [*done.values()], before, time.perf_counter() - began))
+    if not task.quiet:
+        cli.note(task.command, _summary(task, [*done.values()], before, time.perf_counter() - began))
     if interrupted:
         n = f"{sum(one.read for one in done.values()):,} of {cut.n_rows:,} {task.unit}"
         cli.note(task.command, f"interrupted: {n} are done; the same command goes on from there")
@@ -99,7 +102,7 @@ def _prepared(task: Task, source: Source) -> tuple[Job, Plan]:
     cut = plan(source, shard_rows, format == "parquet")
     if not cut.blocks:
         raise ValueError(f"{source.path} holds no {task.unit}: there is nothing to do")
-    output = Output(folder(str(flags.out)), format, task.kinds, cut.schema)
+    output = Output(folder(str(flags.out)), format, task.kinds, task.reserved, cut.schema)
     facts = {"command": task.command, "format": format, "shard_rows": shard_rows, **task.facts}
     output.begin({**facts, "model": fingerprint(task.model), "input": cut.sha256})
     return Job(source, output, task.begin), cut

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.cli import FAILED, Failure
+from minigpt.cli import BAD_FLAGS, FAILED, Failure
+from minigpt.errors import InvalidRequest
 from minigpt.jobs.blocks import Block
 from minigpt.jobs.job import Job, Report, Worker
 from minigpt.jobs.output import Done
@@ -67,8 +68,8 @@ class RayWorker:
         try:
             self._worker = self._worker or self._job.worker()
             return {**self._worker.do(Block(**row))._asdict(), "code": 0, "error": ""}
-        except (Failure, OSError) as error:  # for the driver, which has somebody to tell
-            code = getattr(error, "code", FAILED)
+        except (Failure, InvalidRequest, OSError) as error:  # for the driver, which has somebody to tell
+            code = getattr(error, "code", BAD_FLAGS if isinstance(error, InvalidRequest) else FAILED)
             return {**Done(row["number"], 0, 0, 0, 0)._asdict(), "code": code, "error": str(error)}
 
 

@@ -45,6 +45,7 @@ class Output:
     folder: Folder
     format: str  # "parquet" or "jsonl"
     kinds: Mapping[str, Any] = field(default_factory=dict)  # of the records' fields; see `parquet.arrow_type`
+    reserved: frozenset[str] = frozenset()  # other names that a column of the input does not keep
     schema: Any = None  # of the columns that are kept, if they are written as Parquet
 
     def begin(self, facts: Mapping[str, Any]) -> None:
@@ -131,13 +132,26 @@ class Output:
             kept = table_of_objects([batch.kept[position] for position in positions], self.schema)
         else:
             kept = batch.kept.take(positions)
-        write_table(table_of([record for _, record in records], self.kinds, kept, self.schema), file)
+        write_table(
+            table_of(
+                [record for _, record in records],
+                self.kinds,
+                kept,
+                self.schema,
+                self._names(self.schema.names),
+            ),
+            file,
+        )
 
     def _jsonl(self, file: BinaryIO, batch: Batch, records: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         kept = batch.kept if isinstance(batch.kept, list) else objects_of(batch.kept)
         for position, record in records:
-            names = renamed(list(kept[position]), record.keys())
+            names = self._names(list(kept[position]))
             file.write(_line({**record, **{names[name]: value for name, value in kept[position].items()}}))
+
+    def _names(self, columns: Sequence[str]) -> dict[str, str]:
+        """What the columns of the input are called in the output."""
+        return renamed(columns, {*self.kinds, *self.reserved})
 
     def _read_record(self, number: int) -> dict[str, Any]:
         name = _record(number)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from minigpt.jobs.columns import Kinds, renamed
+from minigpt.jobs.columns import Kinds
 from minigpt.lazy import arrow, arrow_parquet
 
 
@@ -91,7 +91,11 @@ def arrow_type(kind: Any) -> arrow.DataType:
 
 
 def table_of(
-    records: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any], kept: arrow.Table, schema: arrow.Schema
+    records: Sequence[Mapping[str, Any]],
+    kinds: Mapping[str, Any],
+    kept: arrow.Table,
+    schema: arrow.Schema,
+    names: Mapping[str, str],
 ) -> arrow.Table:
     """Records as a table, with the columns that are kept beside them, row by row.
 
@@ -100,14 +104,14 @@ def table_of(
         kinds: the kind of each field, see `arrow_type`.
         kept: what is kept of the input, for each record a row.
         schema: the kept columns of the whole job, which are those of every shard.
+        names: what each of these is called beside the others.
     """
     own = arrow.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
     table = arrow.Table.from_pylist(list(records), own)
-    for name, new in renamed(schema.names, own.names).items():
-        kind = schema.field(name).type
-        there = name in kept.column_names
-        column = kept.column(name).cast(kind) if there else arrow.nulls(kept.num_rows, kind)
-        table = table.append_column(new, column)
+    for field in schema:
+        there = field.name in kept.column_names
+        column = kept.column(field.name).cast(field.type) if there else arrow.nulls(kept.num_rows, field.type)
+        table = table.append_column(names[field.name], column)
     return table
 
 

@@ -43,7 +43,17 @@ def score_many(args: argparse.Namespace, model: ModelFlags, flags: JobFlags) -> 
         )
     names = ("text_field", "no_end_tokens", "context", "stride", "dtype", "quantize")
     facts = {name: getattr(args, name) for name in names}
-    task = Task("score", "documents", model, flags, facts, Scoring(args, model), KINDS, "parquet")
+    task = Task(
+        "score",
+        "documents",
+        model,
+        flags,
+        facts,
+        Scoring(args, model),
+        KINDS,
+        format="parquet",
+        quiet=args.quiet,
+    )
     field = args.text_field
     return run_job(
         task,

@@ -40,7 +40,7 @@ def shouting() -> Callable[[Sequence[Row], int], Iterator[Outcome]]:
 def job(source: Path | str, out: Path | str, format: str, rows: int) -> tuple[Job, Plan]:
     read = Source.of(str(source), text="prompt", reads=("id", "prompt"), drops=frozenset({"id", "prompt"}))
     cut = plan(read, rows, format == "parquet")
-    output = Output(folder(str(out)), format, KINDS, cut.schema)
+    output = Output(folder(str(out)), format, KINDS, schema=cut.schema)
     output.begin({"input": cut.sha256, "rows": rows})
     return Job(read, output, shouting), cut
 
