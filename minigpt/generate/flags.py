@@ -40,6 +40,7 @@ examples:
   minigpt generate -f story.txt --stop "The End"                   continue a file up to these words
   cat story.txt | minigpt generate                                 ... or stdin
   minigpt generate --prompts many.jsonl --json --output texts.jsonl          thousands of prompts; may be stopped and resumed
+  minigpt generate --prompts s3://bucket/in --out s3://bucket/out --ray auto  millions, on a Ray cluster: docs/scale.md
   minigpt generate -i --top-p 0.9                                  interactive: write a text in turns
 """
 
@@ -76,10 +77,10 @@ def _add_input_flags(group: Any) -> None:
         help="a prompt from a UTF-8 file, without the newline at its end; - reads stdin",
     )  # fmt: skip
     group.add_argument(
-        "--prompts", metavar="FILE", dest="prompts_file",
+        "--prompts", metavar="PATH", dest="prompts_file",
         help='many prompts: a .jsonl file of objects with "prompt" and perhaps "id", "max_new_tokens", "seed", or a .txt '
         "file, one a line; texts come as they are finished, each with its id, and do not depend on the others; with "
-        "--output the same command goes on after it was stopped",
+        "--output the same command goes on after it was stopped; with --out also .parquet, a folder, a glob or a URL",
     )  # fmt: skip
     group.add_argument(
         "--allow-special", action="store_true",

@@ -38,7 +38,10 @@ class PromptsFile:
             Failure: it cannot be read, or is no file of prompts.
         """
         path = Path(name)
-        wanted = "name a .jsonl file, one object a line, or a .txt file, one prompt a line"
+        wanted = (
+            "name a .jsonl file, one object a line, or a .txt file, one prompt a line; with --out DIR also Parquet,"
+            " a folder, a glob or a URL"
+        )
         if path.suffix.lower() not in SUFFIXES:
             raise Failure(BAD_FLAGS, f"--prompts {name!r} is neither .jsonl nor .txt: {wanted}")
         digest, n_lines, last = hashlib.sha256(), 0, b"\n"

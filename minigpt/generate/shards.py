@@ -45,8 +45,9 @@ def write_shards(settings: GenerateSettings, flags: JobFlags) -> int:
     check(settings)
     settings = with_seed(settings, _seed(settings, known_facts(flags.out)))
     seed = settings.strategy.flags.seed if samples(settings.strategy.kind, settings.strategy.flags) else None
+    facts = {flag: value for flag, value in flags_of(settings).items() if flag != "--json"}
     task = Task(
-        "generate", "prompts", settings.model, flags, {**flags_of(settings), "seed": seed}, Generation(settings),
+        "generate", "prompts", settings.model, flags, {**facts, "seed": seed}, Generation(settings),
         {**KINDS, **(TOP if settings.logprobs is not None or settings.top is not None else {})}, frozenset(FIELDS),
         quiet=settings.quiet,
     )  # fmt: skip
