@@ -85,8 +85,9 @@ function distribution(step, { temperature, topK, topP }) {
   const p = now.p;
   let [count, entropy] = [0, 0];
   for (let i = 0; i < p.length; i++) {
-    count += kept[i];
-    if (p[i] > 0) entropy -= p[i] * Math.log2(p[i]);
+    if (p[i] === 0) continue;
+    count += 1;
+    entropy -= p[i] * Math.log2(p[i]);
   }
   return { before, stages, p, kept, order, id, count, others, beyond, entropy, rest: now.rest };
 }

@@ -61,8 +61,9 @@ function writeHash() {
   }
 }
 
+/** The state that the address asks for, everything else as at first. */
 function readHash() {
-  const read = {};
+  const read = { ...defaults, cursor: undefined };
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
     if (!Object.hasOwn(defaults, name)) continue;
     const kind = typeof defaults[name];

@@ -134,6 +134,7 @@ async function start() {
   vocabulary = new Map(Object.entries(data.vocabulary));
   runs = data.runs.map(prepared);
   defaults = startingState();
+  defaults = checked(defaults);
   makeTheme();
   makeTabs();
   makeControls();
@@ -142,9 +143,8 @@ async function start() {
   strips = runs.map((run) => new Strip(run));
   $("strips").replaceChildren(...strips.map((strip) => strip.root));
   for (const view of views) view.start();
-  state = checked({ ...defaults });
   set(readHash(), { announce: false });
-  window.addEventListener("hashchange", () => set({ ...defaults, ...readHash() }));
+  window.addEventListener("hashchange", () => set(readHash()));
   let width = 0;
   new ResizeObserver(() => {
     if (Math.abs($("views").clientWidth - width) < 2) return;
