@@ -35,16 +35,19 @@ unit: $(VENV)/ready ## tests of single modules, and the examples in docstrings
 
 test: $(VENV)/ready ## every test that needs nothing from outside
 	$(TESTS) -m "not hub and not slow and not heavy"
-	@echo "not run, for they need the Hugging Face hub (make test-hub), Ray, S3 or a browser (make test-all) or minutes (make parity-full):"
+	@echo "not run, for they need the Hugging Face hub (make test-hub), Ray or S3 (make test-all) or minutes (make parity-full):"
 	@$(TESTS) -n 0 --collect-only -m "hub or slow or heavy" | grep '::' | sed 's/^/  not run: /'
 
-test-all: $(VENV)/ready-all ## ... and those that need Ray, an S3 server or a browser, which it installs
+test-all: $(VENV)/ready-all ## ... and those that need Ray or an S3 server, which it installs
 	$(MAKE) test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m heavy
 
 $(VENV)/ready-all: $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,heavy]'
 	touch $@
+
+test-browser: $(VENV)/ready ## the page of `explore` in Chromium (apt install chromium); `make test` runs them too, if it is there
+	$(TESTS) tests/browser
 
 fuzz: $(VENV)/ready ## 10,000 inputs that nobody thought of, drawn with FUZZ_SEED (up to an hour)
 	FUZZ_EXAMPLES=1300 $(TESTS) tests/fuzz
@@ -95,4 +98,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test test-all fuzz faults parity parity-full test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme docs train size-study clean
+.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme docs train size-study clean
