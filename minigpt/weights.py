@@ -134,9 +134,9 @@ class Checkpoint:
             del tensors[HEAD]
         self._check(tensors, state)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
+        room = kernels.Room(device)
         return {
-            name: tensors[name].read(_room(name, like, (dtype or own), device))
-            for name, like in state.items()
+            name: tensors[name].read(_place(name, like, (dtype or own), room)) for name, like in state.items()
         }
 
     def _check(self, tensors: Mapping[str, Stored], state: Mapping[str, Tensor]) -> None:
@@ -160,15 +160,16 @@ class Checkpoint:
                 )
 
 
-def _room(name: str, like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for one of the model's tensors, in the order in which this machine multiplies it fastest."""
+def _place(name: str, like: Tensor, dtype: torch.dtype, room: kernels.Room) -> Tensor:
+    """Where one of the model's tensors goes, in the order in which this machine multiplies it fastest."""
     shape = tuple(like.shape)
-    if like.dtype != torch.float32:
-        return kernels.reserve(shape, like.dtype, device)
     is_linear = name.startswith("blocks.") and len(shape) == 2
-    if is_linear and dtype == torch.float32 and kernels.outputs_first(shape, device):
-        return kernels.reserve(shape[::-1], dtype, device).t()
-    return kernels.reserve(shape, dtype, device)
+    if like.dtype != torch.float32 or not (is_linear or name in (EMBEDDING, HEAD)):
+        kept = dtype if like.dtype == torch.float32 else like.dtype  # small weights keep their own
+        return torch.empty(shape, dtype=kept, device=room.device)
+    if is_linear and dtype == torch.float32 and kernels.outputs_first(shape, room.device):
+        return room.reserve(shape[::-1], dtype).t()
+    return room.reserve(shape, dtype)
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_loaded_model_is_stored_as_a_fresh_one_is(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_tensors_are_loaded_as_they_were_saved(tmp_path, dtype):
-    """They lie in memory of their own kind: see `kernels.reserve`."""
+    """They lie in memory of their own kind: see `kernels.Room`."""
     large = GPT2(GPT2Config(vocab_size=3000, n_positions=16, n_embd=768, n_layer=1, n_head=12)).to(dtype)
     large.save_pretrained(tmp_path)
     loaded = copy.deepcopy(GPT2.from_pretrained(tmp_path, dtype=dtype))
