@@ -37,7 +37,6 @@ class KVCache:
     ) -> None:
         if pad is not None:
             check_pad(pad, rows, n_max)
-        self.n_max = n_max
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
         self._store(
@@ -70,18 +69,19 @@ class KVCache:
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of old row `rows[i]`: a repeat forks a row, an omission drops it.
 
-        With as many rows as before, only the rows that change are copied.
+        Unless there are more rows than before, only those that change are copied.
         """
         changed = [i for i, row in enumerate(rows) if i != row]
-        if len(rows) != self.rows:
-            shape = list(self._slots.shape)
-            shape[2] = len(rows)
-            fewer_or_more = self._slots.new_empty(shape)
-            fewer_or_more[..., : self.length, :] = self._slots[:, :, list(rows), :, : self.length]
-            self._store(fewer_or_more)
-        elif changed:
-            moved = self._slots[:, :, [rows[i] for i in changed], :, : self.length]  # indexing copies
-            self._slots[:, :, changed, :, : self.length] = moved
+        if len(rows) > self.rows:
+            more = self._slots.new_empty((*self._slots.shape[:2], len(rows), *self._slots.shape[3:]))
+            more[..., : self.length, :] = self._slots[:, :, list(rows), :, : self.length]
+            self._store(more)
+        else:
+            if changed:
+                moved = self._slots[:, :, [rows[i] for i in changed], :, : self.length]  # indexing copies
+                self._slots[:, :, changed, :, : self.length] = moved
+            if len(rows) < self.rows:
+                self._store(self._reserved[:, :, : len(rows)], self._begin)
         if self.pad is not None:
             self._pad_rows(self.pad[list(rows)])
 
@@ -98,7 +98,7 @@ class KVCache:
         Raises:
             ValueError: a row holds fewer tokens than would be left of it.
         """
-        old = [0] * self.rows if self.pad is None else self.pad.tolist()
+        old = self._pads()
         for row, (start, new_start) in enumerate(zip(old, pad, strict=True)):
             kept, held = length - new_start, self.length - start
             if kept > held:
@@ -109,11 +109,88 @@ class KVCache:
             if n > 0 and start != new_start:
                 tokens = self._slots[:, :, row, :, start : start + n].clone()  # where they go may overlap
                 self._slots[:, :, row, :, new_start:length] = tokens
-        self._pad_rows(torch.tensor(pad) if any(pad) else None)
+        self._set_pads(pad)
 
-    def _store(self, slots: Tensor) -> None:
-        self._slots = slots  # (layer, key | value, B, H, n_max, K)
-        self.layers = [LayerCache(self, slots[layer]) for layer in range(len(slots))]
+    def begin_with(self, other: KVCache, rows: Sequence[int], length: int) -> None:
+        """Row i begins with what row `rows[i]` of another cache begins with, up to slot `length`.
+
+        A token's keys and values follow from the tokens up to it, so texts that begin alike share them.
+        """
+        theirs = other._pads()
+        for row, (start, source) in enumerate(zip(self._pads(), rows, strict=True)):
+            first, n = theirs[source], max(0, length - start)
+            self._slots[:, :, row, :, : length - n] = 0
+            shared = other._slots[:, :, source, :, first : first + n]
+            self._slots[:, :, row, :, length - n : length] = shared
+        self.length = length
+
+    def take(self, rows: Sequence[int], other: KVCache) -> None:
+        """Row `rows[i]` becomes row i of another cache; its last token is where those of the other rows are.
+
+        GPT-2 learned its positions and adds them to the tokens, so that a key is right in any slot. If a new
+        text is longer than those that are there, they move to the right:
+
+            row 0   a b c         row 0   · · a b c
+            row 1   u v w    ->   row 1   p q r s t
+        """
+        longest, end = other.length - other.least_pad, self._begin + self.length
+        if longest > end:
+            self._move(longest)
+        elif longest > self.length:
+            self._view(end - longest)
+        pad = self._pads()
+        for i, (row, start) in enumerate(zip(rows, other._pads(), strict=True)):
+            pad[row] = self.length - (other.length - start)
+            self._slots[:, :, row, :, : pad[row]] = 0
+            tokens = other._slots[:, :, i, :, start : other.length]
+            self._slots[:, :, row, :, pad[row] : self.length] = tokens
+        self._set_pads(pad)
+
+    def make_room(self) -> None:
+        """Makes room for one token more, if there is padding in all rows: its slots are used again."""
+        if self.least_pad:
+            self._view(self._begin + self.least_pad)
+        if self.length == self.n_max:
+            self._move(self.length)
+
+    def grow(self, n_max: int) -> None:
+        """Reserves room for `n_max` tokens in each row."""
+        larger = self._slots.new_empty((*self._slots.shape[:-2], n_max, self._slots.size(-1)))
+        larger[..., : self.length, :] = self._slots[..., : self.length, :]
+        self._store(larger)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that is reserved."""
+        return self._reserved.nbytes
+
+    def _view(self, begin: int) -> None:
+        """Of all slots that are reserved, those from `begin` on are in use; what is new among them is padding."""
+        added = self._begin - begin
+        self._store(self._reserved, begin)
+        self._slots[..., : max(0, added), :] = 0  # whatever was there might be NaN, which no mask hides
+        self.length += added
+        self._set_pads([pad + added for pad in self._pads()])
+
+    def _move(self, end: int) -> None:
+        """All slots in use move within what is reserved, so that `end` is the one to be written next."""
+        begin = end - self.length
+        tokens = self._slots[..., : self.length, :].clone()  # where they go may overlap
+        self._reserved[..., begin:end, :] = tokens
+        self._store(self._reserved, begin)
+        self._view(0)
+
+    def _store(self, reserved: Tensor, begin: int = 0) -> None:
+        self._reserved, self._begin = reserved, begin  # (layer, key | value, B, H, all slots, K)
+        self._slots = reserved[..., begin:, :]  # those in use
+        self.n_max = self._slots.size(-2)
+        self.layers = [LayerCache(self, self._slots[layer]) for layer in range(len(self._slots))]
+
+    def _pads(self) -> list[int]:
+        return [0] * self.rows if self.pad is None else self.pad.tolist()
+
+    def _set_pads(self, pads: Sequence[int]) -> None:
+        self._pad_rows(torch.tensor(pads) if any(pads) else None)
 
     def _pad_rows(self, pad: Tensor | None) -> None:
         self.pad = None if pad is None else pad.to(self._slots.device)

@@ -93,21 +93,24 @@ def _checked(function: str, model: LanguageModel, strategy: Strategy | None, lim
 
 def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -> Iterator[Event]:
     """Everything that happens, as it happens: what `generate` and `stream` are made of."""
-    requests = [_matching(request, strategy) for request in requests]
-    least = strategy.min_new_tokens
-    most = min((r.max_new_tokens for r in requests if r.limit_reason == "length"), default=least)
-    if least > most:
-        raise InvalidRequest(f"min_new_tokens={least} exceeds max_new_tokens={most}")
+    requests = [ready(model, request, strategy) for request in requests]
     if not requests:
         return iter(())
-    for second in strategy.models():
-        check_second_model(model, second, requests)
     models = [model, *(second.model for second in strategy.models())]
     return in_inference(models, strategy.decode(model, requests))
 
 
-def _matching(request: Request, strategy: Strategy) -> Request:
-    """The request, ending also where the text matches the strategy's grammar and nothing can follow."""
+def ready(model: LanguageModel, request: Request, strategy: Strategy) -> Request:
+    """The request, ending also where the text matches the strategy's grammar and nothing can follow.
+
+    Raises:
+        InvalidRequest: the strategy cannot do it.
+    """
+    least, most = strategy.min_new_tokens, request.max_new_tokens
+    if least > most and request.limit_reason == "length":
+        raise InvalidRequest(f"min_new_tokens={least} exceeds max_new_tokens={most}")
+    for second in strategy.models():
+        check_second_model(model, second, [request])
     grammar, stop = grammar_of(strategy), request.stop
     if grammar is None:
         return request

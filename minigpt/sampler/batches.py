@@ -1,12 +1,14 @@
-"""Many prompts in plain batches, one after the other: for strategies that do more than choose token after token."""
+"""Many prompts: by continuous batching if the strategy can do that, or else in plain batches, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.api import run
+from minigpt.sampler.api import ready, run
+from minigpt.sampler.engine.inference import in_inference
+from minigpt.sampler.engine.scheduler import Scheduler
 from minigpt.sampler.events import Failed, Finished, LanguageModel, Request
 from minigpt.sampler.strategy import Strategy
 
@@ -16,7 +18,7 @@ READ_AHEAD = 256  # prompts: so many are at hand to be sorted, however many ther
 Numbered = tuple[int, Request]
 
 
-def in_batches(
+def decode_many(
     model: LanguageModel,
     requests: Iterable[Request | InvalidRequest],
     strategy: Strategy,
@@ -24,8 +26,59 @@ def in_batches(
 ) -> Iterator[Finished | Failed]:
     """Continues any number of prompts; `prompt_index` is a prompt's place among all of them.
 
-    A prompt that is an error already fails with it. A batch in which one fails is decoded again one by one.
+    A prompt that is an error already fails with it.
     """
+    continuous = strategy.row_reader(model) is not None and hasattr(model.new_cache(1), "take")
+    decode = continuously if continuous else in_batches
+    return decode(model, requests, strategy, rows_at_once)
+
+
+def continuously(
+    model: LanguageModel,
+    requests: Iterable[Request | InvalidRequest],
+    strategy: Strategy,
+    rows_at_once: int | None = None,
+) -> Iterator[Finished | Failed]:
+    """As `decode_many`, with a strategy that has a row reader; see `minigpt.sampler.engine.scheduler`.
+
+    Where a prompt fails in an unforeseen way, those beside it are decoded again one by one.
+    """
+    numbered = chain.from_iterable(longest_first(requests))
+    models = [model, *(second.model for second in strategy.models())]
+    at_work: dict[int, Request] = {}
+
+    def noted() -> Iterator[tuple[int, Request | InvalidRequest]]:
+        for i, request in numbered:
+            if isinstance(request, Request):
+                at_work[i] = request
+                try:
+                    request = ready(model, request, strategy)
+                except InvalidRequest as error:
+                    request = error
+            yield i, request
+
+    while True:
+        reader = strategy.row_reader(model)
+        assert reader is not None
+        try:
+            for event in in_inference(models, Scheduler(reader, strategy, rows_at_once).run(noted())):
+                at_work.pop(event.prompt_index, None)
+                yield event
+        except InvalidRequest:
+            for one in at_work.items():
+                yield from _together(model, [one], strategy)
+            at_work.clear()
+        else:
+            return
+
+
+def in_batches(
+    model: LanguageModel,
+    requests: Iterable[Request | InvalidRequest],
+    strategy: Strategy,
+    rows_at_once: int | None = None,
+) -> Iterator[Finished | Failed]:
+    """As `decode_many`, with any strategy. A batch in which a prompt fails is decoded again one by one."""
     for numbered in longest_first(requests):
         batch: list[Numbered] = []
         for i, request in numbered:

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar, Unpack
 
 from minigpt.errors import InvalidRequest
 from minigpt.sampler.api import windowed
-from minigpt.sampler.batches import in_batches
+from minigpt.sampler.batches import decode_many
 from minigpt.sampler.engine.inference import check_second_model
 from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
 from minigpt.sampler.requests import (
@@ -106,7 +106,7 @@ def complete_many(
     to_request = partial(
         _request, model=model, tokenizer=tokenizer, allow_special=allow_special, limits=limits
     )
-    decode = partial(in_batches, model, strategy=strategy, rows_at_once=rows_at_once)
+    decode = partial(decode_many, model, strategy=strategy, rows_at_once=rows_at_once)
     return (
         replace(answer, completions=[with_text(text, tokenizer, stops) for text in answer.completions])
         for answer in _answers(rows, to_request, decode)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from minigpt.errors import UnknownArgument
 from minigpt.options import Option, check_options, options_of
@@ -16,6 +16,9 @@ from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.processors.order import CommonOptions, chain
 from minigpt.sampler.processors.processor import Processor, Step, TextContext
+
+if TYPE_CHECKING:
+    from minigpt.sampler.engine.reader import RowReader
 
 # What else options are called, in version 0.1 and in other libraries; a sentence where there is no option.
 OTHER_NAMES = {
@@ -109,6 +112,13 @@ class Strategy(CommonOptions, ABC):
     def models(self) -> Sequence[SecondModel]:
         """The models that it uses beside the one that it decodes, for `run` to check and to put into inference."""
         return ()
+
+    def row_reader(self, model: LanguageModel) -> RowReader | None:
+        """What reads many prompts, whose rows are replaced one by one; None decodes them in plain batches.
+
+        It is for strategies that do no more than choose one token after another from what is read.
+        """
+        return None
 
     @abstractmethod
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:

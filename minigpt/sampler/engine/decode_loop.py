@@ -65,6 +65,18 @@ def decode_loop(
 
 
 def processed_scores(seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
+    """The scores after each text's own processors: (B, V).
+
+    Raises:
+        InvalidRequest: no token is left to choose for one of the texts.
+    """
+    scores = processed(seen, sequences, strategy)
+    if scores is not seen.scores:
+        require_possible(scores.amax(-1).tolist(), [sequence.request for sequence in sequences])
+    return scores
+
+
+def processed(seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
     """The scores after each text's own processors, for they see its own tokens: (B, V)."""
     if seen.scores is not seen.logits:
         for sequence, scores in zip(sequences, seen.scores, strict=True):
@@ -77,29 +89,34 @@ def processed_scores(seen: Prediction, sequences: Sequence[ActiveSequence], stra
             if rows[i].max() == float("-inf"):
                 sequence.steps.clear()
                 rows[i] = sequence.processed(seen.otherwise[i])
-    processed = torch.stack(rows)
-    require_possible(processed.amax(-1).tolist(), [sequence.request for sequence in sequences])
-    return processed
+    return torch.stack(rows)
 
 
 def add_chosen(
     chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence], sequences: Sequence[ActiveSequence]
 ) -> Iterator[Event]:
     """Adds the chosen tokens to the running texts; reports them, and the prompts that are done."""
+    for sequence in added(chosen, logits, running):
+        yield sequence.last_event()
+        if sequence.finish_reason:
+            group = [other for other in sequences if other.prompt_index == sequence.prompt_index]
+            yield from finished(group)
+
+
+def added(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> Iterator[ActiveSequence]:
+    """Adds the chosen tokens to the running texts; each text, once its token is added."""
     logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors did
     reported = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
     if any(map(math.isnan, reported)):  # then all of that row's are
         require_possible(reported, [sequence.request for sequence in running])
     tops = top_logprobs(logprobs, running[0].request.top_logprobs)
-    added = zip(running, chosen.tolist(), logits, reported, tops, strict=True)
-    for sequence, token, row, logprob, top in added:
-        sequence.add(token, row, logprob, top)
-        yield sequence.last_event()
-        group = [
-            other
-            for other in sequences
-            if sequence.finish_reason and other.prompt_index == sequence.prompt_index
-        ]
-        if group and all(other.finish_reason for other in group):
-            ranked = sorted((other.completion() for other in group), key=lambda done: -done.score)
-            yield Finished(sequence.prompt_index, ranked)
+    for sequence, *token in zip(running, chosen.tolist(), logits, reported, tops, strict=True):
+        sequence.add(*token)
+        yield sequence
+
+
+def finished(group: Sequence[ActiveSequence]) -> Iterator[Finished]:
+    """That a prompt is done, if all its texts are."""
+    if all(sequence.finish_reason for sequence in group):
+        ranked = sorted((sequence.completion() for sequence in group), key=lambda done: -done.score)
+        yield Finished(group[0].prompt_index, ranked)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from minigpt.errors import InvalidRequest
 from minigpt.lazy import torch
 from minigpt.options import flag_of
-from minigpt.sampler.events import Event, LanguageModel, PromptTooLong, Request
+from minigpt.sampler.events import LanguageModel, PromptTooLong, Request
 from minigpt.sampler.strategy import SecondModel
+
+E = TypeVar("E")  # events
 
 
 def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequence[Request]) -> None:
@@ -32,7 +35,7 @@ def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequ
         )
 
 
-def in_inference(models: Sequence[LanguageModel], events: Iterator[Event]) -> Iterator[Event]:
+def in_inference(models: Sequence[LanguageModel], events: Iterator[E]) -> Iterator[E]:
     """Passes events on, computing each with dropout off and no graph.
 
     Between two events the models are in whatever mode the caller puts them, which changes nothing of the text.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
@@ -55,22 +55,82 @@ class Reader(Protocol):
         """Text i from now on is what text `rows[i]` was."""
 
 
+class RowReader(Reader, Protocol):
+    """A reader whose rows are replaced one by one, for many prompts; see `minigpt.sampler.engine.scheduler`."""
+
+    def reserve(self, n_max: int, rows: int) -> None:
+        """Makes room for `n_max` tokens in each of `rows` rows, or more room in the rows that there are."""
+
+    def bytes_per_token(self) -> int:
+        """The memory that one token of one text takes."""
+
+    def replace(
+        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[Known]
+    ) -> Prediction:
+        """Reads the prompts of new texts; text i takes row `rows[i]`, and `known[i]` of it has been read."""
+
+    def make_room(self) -> None:
+        """Makes room to read one token more of each text."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The first `n` tokens of a prompt have been read: they are the first ones of this row, too."""
+
+    row: int = 0
+    n: int = 0
+
+
 class ModelReader:
     """Reads the texts side by side; the scores are the model's own logits."""
+
+    cache: Any = None  # the model's own
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
 
     def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
-        logits, self.cache = read_prompts(self.model, [sequence.request for sequence in sequences])
-        return Prediction(logits, logits)
+        tokens, self.cache = left_padded_batch(self.model, [sequence.request for sequence in sequences])
+        return self.predict(tokens, self.cache)
 
     def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
-        logits = self.model.next_logits(last_tokens(sequences, self.model), self.cache).float()
+        return self.predict(last_tokens(sequences, self.model), self.cache)
+
+    def predict(self, tokens: Tensor, cache: Any) -> Prediction:
+        """Reads tokens (B, T) into the cache; what follows."""
+        logits = self.model.next_logits(tokens, cache).float()
         return Prediction(logits, logits)
 
     def select(self, rows: Sequence[int]) -> None:
         self.cache.select(rows)
+
+    def reserve(self, n_max: int, rows: int) -> None:
+        if self.cache is None:
+            self.cache = self.model.new_cache(n_max, rows)
+        else:
+            self.cache.grow(n_max)
+
+    def bytes_per_token(self) -> int:
+        n_bytes: int = cast(Any, self.model.new_cache(1)).nbytes
+        return n_bytes
+
+    def replace(
+        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[Known]
+    ) -> Prediction:
+        prompts = [sequence.request.prompt for sequence in sequences]
+        pads, longest = padding(prompts), max(map(len, prompts))
+        pad = torch.tensor(pads, device=self.model.device) if any(pads) else None
+        fresh: Any = self.model.new_cache(longest, rows=len(rows), pad=pad)
+        # All read as many tokens as the one that has most to read, if they have so many.
+        begin = longest - max(len(prompt) - has.n for prompt, has in zip(prompts, known, strict=True))
+        fresh.begin_with(self.cache, [has.row for has in known], begin)
+        texts = [([0] * n + list(prompt))[begin:] for n, prompt in zip(pads, prompts, strict=True)]
+        prediction = self.predict(ids(texts, self.model), fresh)
+        self.cache.take(rows, fresh)
+        return prediction
+
+    def make_room(self) -> None:
+        self.cache.make_room()
 
 
 def read_prompts(model: LanguageModel, requests: Sequence[Request]) -> tuple[Tensor, Cache]:

@@ -9,7 +9,7 @@ from minigpt.options import REQUIRED, option
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
 from minigpt.sampler.engine.decode_loop import decode_loop
-from minigpt.sampler.engine.reader import ModelReader, Prediction
+from minigpt.sampler.engine.reader import Known, ModelReader, Prediction
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.strategy import SecondModel
@@ -44,7 +44,10 @@ class ContrastiveDecoding(ContrastMixin):
         return [SecondModel("amateur", self.amateur)]
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return decode_loop(model, requests, self, reader=TwoReaders(model, self))
+        return decode_loop(model, requests, self, reader=self.row_reader(model))
+
+    def row_reader(self, model: LanguageModel) -> TwoReaders:
+        return TwoReaders(model, self)
 
 
 class TwoReaders:
@@ -62,6 +65,23 @@ class TwoReaders:
     def select(self, rows: Sequence[int]) -> None:
         self.expert.select(rows)
         self.amateur.select(rows)
+
+    def reserve(self, n_max: int, rows: int) -> None:
+        self.expert.reserve(n_max, rows)
+        self.amateur.reserve(n_max, rows)
+
+    def bytes_per_token(self) -> int:
+        return self.expert.bytes_per_token() + self.amateur.bytes_per_token()
+
+    def replace(
+        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[Known]
+    ) -> Prediction:
+        expert, amateur = (reader.replace(rows, sequences, known) for reader in (self.expert, self.amateur))
+        return self._contrast(expert, amateur)
+
+    def make_room(self) -> None:
+        self.expert.make_room()
+        self.amateur.make_room()
 
     def _contrast(self, expert: Prediction, amateur: Prediction) -> Prediction:
         better = expert.logits.log_softmax(-1)

@@ -10,10 +10,9 @@ from typing import Any, Literal
 from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor
 from minigpt.options import Kind, option
-from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
 from minigpt.sampler.engine.decode_loop import decode_loop
-from minigpt.sampler.engine.reader import Prediction, last_tokens, left_padded_batch
+from minigpt.sampler.engine.reader import ModelReader, Prediction
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import are_ids
 
@@ -81,28 +80,21 @@ class DoLa(ContrastMixin):
         return list(self.dola_layers)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return decode_loop(model, requests, self, reader=LayerReader(model, self))
+        return decode_loop(model, requests, self, reader=self.row_reader(model))
+
+    def row_reader(self, model: LanguageModel) -> LayerReader:
+        return LayerReader(model, self)
 
 
-class LayerReader:
+class LayerReader(ModelReader):
     """Reads the texts side by side, and contrasts the last layer's prediction with an earlier one's."""
 
     def __init__(self, model: LanguageModel, strategy: DoLa) -> None:
-        self.model, self.strategy = model, strategy
+        super().__init__(model)
+        self.strategy = strategy
 
-    def read_prompts(self, sequences: Sequence[ActiveSequence]) -> Prediction:
-        tokens, self.cache = left_padded_batch(self.model, [sequence.request for sequence in sequences])
-        return self._predict(tokens)
-
-    def read_next(self, sequences: Sequence[ActiveSequence]) -> Prediction:
-        return self._predict(last_tokens(sequences, self.model))
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.cache.select(rows)
-
-    def _predict(self, tokens: Tensor) -> Prediction:
-        """Shape: (B, T)"""
-        streams = self.model.lens_states(tokens, self.cache)[:, :, -1]  # (n_layer + 1, B, D)
+    def predict(self, tokens: Tensor, cache: Any) -> Prediction:
+        streams = self.model.lens_states(tokens, cache)[:, :, -1]  # (n_layer + 1, B, D)
         candidates = self.strategy.candidates(len(streams) - 1)
         logits = self.model.unembed(streams[[*candidates, -1]]).float()  # (L + 1, B, V)
         logprobs = logits.log_softmax(-1)

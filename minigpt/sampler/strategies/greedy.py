@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minigpt.sampler.engine.decode_loop import decode_loop
+from minigpt.sampler.engine.reader import ModelReader
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.strategy import Strategy
 
@@ -16,3 +17,6 @@ class Greedy(Strategy):
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         return decode_loop(model, requests, self)
+
+    def row_reader(self, model: LanguageModel) -> ModelReader:
+        return ModelReader(model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from minigpt.options import option
 from minigpt.sampler.choosing import Sampling
 from minigpt.sampler.engine.decode_loop import decode_loop
+from minigpt.sampler.engine.reader import ModelReader
 from minigpt.sampler.events import Event, LanguageModel, Request
 
 
@@ -23,5 +24,7 @@ class Sample(Sampling):
     num_return_sequences: int = option(1, "number of texts for each prompt", group="beams", least=1)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-
         return decode_loop(model, requests, self, copies=self.num_return_sequences)
+
+    def row_reader(self, model: LanguageModel) -> ModelReader:
+        return ModelReader(model)
