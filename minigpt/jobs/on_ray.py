@@ -7,7 +7,10 @@ must mean the same on every node. Ray does a dead worker's block again.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,7 @@ from minigpt.jobs.output import Done
 from minigpt.lazy import ray, ray_data
 
 LOCAL = "local"  # the address that starts Ray on this machine
+PATIENCE = 10.0  # seconds until a cluster that does not answer counts as not there
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,27 @@ class RayCluster:
     cpus: int = 1
     gpus: int = 0
 
-    def connect(self) -> None:
-        """Joins the cluster, or starts one here.
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Joins the cluster, or starts one on this machine, and leaves it at the end.
 
         Raises:
             OSError: it cannot be reached.
         """
-        if ray.is_initialized():
-            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of a cluster that starts here
+        host, _, port = self.address.rpartition("/")[2].rpartition(":")
         try:
+            if host and port.isdecimal():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), PATIENCE).close()
             ray.init(
-                address=self.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=False,
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+                address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
             raise OSError(f"Ray at {self.address}: {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
     @property
     def n_workers(self) -> int:
@@ -80,20 +88,20 @@ def run_on_ray(job: Job, blocks: Sequence[Block], cluster: RayCluster, report: R
         OSError: the cluster cannot be reached.
         Failure: a worker could not load the model, read a file or write one.
     """
-    cluster.connect()
-    context = ray_data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    n = min(cluster.n_workers, len(blocks))
-    rows = [block._asdict() for block in blocks]
-    ends = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
-        RayWorker, fn_constructor_args=(job,), num_cpus=cluster.cpus, num_gpus=cluster.gpus,
-        compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
-    )  # fmt: skip
-    for row in ends.iter_rows():
-        code, error = row.pop("code"), row.pop("error")
-        if error:
-            raise Failure(code, error)
-        done = Done(**row)
-        report(done.read)
-        yield done
+    with cluster.joined():
+        context = ray_data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        n = min(cluster.n_workers, len(blocks))
+        rows = [block._asdict() for block in blocks]
+        ends = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
+            RayWorker, fn_constructor_args=(job,), num_cpus=cluster.cpus, num_gpus=cluster.gpus,
+            compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
+        )  # fmt: skip
+        for row in ends.iter_rows():
+            code, error = row.pop("code"), row.pop("error")
+            if error:
+                raise Failure(code, error)
+            done = Done(**row)
+            report(done.read)
+            yield done
