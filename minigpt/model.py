@@ -307,6 +307,16 @@ class GPT2(nn.Module):
         n = sum(parameter.numel() for parameter in self.parameters())
         return f"{n:,} parameters, context length {self.config.n_positions:,}"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the weights by name and shape; those of a block stand for those of all blocks."""
+        rows = "".join(
+            f"<tr><td>{name.replace('blocks.0.', 'blocks.*.')}</td><td>{' × '.join(map(str, tensor.shape))}</td></tr>"
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("blocks.") or name.startswith("blocks.0.")
+        )
+        about = f"GPT2: {self.extra_repr()}, {self.config.n_layer} layers × {self.config.n_head} heads"
+        return f"<table><caption>{about}</caption><tr><th>weight</th><th>shape</th></tr>{rows}</table>"
+
     def _initialise(self) -> None:
         """Normal weights, zero biases; the projections onto the residual stream shrink with its depth.
 

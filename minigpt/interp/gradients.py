@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 import torch
@@ -37,6 +38,16 @@ class TokenAttribution:
     def __repr__(self) -> str:
         gap = "" if self.gap is None else f", gap {self.gap:.2g}"
         return f"TokenAttribution({len(self.tokens)} tokens, value {self.value:+.3f}{gap})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the ten tokens that matter most, whatever their sign."""
+        order = self.values.abs().argsort(descending=True)[:10].tolist()
+        rows = "".join(
+            f"<tr><td>{i}</td><td>{self.tokens[i]}</td><td>{float(self.values[i]):+.3f}</td></tr>"
+            for i in order
+        )
+        head = "<tr><th>position</th><th>token</th><th>contribution</th></tr>"
+        return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
 
 def input_x_gradient(

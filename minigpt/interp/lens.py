@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
@@ -39,6 +40,20 @@ class LensReading:
     def __repr__(self) -> str:
         rows, n = self.tokens.shape
         return f"LensReading({len(self.points)} layers, {rows} x {n} tokens)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what `plots.lens` draws token by token, as means over all tokens."""
+        head = (
+            "<tr><th>point</th><th>entropy</th><th>KL to the last layer</th><th>rank of the target</th></tr>"
+        )
+        means = zip(
+            *(x.float().mean((1, 2)).tolist() for x in (self.entropy, self.kl, self.rank)), strict=True
+        )
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{entropy:.3f}</td><td>{kl:z.3f}</td><td>{rank:.1f}</td></tr>"
+            for name, (entropy, kl, rank) in zip(self.points, means, strict=True)
+        )
+        return f"<table><caption>{escape(repr(self))}: means, in nats</caption>{head}{rows}</table>"
 
 
 def logit_lens(

@@ -68,7 +68,7 @@ class Sweep:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(column)}</th>" for column in ["", *self.columns])
         rows = "".join(
-            f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{value:+.2f}</td>" for value in row) + "</tr>"
+            f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{value:+z.2f}</td>" for value in row) + "</tr>"
             for name, row in zip(self.rows, self.values.tolist(), strict=True)
         )
         return f"<table><caption>{escape(self.title)}</caption><tr>{head}</tr>{rows}</table>"

@@ -197,7 +197,7 @@ def sweep(result: Sweep, labels: Sequence[str] | None = None, *, ax: Axes | None
     if len(columns) <= 25:
         for i, j in (~result.values.isnan()).nonzero().tolist():
             value = float(result.values[i, j])
-            write(ax, image, j, i, value, f"{value:.2f}", 7)
+            write(ax, image, j, i, value, f"{value:z.2f}", 7)  # z: never -0.00
     ax.set_title(result.title)
     figure_of(ax).colorbar(image, ax=ax)
     return figure_of(ax)

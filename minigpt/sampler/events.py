@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, NamedTuple, Protocol
 
 from minigpt.errors import InvalidRequest
@@ -108,6 +109,14 @@ class Completion:
         shown = f"tokens={_shortened(self.tokens)}" if self.text is None else f"text={self.text!r:.60}"
         more = f", alternatives={len(self.alternatives)}" if self.alternatives else ""
         return f"Completion({shown}, score={self.score:.4g}, finish_reason={self.finish_reason!r}{more})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the texts, and below each why it ended and how likely it is."""
+        return "".join(
+            f'<pre style="white-space: pre-wrap">{escape(_shortened(one.tokens) if one.text is None else one.text)}</pre>'
+            f"<p>{len(one.tokens)} tokens, score {one.score:.4g}, ended by {escape(one.finish_reason)}</p>"
+            for one in (self, *self.alternatives)
+        )
 
 
 def _shortened(tokens: Sequence[int]) -> str:
