@@ -27,7 +27,7 @@ from PIL import Image
 from minigpt.atomic import replace_text
 
 NOTEBOOKS = ROOT / "notebooks"
-TIMEOUT = 180  # seconds; the longest that a cell may take
+TIMEOUT = 300  # seconds; the longest that a cell may take
 COLOURS = 256  # of a picture: a third of the bytes, and no eye sees it
 NO_WARNINGS = "import warnings\nwarnings.simplefilter('error')"
 QUIET = "warnings.simplefilter('ignore')"  # what the kernel warns of when it stops is not the notebook's
@@ -49,6 +49,7 @@ def executed(path: Path) -> NotebookNode:
                 transport="ipc", ip=f"{folder}/socket"
             ),  # no ports: nobody else can connect
             timeout=TIMEOUT,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
         client.execute(cleanup_kc=True)

@@ -17,7 +17,7 @@ PAGES = ROOT / "docs" / "notebooks"
 OUTPUT = re.compile(r"<!-- output -->\n.*?<!-- end -->\n", re.DOTALL)
 PICTURE = re.compile(r"!\[(.*?)\]\((.*?)\)")
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-TIMEOUT = 240  # seconds
+TIMEOUT = 600  # seconds; on an idle machine 20 are enough
 
 
 def run(notebook: Path, out: Path) -> subprocess.CompletedProcess[str]:
