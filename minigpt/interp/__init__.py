@@ -3,7 +3,8 @@
     from minigpt.interp import record, record_text, edit, ablate, scale, patch, steer, knock_out
 
 The model knows nothing of this: everything is done by hooks on its modules, which are there only while a
-`with` block lasts. Pictures are in `minigpt.interp.plots`, which needs matplotlib (the extra `plot`).
+`with` block lasts. `minigpt.interp.page` makes a page of a run. Pictures are in `minigpt.interp.plots`, which
+needs matplotlib (the extra `plot`).
 """
 
 from minigpt.interp.attribution import Attribution, direct_attribution

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import minigpt
+from minigpt.cli.terminal import terminal_text
 from minigpt.interp.page.budget import kept
 from minigpt.interp.page.generation import Asked, Written, prepared, write
 from minigpt.interp.page.observed import observe
@@ -150,5 +151,5 @@ def _config(model: GPT2) -> dict[str, int]:
 
 
 def _shortened(text: str) -> str:
-    words = " ".join(text.split())
+    words = terminal_text(" ".join(text.split()))  # a browser writes it where control characters are obeyed
     return words if len(words) <= TITLE else f"{words[: TITLE - 1]}…"

@@ -65,7 +65,7 @@ def explore(
     Args:
         model, tokenizer: as `minigpt.load` returns them.
         prompt: an empty one stands for the end-of-text token.
-        strategy: greedy decoding unless given.
+        strategy: greedy decoding unless given. Processors of your own are called once more for each token.
         compare: another prompt, continued in the same way, to be shown beside the first.
         max_new_tokens: 20 unless given, or what fits the context length; 0 shows the prompt alone.
         stop: strings that end the text.

@@ -94,6 +94,18 @@ def test_dropped_prompt_tokens_are_counted() -> None:
     assert run["dropped"] == 40 - run["prompt_length"] == 10
 
 
+def test_a_text_that_ends_with_the_context() -> None:
+    run = run_of(prompt="x" * 30, overflow="stop", max_new_tokens=9)
+    assert (run["finish_reason"], len(run["tokens"])) == ("overflow", 33)
+
+
+def test_the_title_is_short_and_holds_nothing_that_is_obeyed() -> None:
+    title = explore(MODEL, TOKENIZER, "a\n\x1b[2J\x00\u202eb", max_new_tokens=0).data["title"]
+    assert title == "a ·[2J··b"
+    long = explore(tiny(n_positions=99).eval(), TOKENIZER, "word " * 19, max_new_tokens=0).data["title"]
+    assert (len(long), long[-1]) == (60, "…")
+
+
 def test_a_text_that_stops_early() -> None:
     new = TOKENS[5:]
     n = next(i for i, token in enumerate(new, start=1) if token < 128)  # a character by itself
