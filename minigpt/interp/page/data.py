@@ -17,14 +17,13 @@ from minigpt.interp.page.budget import kept
 from minigpt.interp.page.generation import Asked, Written, prepared, write
 from minigpt.interp.page.observed import observe
 from minigpt.interp.page.shown import pieces, spread_characters, vocabulary
-from minigpt.interp.page.steps import Steps, steps_of
+from minigpt.interp.page.steps import NO_STEPS, steps_of
 from minigpt.interp.tensor_file import to_bytes
 from minigpt.model import GPT2
 from minigpt.sampler.registry import name_of
 from minigpt.tokenizer import Tokenizer
 
 FORMAT = "minigpt-page-1"
-NOT_SAMPLED = {"samples": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "before": [], "after": []}
 TITLE = 60  # characters of the text that name the page
 
 
@@ -48,14 +47,13 @@ def page_data(
     """
     requests = [prepared(model, tokenizer, prompt, asked) for prompt in prompts]
     texts = [write(model, prompt, request, asked) for prompt, request in zip(prompts, requests, strict=True)]
-    named: set[int] = set()
-    runs = [_run(model, tokenizer, written, asked, len(texts), named) for written in texts]
+    runs, named = zip(*(_run(model, tokenizer, written, asked, len(texts)) for written in texts), strict=True)
     data: dict[str, Any] = without_nan({
         "format": FORMAT,
         "title": _shortened(runs[0]["text"]),
         "provenance": _provenance(model, asked, origin),
         "config": _config(model),
-        "vocabulary": vocabulary(tokenizer, named),
+        "vocabulary": vocabulary(tokenizer, set().union(*named)),
         "runs": runs,
     })  # fmt: skip
     return data
@@ -67,23 +65,19 @@ def _run(
     written: Written,
     asked: Asked,
     n_runs: int,
-    named: set[int],
-) -> dict[str, Any]:
-    """One run; `named` gets the tokens whose labels the page needs."""
+) -> tuple[dict[str, Any], set[int]]:
+    """One run, and the tokens whose labels the page needs."""
     tokens, completion = written.tokens, written.completion
     n_new = len(completion.tokens) if completion else 0
     keep = kept(model.config, len(tokens), n_new, n_runs)
     seen = observe(model, tokens, keep.weights)
     predictions, in_lens = seen.predictions()
-    steps = Steps([], dict(NOT_SAMPLED), set())
-    if completion is not None:
-        steps = steps_of(written, seen, asked.strategy, keep.all_logits)
-    named |= {*tokens, *in_lens.flatten().tolist(), *steps.named}
-    beams = None
+    steps = steps_of(written, seen, asked.strategy, keep.all_logits) if completion else NO_STEPS
+    named, beams = {*tokens, *in_lens.flatten().tolist(), *steps.named}, None
     if written.beams is not None:
         beams = {"steps": written.beams.saved(0)["steps"]}
         named |= {extension.token for step in written.beams.steps[0] for extension in step}
-    return {
+    run = {
         "prompt": written.prompt,
         "text": tokenizer.decode(tokens),
         "tokens": tokens,
@@ -100,6 +94,7 @@ def _run(
         "sampling": steps.sampling,
         "beams": beams,
     }
+    return run, named
 
 
 def without_nan(value: Any) -> Any:

@@ -16,6 +16,8 @@ from minigpt.interp.page.budget import LIKELIEST
 from minigpt.interp.page.generation import Written
 from minigpt.interp.page.observed import Observed
 from minigpt.interp.page.packed import id_dtype, pack
+from minigpt.interp.page.sliders import Sliders
+from minigpt.sampler.choosing import Sampling
 from minigpt.sampler.processors import ORDER, Processor, Temperature, chain, name_of_step
 from minigpt.sampler.strategies.beam import Beam
 from minigpt.sampler.strategy import Strategy
@@ -25,6 +27,7 @@ from minigpt.sampler.token_trace import TokenTrace, spelled
 
 FROM_TEMPERATURE: tuple[Any, ...] = ORDER[ORDER.index(Temperature) :]
 ON_SLIDERS = ("temperature", "top-k", "top-p")
+OFF = Sliders()
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Steps:
     steps: list[dict[str, Any]]
     sampling: dict[str, Any]
     named: set[int]  # the likeliest alternatives
+
+
+NO_STEPS = Steps([], {**asdict(OFF), "samples": False, "before": [], "after": []}, set())
 
 
 def steps_of(written: Written, seen: Observed, strategy: Strategy, all_logits: bool) -> Steps:
@@ -94,13 +100,13 @@ def ascending(logits: Tensor) -> Tensor:
 
 def sampling(strategy: Strategy, before: list[str], traces: Sequence[TokenTrace]) -> dict[str, Any]:
     """Where the page's sliders start, what came before them, and which stages of the run they leave out."""
-    samples = bool(getattr(strategy, "samples", False))
     had = dict.fromkeys(spelled(stage.stage) for trace in traces for stage in trace.stages)
+    start = OFF
+    if isinstance(strategy, Sampling) and strategy.samples:
+        start = Sliders(strategy.temperature, strategy.top_k, strategy.top_p)
     return {
-        "samples": samples,
-        "temperature": strategy.temperature if samples else 1.0,  # type: ignore[attr-defined]
-        "top_k": strategy.top_k if samples else 0,  # type: ignore[attr-defined]
-        "top_p": strategy.top_p if samples else 1.0,  # type: ignore[attr-defined]
+        **asdict(start),
+        "samples": start is not OFF,
         "before": before,
         "after": [stage for stage in had if stage not in {*before, *ON_SLIDERS}],
     }
