@@ -20,7 +20,19 @@ from minigpt.interp.page.data import without_nan
 from minigpt.interp.page.packed import is_packed, unpack
 from minigpt.interp.page.patterns import unpack_patterns
 from minigpt.interp.page.sliders import Sliders
-from minigpt.sampler import Beam, Contrastive, Greedy, Sample, Strategy
+from minigpt.sampler import (
+    Beam,
+    Constrained,
+    Contrastive,
+    ContrastiveDecoding,
+    DiverseBeam,
+    DoLa,
+    Greedy,
+    PromptLookup,
+    Sample,
+    Speculative,
+    Strategy,
+)
 from minigpt.sampler.events import PromptTooLong
 from minigpt.sampler.processors import RepetitionPenalty
 
@@ -232,7 +244,22 @@ def test_of_equal_logits_the_larger_id_comes_first() -> None:
     assert steps.ascending(torch.tensor([1.0, 0.0, 1.0])).tolist() == [1, 0, 2]
 
 
-@pytest.mark.parametrize("strategy", [Greedy(), Contrastive(), Beam(num_beams=3), Beam(num_beams=1)])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Greedy(),
+        Beam(num_beams=1),
+        Beam(num_beams=3),
+        Constrained(must_include=[[97, 98]]),
+        Contrastive(),
+        ContrastiveDecoding(amateur=MODEL),
+        DiverseBeam(num_beams=4, num_beam_groups=2),
+        DoLa(),
+        PromptLookup(),
+        Speculative(draft=MODEL),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
 def test_strategies_that_do_not_sample_leave_the_sliders_off(strategy: Strategy) -> None:
     run = run_of(strategy, max_new_tokens=4)
     sampling = run["sampling"]
