@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Self
@@ -276,7 +277,8 @@ class GPT2(nn.Module):
         if stored:
             quantization.prepare(model, stored)
         state = checkpoint.read(model.state_dict(), dtype, torch.device(device))
-        model.load_state_dict(state, assign=True)
+        with quantization.in_huge_pages() if stored else nullcontext():
+            model.load_state_dict(state, assign=True)
         model.quantization = stored
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 

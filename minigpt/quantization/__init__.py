@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from minigpt.linear import Linear
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
+from minigpt.quantization.huge_pages import in_huge_pages
 from minigpt.quantization.int8 import Int8
 from minigpt.quantization.small import Small, SmallTiedHead
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
 
-__all__ = ["KINDS", "Kind", "check_request", "prepare", "quantize"]
+__all__ = ["KINDS", "Kind", "check_request", "in_huge_pages", "prepare", "quantize"]
 
 
 class Kind(Protocol):
@@ -82,7 +83,8 @@ def quantize(model: GPT2, kind: str) -> None:
         inputs = largest_inputs(model, {**layers, "head": model.head}, config.vocab_size, config.n_positions)
     else:
         inputs = dict.fromkeys([*layers, "head"], torch.empty(0))
-    replace(model, KINDS[kind], inputs)
+    with in_huge_pages():
+        replace(model, KINDS[kind], inputs)
     model.quantization = kind
 
 

@@ -1,0 +1,63 @@
+"""Packed weights move to huge pages, where the system has them, and stay what they are."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.quantization import huge_pages
+from minigpt.quantization.huge_pages import HUGE_PAGE, MADV_COLLAPSE, beyond, in_huge_pages
+
+RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted).map(tuple), max_size=4)
+
+
+@given(RANGES, RANGES)
+def test_what_is_new_is_counted_address_by_address(
+    ranges: list[tuple[int, int]], known: list[tuple[int, int]]
+) -> None:
+    def addresses(ranges: list[tuple[int, int]]) -> set[int]:
+        return {address for begin, end in ranges for address in range(begin, end)}
+
+    assert addresses(beyond(ranges, known)) == addresses(ranges) - addresses(known)
+
+
+def huge_bytes() -> int:
+    return int(Path("/proc/self/smaps_rollup").read_text().partition("AnonHugePages:")[2].split()[0]) * 1024
+
+
+def system_has_them() -> bool:
+    room = mmap.mmap(-1, 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room[:] = bytes(len(room))
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    return ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(len(room)), MADV_COLLAPSE) == 0
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux: there is nothing to do elsewhere"
+)
+def test_new_memory_moves_and_keeps_its_bytes() -> None:
+    before = huge_bytes()
+    with in_huge_pages():
+        numbers = torch.arange(4 << 20)  # 32 MB
+        address = numbers.data_ptr()
+    assert torch.equal(numbers, torch.arange(4 << 20))
+    assert numbers.data_ptr() == address
+    assert huge_bytes() - before >= (24 << 20 if system_has_them() else 0)
+
+
+def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages.sys, "platform", "darwin")
+    monkeypatch.setattr(huge_pages, "_anonymous_memory", None)  # would fail if it were called
+    with in_huge_pages():
+        pass
+
+
+def test_what_fails_inside_fails_as_ever() -> None:
+    with pytest.raises(ValueError, match="mine"), in_huge_pages():
+        raise ValueError("mine")
