@@ -41,7 +41,7 @@ def test_arrays_are_tensors(tmp_path: Path) -> None:
     [
         ("", "it holds no data"),
         ("<html></html>", "it holds no data"),
-        (PAGE.html[:-9000], "it holds no data"),
+        (PAGE.html[: PAGE.html.index(BEGIN) + 100], "it holds no data"),
         (b"\xff", "codec can't decode byte"),
         (f"{BEGIN}[]{END}", r"its data must hold an object, got \[\]"),
         (f"{BEGIN}{{{END}", "its data is not JSON"),
