@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import END, bytes_alone, tiny
+from command import END, bytes_alone, reciter, tiny
 from traced import traced
 
 from minigpt.errors import InvalidRequest
@@ -109,6 +109,12 @@ def test_dropped_prompt_tokens_are_counted() -> None:
 def test_a_text_that_ends_with_the_context() -> None:
     run = run_of(prompt="x" * 30, overflow="stop", max_new_tokens=9)
     assert (run["finish_reason"], len(run["tokens"])) == ("overflow", 33)
+
+
+def test_a_text_that_ends_with_the_end_token() -> None:
+    (run,) = explore(reciter("abc").eval(), TOKENIZER, "a").data["runs"]
+    assert (run["text"], run["finish_reason"]) == ("abc<|endoftext|>", "eos")
+    assert [step["chosen"] for step in run["steps"]] == [*b"bc", END]
 
 
 def test_the_title_is_short_and_holds_nothing_that_is_obeyed() -> None:
@@ -281,8 +287,9 @@ def test_beams_are_those_of_the_lattice() -> None:
 # ------------------------------------------------------------------------------ the page
 
 
-def test_every_token_that_is_named_has_a_label() -> None:
-    for strategy in (SAMPLED, Beam(num_beams=3)):
+def test_every_token_that_is_named_has_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "LIKELIEST", 64)
+    for strategy in (SAMPLED, Beam(num_beams=90)):
         data = explore(MODEL, TOKENIZER, PROMPT, strategy, compare="é", max_new_tokens=4).data
         named: set[int] = set()
         for run in map(unpacked, data["runs"]):
