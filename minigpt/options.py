@@ -54,7 +54,7 @@ KINDS: dict[type, Kind] = {
 }
 
 
-HUGE = 2**31
+HUGE = 2**31  # nothing that is counted comes near: tokens, rows, texts
 
 
 def _plain(bound: float) -> str:
@@ -92,7 +92,7 @@ class Range:
 
     @property
     def shown(self) -> Range:
-        """What `--help` says of it: nothing of an upper end that nobody comes near."""
+        """What `--help` and most messages say of it: nothing of an upper end that nobody comes near."""
         return replace(self, below=None) if self.below is not None and self.below >= HUGE else self
 
 
@@ -155,15 +155,16 @@ class Option:
         if self.choices:
             known = any(type(value) is type(choice) and value == choice for choice in self.choices)
             return None if known else self.limits
+        wanted = replace(self, range=self.range.shown)._wanted
         if not self.kind.has(value):
-            return self._wanted
+            return wanted
         if self.kind not in (KINDS[int], KINDS[float]) or (may_be_off and value == self.off):
             return None
         if value not in self.range:
-            return self._wanted
+            return self._wanted if value >= HUGE else wanted
         if self.kind is KINDS[float] and value != 0 and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
             bounds = f"from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g}"
-            return f"{self._wanted}, and within what float32 represents, {bounds} in size"
+            return f"{wanted}, and within what float32 represents, {bounds} in size"
         return None
 
     @property
@@ -281,6 +282,21 @@ def check_options(instance: object) -> None:
         value = getattr(instance, name)
         if (limit := option.problem(value)) is not None:
             raise InvalidRequest(f"{named(kind, name)} must be {limit}, got {shown(value)}")
+
+
+def check_count(name: str, value: int | None, least: int = 1) -> None:
+    """Refuses a number of things that cannot be: too few, or more than can exist. None is no number, and passes.
+
+    Raises:
+        InvalidRequest: it is refused.
+
+    >>> check_count("--batch-size", 10**30)
+    Traceback (most recent call last):
+    minigpt.errors.InvalidRequest: --batch-size must be below 2,147,483,648, got 1000000000000000000000000000000
+    """
+    if value is not None and not least <= value < HUGE:
+        limit = f"at least {least}" if value < least else f"below {HUGE:,}"
+        raise InvalidRequest(f"{name} must be {limit}, got {shown(value)}")
 
 
 def require_in_range(kind: type, **values: Any) -> None:

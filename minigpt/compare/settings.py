@@ -12,6 +12,7 @@ from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import check_file
 from minigpt.compare.flags import N_PROMPTS, PROMPT_TOKENS
 from minigpt.compare.methods import Method, chosen
+from minigpt.options import check_count, flag_of
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,10 @@ def check_source(args: argparse.Namespace) -> None:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Refuses numbers that no model can make sense of."""
-    least = {"n_prompts": 1, "prompt_tokens": 1, "max_new_tokens": 1, "batch_size": 1, "seed": 0}
-    for name, limit in least.items():
-        value = getattr(args, name)
-        if value is not None and value < limit:
-            raise Failure(BAD_FLAGS, f"--{name.replace('_', '-')} must be at least {limit}, got {value}")
+    for name in ("n_prompts", "prompt_tokens", "max_new_tokens", "batch_size"):
+        check_count(flag_of(name), getattr(args, name))
+    if args.seed < 0:
+        raise Failure(BAD_FLAGS, f"--seed must be at least 0, got {args.seed}")
 
 
 def check_outputs(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from minigpt.cache import NoCache
 from minigpt.evaluation.perplexity import Document
 from minigpt.evaluation.scoring_windows import BATCH_SIZE, Window, scoring_windows
+from minigpt.options import check_count
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
@@ -43,8 +44,7 @@ def predict(
     """
     if model.training:
         raise ValueError("the model is in training mode, where dropout is at work: call model.eval() first")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_count("batch_size", batch_size)
     windows = iter(windows)
     while some := list(islice(windows, SORTED * batch_size)):
         order = sorted(range(len(some)), key=lambda i: len(some[i].tokens))

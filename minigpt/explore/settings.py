@@ -15,6 +15,7 @@ from minigpt.cli.outputs import check_file
 from minigpt.cli.parser import hyphens
 from minigpt.cli.strategy_flags import StrategyFlags
 from minigpt.explore.flags import add_output_flags
+from minigpt.options import check_count
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure(
             BAD_FLAGS, "--compile hides what the layers compute inside, which the page shows: leave it out"
         )
-    if args.max_new_tokens is not None and args.max_new_tokens < 0:
-        raise Failure(BAD_FLAGS, f"--max-new-tokens must be at least 0, got {args.max_new_tokens}")
+    check_count("--max-new-tokens", args.max_new_tokens, least=0)
     if (args.num_return_sequences or 1) != 1:
         raise Failure(
             BAD_FLAGS, f"--num-return-sequences must be 1, got {args.num_return_sequences}: a page shows one text, and "

@@ -13,6 +13,7 @@ from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import check_file
 from minigpt.cli.strategy_flags import StrategyFlags
 from minigpt.cli.terminal import is_terminal
+from minigpt.options import check_count
 from minigpt.sampler.requests import USUAL_LENGTH
 from minigpt.sampler.strategies.beam import Beam
 
@@ -104,8 +105,7 @@ def check_numbers(settings: GenerateSettings, min_new_tokens: int, bad_words: tu
         ("--top", settings.top, 1),
         ("--stride", settings.stride, 1),
     ):
-        if value is not None and value < least:
-            raise Failure(BAD_FLAGS, f"{flag} must be at least {least}, got {value}")
+        check_count(flag, value, least)
     most = settings.max_new_tokens or USUAL_LENGTH
     if min_new_tokens > most:
         raise Failure(BAD_FLAGS, f"--min-new-tokens {min_new_tokens} exceeds --max-new-tokens {most}")

@@ -10,6 +10,7 @@ from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.jobs.extras import require
 from minigpt.jobs.on_ray import LOCAL, RayCluster
+from minigpt.options import check_count
 
 FORMATS = ("parquet", "jsonl")
 SHARD_ROWS = 1000
@@ -42,8 +43,7 @@ class JobFlags:
         if flags.workers is not None and flags.ray is None:
             raise Failure(BAD_FLAGS, "--workers has no effect without --ray: add it, or leave --workers out")
         for flag, value in (("--shard-rows", flags.shard_rows), ("--workers", flags.workers)):
-            if value is not None and value < 1:
-                raise Failure(BAD_FLAGS, f"{flag} must be at least 1, got {value}")
+            check_count(flag, value)
         if flags.out == "":
             raise Failure(BAD_FLAGS, "--out needs the name of a folder, got ''")
         flags.check_extras()

@@ -7,6 +7,7 @@ from operator import index
 from typing import Any, Literal, TypedDict, cast
 
 from minigpt.errors import InvalidRequest
+from minigpt.options import check_count
 from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request
 from minigpt.sampler.registry import names
 from minigpt.sampler.right_names import refuse_unknown
@@ -119,6 +120,7 @@ def refuse_unknown_limits(function: str, limits: Collection[str]) -> None:
 def _check_whole(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidRequest(f"{name} must be a whole number of at least {least}, got {value!r}")
+    check_count(name, value, least)
 
 
 def _end_tokens(end_tokens: object, model: LanguageModel) -> frozenset[int]:

@@ -20,6 +20,8 @@ from minigpt.sampler.processors.processor import Processor, Step, TextContext
 if TYPE_CHECKING:
     from minigpt.sampler.engine.reader import RowReader
 
+MOST_TEXTS = 65_536  # of one prompt, beams or samples
+
 # What else options are called, in version 0.1 and in other libraries; a sentence where there is no option.
 OTHER_NAMES = {
     "width": "num_beams",

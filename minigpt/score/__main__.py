@@ -15,6 +15,7 @@ from minigpt.cli.parser import Parser
 from minigpt.data.text import is_jsonl
 from minigpt.evaluation.scoring_windows import BATCH_SIZE
 from minigpt.jobs.flags import JobFlags, add_job_flags
+from minigpt.options import check_count, flag_of
 from minigpt.score.last_word import score_last_words
 from minigpt.score.many import score_many
 from minigpt.score.texts import score_texts
@@ -114,13 +115,8 @@ def parser() -> Parser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Refuses what is wrong whatever the model and the text are."""
-    for flag, value in (
-        ("--context", args.context),
-        ("--stride", args.stride),
-        ("--batch-size", args.batch_size),
-    ):
-        if value is not None and value < 1:
-            raise Failure(BAD_FLAGS, f"{flag} must be at least 1, got {value}")
+    for name in ("context", "stride", "batch_size"):
+        check_count(flag_of(name), getattr(args, name))
     if args.last_word is not None:
         for flag in ("files", "text", "context", "stride", "no_end_tokens", "per_token"):
             if getattr(args, flag):

@@ -174,7 +174,7 @@ def test_a_switch_is_on_or_off(type_: Type) -> None:
     [
         ("!set top_p 1.5", "top_p (--top-p) must be a number from 0 to 1, got 1.5"),
         ("!set top_k many", "argument --top-k: expected a whole number, got 'many'; see --help"),
-        ("!set num_beams 0", "num_beams (--num-beams) must be a whole number of at least 1, got 0"),
+        ("!set num_beams 0", "num_beams (--num-beams) must be a whole number from 1 to 65536, got 0"),
         ("!set max_new_tokens 0", "--max-new-tokens must be at least 1, got 0"),
         ("!set top_p 0.1 0.2", "--top-p takes one value, got 2"),
         ("!set overflow bend", "argument --overflow: invalid choice: 'bend'"),

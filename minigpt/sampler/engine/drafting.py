@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from minigpt.lazy import Tensor, torch
-from minigpt.options import option
+from minigpt.options import HUGE, option
 from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose
@@ -33,7 +33,11 @@ class DraftOptions(Choosing):
     """How many tokens are drafted, for strategies that draft."""
 
     num_draft_tokens: int = option(
-        4, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
+        4,
+        "maximum number of draft tokens per step, verified in one pass",
+        group="strategy",
+        least=1,
+        below=HUGE,
     )
     draft_schedule: Literal["adaptive", "constant"] = option(
         "adaptive", "number of draft tokens: adaptive drafts as many as pay off, constant always the maximum",

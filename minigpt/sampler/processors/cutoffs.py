@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from minigpt.lazy import Tensor, torch
-from minigpt.options import option, require_in_range
+from minigpt.options import HUGE, option, require_in_range
 from minigpt.sampler.processors.processor import RULED_OUT, Processor, TextContext
 from minigpt.sampler.seed import Seeded
 
@@ -21,7 +21,7 @@ class CutoffOptions(Seeded):
         "is usual",
         group="sampling", least=1e-6, most=1e4, off=0, metavar="T")
     top_k: int = option(0, "sample from the K most likely tokens; 40 is usual",
-        group="sampling", least=1, off=0, metavar="K")
+        group="sampling", least=1, below=HUGE, off=0, metavar="K")
     top_p: float = option(1.0, "sample from the smallest set of tokens with cumulative probability P (nucleus); "
         "0.9 to 0.95 is usual", group="sampling", least=0, most=1, off=1.0, metavar="P")
     min_p: float | None = option(None, "drop tokens less than P times as likely as the most likely one; 0.05 to 0.1 is usual",

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor, torch
-from minigpt.options import option, require_in_range
+from minigpt.options import HUGE, option, require_in_range
 from minigpt.sampler.option_values import (
     BIASES,
     START_AND_FACTOR,
@@ -30,12 +30,13 @@ class PenaltyOptions:
         group="control", least=-2, most=2, off=0.0, metavar="P")
     frequency_penalty: float = option(0.0, "subtract P from the logits of generated tokens for each occurrence, prompt "
         "excluded", group="control", least=-2, most=2, off=0.0, metavar="P")
-    no_repeat_ngram_size: int = option(0, "no repeated n-grams of N tokens; 3 is usual", group="control", least=1, off=0)
+    no_repeat_ngram_size: int = option(0, "no repeated n-grams of N tokens; 3 is usual", group="control", least=1,
+        below=HUGE, off=0)
     bad_words: Sequence[Sequence[int]] = option((), "banned text; repeatable", group="control", kind=TOKEN_SEQUENCES,
         collect=spellings, metavar="TEXT")
     logit_bias: Mapping[int, float] = option({}, "add BIAS to the logit of token ID, -inf bans it; repeatable",
         group="control", kind=BIASES, collect=lambda pairs, _: dict(pairs))
-    min_new_tokens: int = option(0, "no end-of-text token before N new tokens", group="length", least=0)
+    min_new_tokens: int = option(0, "no end-of-text token before N new tokens", group="length", least=0, below=HUGE)
     exponential_decay_length_penalty: tuple[int, float] | None = option(None, "exponentially boost the end-of-text token, by "
         "FACTOR per token after START new tokens (20,1.1)", group="length", kind=START_AND_FACTOR)
     # fmt: on

@@ -22,14 +22,20 @@ from minigpt.sampler.events import (
     TokenGenerated,
 )
 from minigpt.sampler.strategies.greedy import Greedy
-from minigpt.sampler.strategy import Strategy
+from minigpt.sampler.strategy import MOST_TEXTS, Strategy
 
 Other = TypeVar("Other", bound=Strategy)
 
 
 def num_beams_option(default: int) -> Any:
     """The option that every kind of beam search has, with a default of its own."""
-    return option(default, "number of beams, at N times the work; 4 to 10 is usual", group="beams", least=1)
+    return option(
+        default,
+        "number of beams, at N times the work; 4 to 10 is usual",
+        group="beams",
+        least=1,
+        most=MOST_TEXTS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,9 @@ class Beam(Strategy):
     """
 
     num_beams: int = num_beams_option(5)
-    num_return_sequences: int = option(1, "number of texts for each prompt", group="beams", least=1)
+    num_return_sequences: int = option(
+        1, "number of texts for each prompt", group="beams", least=1, most=MOST_TEXTS
+    )
     length_penalty: float = option(
         1.0, "exponent of the length that divides a hypothesis' score: above 0 favours long texts, below 0 short ones",
         group="beams", least=-10, most=10, metavar="A",

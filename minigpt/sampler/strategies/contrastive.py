@@ -40,7 +40,12 @@ class Contrastive(Strategy):
         group="strategy", least=0, most=1, metavar="A",
     )  # fmt: skip
     top_k: int = option(
-        4, "number of candidates to choose from; 4 to 10 is usual", group="sampling", least=1, metavar="K"
+        4,
+        "number of candidates to choose from; 4 to 10 is usual",
+        group="sampling",
+        least=1,
+        most=1024,
+        metavar="K",
     )
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:

@@ -11,6 +11,7 @@ from minigpt.options import option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
 from minigpt.sampler.events import Request
 from minigpt.sampler.strategies.beam import Beam, num_beams_option, same_options
+from minigpt.sampler.strategy import MOST_TEXTS
 
 # Shapes below:  R live beams of one prompt, in all groups · B those of one group · V vocabulary · S tokens of a text
 
@@ -29,7 +30,9 @@ class DiverseBeam(Beam):
     """
 
     num_beams: int = num_beams_option(4)
-    num_beam_groups: int = option(2, "number of groups of diverse beam search", group="beams", least=1)
+    num_beam_groups: int = option(
+        2, "number of groups of diverse beam search", group="beams", least=1, most=MOST_TEXTS
+    )
     diversity_penalty: float = option(
         0.5, "diversity penalty per token, for each beam of earlier groups that chose it; 0.2 to 0.8 is usual",
         group="beams", least=0, most=1e6, metavar="F",

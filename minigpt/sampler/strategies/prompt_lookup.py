@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minigpt.options import option
+from minigpt.options import HUGE, option
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.drafting import DraftOptions, drafted, room
 from minigpt.sampler.events import Event, LanguageModel, Request
@@ -25,9 +25,13 @@ class PromptLookup(DraftOptions):
     """
 
     num_draft_tokens: int = option(
-        15, "maximum number of draft tokens per step, verified in one pass", group="strategy", least=1
+        15,
+        "maximum number of draft tokens per step, verified in one pass",
+        group="strategy",
+        least=1,
+        below=HUGE,
     )
-    max_ngram: int = option(3, "longest n-gram to match in the context", group="strategy", least=1)
+    max_ngram: int = option(3, "longest n-gram to match in the context", group="strategy", least=1, most=64)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         return drafted(model, requests, self, lambda sequences: Lookup(self.max_ngram, sequences))
@@ -72,7 +76,7 @@ class Past:
 
     def continuation(self, n_tokens: int) -> list[int]:
         """How the text goes on if it goes on as before; none where not even its last token is known."""
-        for n in range(self._max_ngram, 0, -1):
+        for n in range(min(self._max_ngram, len(self.tokens)), 0, -1):
             start = self._after.get(tuple(self.tokens[-n:]))
             if start is not None:
                 period = len(self.tokens) - start

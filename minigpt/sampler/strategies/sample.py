@@ -10,6 +10,7 @@ from minigpt.sampler.choosing import Sampling
 from minigpt.sampler.engine.decode_loop import decode_loop
 from minigpt.sampler.engine.reader import ModelReader
 from minigpt.sampler.events import Event, LanguageModel, Request
+from minigpt.sampler.strategy import MOST_TEXTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class Sample(Sampling):
     sequences.
     """
 
-    num_return_sequences: int = option(1, "number of texts for each prompt", group="beams", least=1)
+    num_return_sequences: int = option(
+        1, "number of texts for each prompt", group="beams", least=1, most=MOST_TEXTS
+    )
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         return decode_loop(model, requests, self, copies=self.num_return_sequences)

@@ -241,7 +241,7 @@ def test_alpha_is_a_share(alpha: float) -> None:
 @pytest.mark.parametrize("k", [0, -3])
 def test_one_candidate_at_least(k: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"^top_k \(--top-k\) must be a whole number of at least 1, got {k}$"
+        ValueError, match=rf"^top_k \(--top-k\) must be a whole number from 1 to 1024, got {k}$"
     ):
         Contrastive(top_k=k)
 

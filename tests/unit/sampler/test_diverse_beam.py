@@ -229,8 +229,8 @@ def test_beams_say_their_group_and_their_trace_has_the_penalty_first() -> None:
             {"num_beams": 5},
             r"num_beam_groups \(--num-beam-groups\) must divide num_beams \(--num-beams\): 2 groups cannot share 5 beams",
         ),
-        ({"num_beam_groups": 0}, r"num_beam_groups .* must be a whole number of at least 1, got 0"),
-        ({"num_beam_groups": -2}, r"num_beam_groups .* must be a whole number of at least 1, got -2"),
+        ({"num_beam_groups": 0}, r"num_beam_groups .* must be a whole number from 1 to 65536, got 0"),
+        ({"num_beam_groups": -2}, r"num_beam_groups .* must be a whole number from 1 to 65536, got -2"),
         ({"diversity_penalty": -0.1}, "diversity_penalty .* must be a number from 0 to 1e\\+06, got -0.1"),
         (
             {"diversity_penalty": float("nan")},

@@ -414,7 +414,7 @@ def test_numbers_out_of_range_are_refused(value: int) -> None:
         ValueError, match=f"num_draft_tokens .* must be a whole number of at least 1, got {value}"
     ):
         PromptLookup(draft_schedule="constant", num_draft_tokens=value)
-    with pytest.raises(ValueError, match=f"max_ngram .* must be a whole number of at least 1, got {value}"):
+    with pytest.raises(ValueError, match=f"max_ngram .* must be a whole number from 1 to 64, got {value}"):
         PromptLookup(draft_schedule="constant", max_ngram=value)
     with pytest.raises(
         ValueError, match=f"num_draft_tokens .* must be a whole number of at least 1, got {value}"

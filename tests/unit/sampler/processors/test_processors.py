@@ -229,7 +229,8 @@ RANGES = [
     ("frequency_penalty", -2.1, "a number from -2 to 2"),
     ("dry_multiplier", -1.0, "a number above 0 and at most 10000, or 0 for off"),
     ("dry_base", 0.9, "a number from 1 to 5"),
-    ("dry_allowed_length", 0, f"{WHOLE} 1 and below 2,147,483,648"),
+    ("dry_allowed_length", 0, f"{WHOLE} 1"),
+    ("dry_allowed_length", 10**30, f"{WHOLE} 1 and below 2,147,483,648"),
     ("dry_sequence_breakers", "\n", r"token ids (tokenizer.encode makes them of a text)"),
     (
         "exponential_decay_length_penalty",
@@ -295,9 +296,9 @@ SAMPLING_RANGES = [
     ("mirostat_eta", 0.0, "a number above 0 and at most 1000"),
 ]
 BEAM_RANGES = [
-    ("num_beams", 0, f"{WHOLE} 1"),
-    ("num_beams", 2.5, f"{WHOLE} 1"),
-    ("num_return_sequences", 0, f"{WHOLE} 1"),
+    ("num_beams", 0, "a whole number from 1 to 65536"),
+    ("num_beams", 2.5, "a whole number from 1 to 65536"),
+    ("num_return_sequences", 0, "a whole number from 1 to 65536"),
     ("length_penalty", 11, "a number from -10 to 10"),
     ("early_stopping", "always", "one of True, False, 'never'"),
     ("early_stopping", 1, "one of True, False, 'never'"),
@@ -310,7 +311,7 @@ BEAM_RANGES = [
         *((strategy, *case) for strategy in (Greedy, Sample, Beam, BeamSample) for case in RANGES),
         *((strategy, *case) for strategy in (Sample, BeamSample) for case in SAMPLING_RANGES),
         *((strategy, *case) for strategy in (Beam, BeamSample) for case in BEAM_RANGES),
-        (Sample, "num_return_sequences", 0, f"{WHOLE} 1"),
+        (Sample, "num_return_sequences", 0, "a whole number from 1 to 65536"),
     ],
 )
 def test_options_out_of_range_are_refused_at_once(strategy: Any, name: str, value: Any, limit: str) -> None:
