@@ -86,6 +86,10 @@ def parser() -> Parser:
         metavar="NAME",
         help="field of a .jsonl object that holds the text (default: text)",
     )
+    parser.add_argument(
+        "--separator", metavar="TEXT",
+        help=f"text that separates documents of .txt files, wherever it stands (default: lines {END_OF_TEXT})",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="errors only on stderr")
     return parser
 
@@ -140,7 +144,7 @@ def learn(args: argparse.Namespace) -> tuple[Tokenizer, float]:
     learner = ByteLevelBPETokenizer()
     interruptible(
         learner.train_from_iterator,
-        documents(args.text, args.text_field),
+        documents(args.text, args.text_field, args.separator),
         vocab_size=args.vocab_size,
         min_frequency=min(args.min_frequency, sys.maxsize),
         special_tokens=[END_OF_TEXT],
@@ -152,7 +156,7 @@ def learn(args: argparse.Namespace) -> tuple[Tokenizer, float]:
         [(left, right) for left, right in learned["merges"]],
         settings={"trained_on": {"sha256": fingerprint(args.text)}},
     )
-    sample = list(beginning(documents(args.text, args.text_field), SAMPLE))
+    sample = list(beginning(documents(args.text, args.text_field, args.separator), SAMPLE))
     n_tokens = sum(len(tokenizer.encode(text)) for text in sample)
     return tokenizer, sum(len(text.encode()) for text in sample) / n_tokens
 

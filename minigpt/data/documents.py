@@ -32,12 +32,13 @@ def text_files(path: Path) -> list[Path]:
     return [path]
 
 
-def documents(paths: Sequence[Path], text_field: str = "text") -> Iterator[str]:
+def documents(paths: Sequence[Path], text_field: str = "text", separator: str | None = None) -> Iterator[str]:
     r"""Every document of some files or folders, one after the other.
 
-    A text file holds documents separated by lines `<|endoftext|>`; line ends around them do not count, and
-    neither do empty ones. A .jsonl file holds one object a line, whose `text_field` is the document.
-    `<|endoftext|>` inside a line is plain text; a warning says how often, for it is rarely meant.
+    A text file holds documents separated by lines `<|endoftext|>`, or by `separator` wherever it stands; line
+    ends around them do not count, and neither do empty ones. A .jsonl file holds one object a line, whose
+    `text_field` is the document. `<|endoftext|>` inside a line is plain text; a warning says how often, for it
+    is rarely meant.
 
     Raises:
         ValueError: a file is missing, empty, not UTF-8 or not JSONL; the message says which, and where.
@@ -52,7 +53,7 @@ def documents(paths: Sequence[Path], text_field: str = "text") -> Iterator[str]:
     inside = 0  # end-of-text tokens that do not have a line of their own
     for file in (file for path in paths for file in text_files(path)):
         empty = True
-        for document in _objects(file, text_field) if is_jsonl(file) else _sections(file):
+        for document in _of_file(file, text_field, separator):
             if document and not document.isspace():
                 empty = False
                 inside += document.count(END_OF_TEXT)
@@ -62,7 +63,7 @@ def documents(paths: Sequence[Path], text_field: str = "text") -> Iterator[str]:
     if inside:
         warnings.warn(
             f"{END_OF_TEXT} occurs {inside:,} times inside documents, where it is plain text: to separate "
-            "documents, give it a line of its own",
+            f"documents, give it a line of its own, or use --separator '{END_OF_TEXT}'",
             stacklevel=2,
         )
 
@@ -86,6 +87,31 @@ def _sha256(file: Path) -> str:
     if is_jsonl(file):  # the same bytes would be read otherwise in a .txt
         return hashlib.sha256(f"jsonl {digest}".encode()).hexdigest()
     return digest
+
+
+def _of_file(file: Path, text_field: str, separator: str | None) -> Iterator[str]:
+    if is_jsonl(file):
+        return _objects(file, text_field)
+    return _sections(file) if separator is None else _parts(file, separator)
+
+
+def _parts(file: Path, separator: str) -> Iterator[str]:
+    """What stands between separators, which may lie within a line or over several."""
+    if not separator:
+        raise ValueError("the separator of documents (--separator) needs at least one character")
+    text, occurs = "", False
+    for line in read_lines(file):
+        unsearched = max(0, len(text) - len(separator) + 1)
+        text += line
+        while (end := text.find(separator, unsearched)) >= 0:
+            yield text[:end]
+            text, unsearched, occurs = text[end + len(separator) :], 0, True
+    yield text
+    if not occurs:
+        newline = "; for a newline write $'\\n' in bash" if "\\n" in separator else ""
+        warnings.warn(
+            f"{file} is one document: the separator {separator!r} does not occur in it{newline}", stacklevel=3
+        )
 
 
 def _sections(file: Path) -> Iterator[str]:

@@ -69,7 +69,13 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt" / "tokens"
 
 
-def tokenise(paths: Sequence[Path], tokenizer: Tokenizer, cache: Path, text_field: str = "text") -> TokenFile:
+def tokenise(
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    cache: Path,
+    text_field: str = "text",
+    separator: str | None = None,
+) -> TokenFile:
     """The token file of some text: the one made before if text and tokenizer are unchanged, else a new one.
 
     Raises:
@@ -77,13 +83,15 @@ def tokenise(paths: Sequence[Path], tokenizer: Tokenizer, cache: Path, text_fiel
     """
     text_sha256 = fingerprint(paths)
     key = f"{FORMAT} {text_sha256} {tokenizer_fingerprint(tokenizer)} {tokenizer.end_token} {text_field}"
+    if separator is not None:
+        key += f" {separator}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         facts = {"text_sha256": text_sha256, "dtype": dtype.name, "files": list(map(str, paths))}
         try:
             with whole_folder(folder) as aside:
-                _write(aside, _encoded(documents(paths, text_field), tokenizer), dtype)
+                _write(aside, _encoded(documents(paths, text_field, separator), tokenizer), dtype)
                 (aside / FACTS).write_text(json.dumps(facts, indent=2))
         except OSError as error:
             if not folder.exists():  # else another run has made it in the meantime

@@ -10,7 +10,7 @@ from minigpt import cli
 from minigpt.cli import DONE, FAILED, INTERRUPTED
 from minigpt.cli.inputs import STDIN, read_text, stdin_is_piped
 from minigpt.generate.flags import parser
-from minigpt.generate.hints import hints
+from minigpt.generate.hints import hints, same_texts
 from minigpt.generate.many import write_many
 from minigpt.generate.repl import Repl
 from minigpt.generate.replay import replay
@@ -44,7 +44,7 @@ def generate(args: argparse.Namespace) -> int:
         return DONE
     session = write_texts(settings, model, tokenizer, strategy, texts)
     if not settings.quiet:  # at the end, for a mistake is answered with one line
-        for hint in hints(settings, texts):
+        for hint in (*hints(settings, texts), *same_texts(session.results(), tokenizer, settings.stop)):
             cli.note("generate", hint)
     if session.interrupted:
         return INTERRUPTED

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from minigpt.cli.strategy_flags import samples
+from minigpt.generate.session import Result
 from minigpt.generate.settings import GenerateSettings
+from minigpt.sampler.text import text_of
+from minigpt.tokenizer import Tokenizer
 
 
 def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
@@ -25,6 +28,20 @@ def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
         yield f"--seed {seed} changes nothing: {settings.strategy.name} does not sample; --temperature 1 does"
     if any(ends_in_space(text) for text in texts):
         yield TRAILING_SPACE
+
+
+def same_texts(results: Sequence[Result], tokenizer: Tokenizer, stop: Sequence[str]) -> Iterator[str]:
+    """One line for each text that reads as a better one of its prompt, in other tokens: beams find such."""
+    strings = tokenizer.stop_strings(*stop)
+    first: dict[tuple[int, str], Result] = {}
+    for result in results:
+        text = text_of(result.completion, tokenizer, strings)
+        better = first.setdefault((result.prompt_index, text), result)
+        if better.completion.tokens != result.completion.tokens:
+            yield (
+                f"text {result.index} of prompt {result.prompt_index} is text {better.index} again, in other tokens:"
+                " ask for more texts if there are too few"
+            )
 
 
 TRAILING_SPACE = "the prompt ends in a space, which GPT-2's tokens have before a word, not after it: leave it out for better text"

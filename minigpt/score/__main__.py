@@ -82,6 +82,10 @@ def parser() -> Parser:
         help="field of a .jsonl object that holds the text (default: text)",
     )
     group.add_argument(
+        "--separator", metavar="TEXT",
+        help="text that separates documents of a file, wherever it stands (default: lines <|endoftext|>)",
+    )  # fmt: skip
+    group.add_argument(
         "--last-word", metavar="FILE",
         help="LAMBADA instead: accuracy of the last word of each text in this .jsonl file",
     )  # fmt: skip
@@ -118,7 +122,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("context", "stride", "batch_size"):
         check_count(flag_of(name), getattr(args, name))
     if args.last_word is not None:
-        for flag in ("files", "text", "context", "stride", "no_end_tokens", "per_token"):
+        for flag in ("files", "text", "separator", "context", "stride", "no_end_tokens", "per_token"):
             if getattr(args, flag):
                 name = "FILE" if flag == "files" else f"--{flag.replace('_', '-')}"
                 raise Failure(BAD_FLAGS, f"--last-word does not use {name}: leave it out")

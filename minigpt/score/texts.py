@@ -103,7 +103,10 @@ def _read(args: argparse.Namespace, tokenizer: Tokenizer) -> Iterator[Source]:
             raise Failure(BAD_FLAGS, f"{prefix}{error}") from error
 
     for path in args.files:
-        yield source(path, _from_stdin(args) if path == STDIN else documents([Path(path)], args.text_field))
+        yield source(
+            path,
+            _from_stdin(args) if path == STDIN else documents([Path(path)], args.text_field, args.separator),
+        )
     if args.text is not None:
         yield source(None, [args.text])
 
@@ -113,7 +116,7 @@ def _from_stdin(args: argparse.Namespace) -> Iterator[str]:
         file = Path(folder, "stdin")
         file.write_bytes(read_bytes(STDIN))
         try:
-            yield from documents([file], args.text_field)
+            yield from documents([file], args.text_field, args.separator)
         except ValueError as error:
             raise ValueError(str(error).replace(str(file), "stdin")) from error
 

@@ -92,7 +92,9 @@ def _tokenizer(settings: Settings) -> Tokenizer:
         case "bytes":
             return byte_tokenizer()
         case "chars":
-            return character_tokenizer(documents(settings.data_paths, settings.text_field))
+            return character_tokenizer(
+                documents(settings.data_paths, settings.text_field, settings.separator)
+            )
         case name:
             return Tokenizer.from_pretrained(name)
 

@@ -98,7 +98,9 @@ def _token_files(
     fraction = settings.val_fraction
 
     def tokenised(paths: list[Path]) -> TokenFile:
-        return processes.in_turns(lambda: tokenise(paths, tokenizer, cache, settings.text_field))
+        return processes.in_turns(
+            lambda: tokenise(paths, tokenizer, cache, settings.text_field, settings.separator)
+        )
 
     train = tokenised(settings.data_paths)
     if fraction is not None:

@@ -61,6 +61,8 @@ class Settings:
     val: str = option("0.05", "validation file, or the fraction of documents to hold out", group="data",
         metavar="FILE_OR_FRACTION", fixed=False)
     text_field: str = option("text", "the field of a .jsonl object that holds the text", group="data", metavar="NAME")
+    separator: str | None = option(None, "the text that separates documents of .txt files, wherever it stands",
+        group="data", kind=str, default_is="lines <|endoftext|>", metavar="TEXT")
     tokenizer: str | None = option(None, "a model's folder or name; bytes; or chars, the text's own characters",
         group="data", kind=str, default_is="the bundled model's, or that of --init", metavar="NAME_OR_DIR")
     token_cache: str | None = option(None, "where token files are kept", group="data", kind=str,

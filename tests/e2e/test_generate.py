@@ -756,6 +756,17 @@ def test_what_is_probably_not_meant_is_remarked_on(
     assert "minigpt.generate: prompt" in tell("Once", "--max-new-tokens", 2).err.splitlines()[0]
 
 
+def test_beams_that_find_one_text_twice_say_so() -> None:
+    tokenizer = minigpt.Tokenizer.from_pretrained()
+    (there,), (the,), (rest,) = (tokenizer.encode(part) for part in (" there", " the", "re"))
+    likely = [flag for token in (there, the, rest) for flag in ("--logit-bias", f"{token}=40")]
+    result = call(
+        "Once upon a time", "--num-beams", 2, "--num-return-sequences", 2, "--stop", "there", *likely
+    )
+    assert result.out == " \n---\n \n"
+    assert "text 1 of prompt 0 is text 0 again, in other tokens" in result.err
+
+
 def test_a_prompt_that_fails_does_not_take_the_others_along(tell: Callable[..., Result]) -> None:
     flags = ("--regex", "[ab]", "--no-repeat-ngram-size", 1, "--json")
     result = tell("-p", "a\nb", "-p", "The king", "-p", "ab", *flags)

@@ -64,17 +64,62 @@ def test_an_end_token_inside_a_line_is_text_and_a_warning_counts_them(tmp_path: 
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r ")).filter(
-    lambda text: text.strip() and text == text.strip("\r\n") and "\r\n" not in text and text[0] != "\ufeff"
+    lambda text: (
+        text.strip()
+        and text == text.strip("\r\n")
+        and "\r\n" not in text
+        and text[0] != "\ufeff"
+        and END_OF_TEXT not in text
+    )
 )
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_documents_are_read_back(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        if not any(line.rstrip() == END_OF_TEXT for text in texts for line in text.split("\n")):
-            assert read(write(Path(folder, "a.txt"), f"\n{END_OF_TEXT}\n".join(texts))) == texts
+        assert read(write(Path(folder, "a.txt"), f"\n{END_OF_TEXT}\n".join(texts))) == texts
         lines = "\n".join(json.dumps({"text": text}) for text in texts)
         assert read(write(Path(folder, "a.jsonl"), lines)) == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "found"),
+    [
+        ("One.<|endoftext|>Two.<|endoftext|>", END_OF_TEXT, ["One.", "Two."]),
+        ("One.\n<|endoftext|>\nTwo.", END_OF_TEXT, ["One.", "Two."]),  # a line of its own is one, too
+        ("One.\n\nStill one.\n\n\nTwo.", "\n\n\n", ["One.\n\nStill one.", "Two."]),
+        ("aab and aab", "aab", [" and "]),
+        ("xaaay", "aa", ["x", "ay"]),  # the first one counts
+        ("== One\r\nTwo\r\n==", "\n==", ["== One\nTwo"]),
+    ],
+)
+def test_another_separator_may_stand_anywhere(
+    tmp_path: Path, text: str, separator: str, found: list[str]
+) -> None:
+    assert read(write(tmp_path / "a.txt", text), separator=separator) == found
+
+
+@given(
+    st.lists(TEXTS, min_size=2, max_size=5), st.sampled_from(["--", "\n\n", "-\n-\n", "<|endoftext|>", "a"])
+)
+def test_any_separator_does(texts: list[str], separator: str) -> None:
+    """As `str.split` has it, on the whole text."""
+    whole = separator.join(texts)
+    documents = [part.strip("\r\n") for part in whole.split(separator) if part.strip()]
+    with tempfile.TemporaryDirectory() as folder:
+        if documents:
+            assert read(write(Path(folder, "a.txt"), whole), separator=separator) == documents
+
+
+def test_a_separator_that_does_not_occur_is_reported(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "One.\n\nTwo.")
+    message = r"a.txt is one document: the separator '\\\\n\\\\n' does not occur in it; for a newline write \$'\\n' in bash"
+    with pytest.warns(UserWarning, match=message):
+        assert read(file, separator=r"\n\n") == ["One.\n\nTwo."]
+    with pytest.raises(
+        ValueError, match=r"the separator of documents \(--separator\) needs at least one character"
+    ):
+        read(file, separator="")
 
 
 def test_jsonl_holds_a_document_a_line_in_a_field_of_its_own(tmp_path: Path) -> None:

@@ -112,11 +112,11 @@ def test_an_unchanged_text_is_not_tokenised_again(text: Path, cache: Path, tmp_p
     assert tokenise([moved], unwilling(), cache).folder == first.folder
 
 
-@pytest.mark.parametrize("change", ["text", "kind", "tokenizer", "text_field", "cache"])
+@pytest.mark.parametrize("change", ["text", "kind", "tokenizer", "text_field", "separator", "cache"])
 def test_what_decides_the_tokens_makes_a_new_file(
     text: Path, cache: Path, tmp_path: Path, change: str
 ) -> None:
-    paths, field = [text], "text"
+    paths, field, separator = [text], "text", None
     tokenise(paths, byte_tokenizer(), cache)
     if change == "text":
         text.write_text(TEXT + "!")
@@ -132,10 +132,12 @@ def test_what_decides_the_tokens_makes_a_new_file(
         return
     elif change == "text_field":
         field = "body"
+    elif change == "separator":
+        separator = "."
     elif change == "cache":
         cache = tmp_path / "other"
     with pytest.raises(AssertionError, match="tokenised before"):
-        tokenise(paths, unwilling(), cache, field)
+        tokenise(paths, unwilling(), cache, field, separator)
 
 
 def test_a_tokenizer_that_was_saved_and_loaded_is_the_same(tmp_path: Path) -> None:

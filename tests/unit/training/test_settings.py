@@ -140,6 +140,7 @@ def test_a_run_keeps_what_decides_its_result() -> None:
     fixed = {
         "batch_size": 8, "accumulate": 2, "lr": 0.2, "warmup": 4, "seed": 1, "dropout": 0.1, "context": 8, "lora": 2,
         "weight_decay": 0.0, "beta2": 0.9, "dtype": "float32", "init": "bundled", "tokenizer": "bytes", "text_field": "x",
+        "separator": "--",
         "eval_tokens": 5, "optimizer": "muon", "adamw_lr": 0.01, "schedule": "wsd", "lora_alpha": 16.0, "val": "0.5",
     }  # fmt: skip
     for name, value in fixed.items():
