@@ -10,7 +10,6 @@ who uses them asks before whether they are there. Our own packages import their 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
@@ -44,9 +43,7 @@ def imported_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str]
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
-        setattr(sys.modules[package], name, value)
-        return value
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return find
 
