@@ -12,11 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import huggingface_hub
-
 from minigpt.json_files import expect, field, read_object
 from minigpt.lazy import hub_constants as constants
-from minigpt.lazy import hub_errors
+from minigpt.lazy import hub_errors, huggingface_hub
 
 BUNDLED = "bundled"  # the name of the model that is shipped with minigpt; ./bundled is a directory
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Tensor", "arrow", "arrow_fs", "arrow_parquet", "fsspec", "fsspec_arrow", "hub_constants", "hub_errors", "hub_tqdm",
-    "imported_when_used", "numpy", "ray", "ray_data", "torch",
+    "huggingface_hub", "imported_when_used", "numpy", "ray", "ray_data", "torch",
 ]  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def imported_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str]
 if TYPE_CHECKING:
     import fsspec
     import fsspec.implementations.arrow as fsspec_arrow
+    import huggingface_hub
     import huggingface_hub.constants as hub_constants
     import huggingface_hub.errors as hub_errors
     import huggingface_hub.utils.tqdm as hub_tqdm
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 else:
+    huggingface_hub = _Lazy("huggingface_hub")
     hub_constants = _Lazy("huggingface_hub.constants")
     hub_errors = _Lazy("huggingface_hub.errors")
     hub_tqdm = _Lazy("huggingface_hub.utils.tqdm")

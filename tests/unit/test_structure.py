@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "tokenizer": {"atomic", "hub", "json_files", "tokenizer"},
     "data": {"atomic", "cli", "data", "json_files", "tokenizer"},
     "sampler": {"atomic", "errors", "json_files", "lazy", "options", "sampler"},
-    "jobs": {"atomic", "cli", "data", "errors", "hub", "jobs", "json_files", "lazy", "tokenizer"},
+    "jobs": {"atomic", "cli", "data", "errors", "hub", "jobs", "json_files", "lazy", "options", "tokenizer"},
     "evaluation": {"cache", "evaluation", "lazy", "options", "sampler"},
     "interp": {
         "atomic",
