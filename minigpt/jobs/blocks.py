@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from minigpt.jobs.columns import utf8
 from minigpt.jobs.extras import require
 from minigpt.jobs.parquet import read_table
 from minigpt.jobs.rows import (
@@ -100,7 +101,7 @@ class Source:
         return each_document if self.documents else each_line
 
     def kept(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name not in self.drops}
+        return {utf8(name): value for name, value in values.items() if name not in self.drops}
 
     def _row(self, file: str, piece: Piece) -> Row:
         try:

@@ -22,6 +22,11 @@ def renamed(names: Collection[str], taken: Collection[str]) -> dict[str, str]:
     return new
 
 
+def utf8(text: str) -> str:
+    """The text as UTF-8 can have it: half a surrogate pair becomes "?"."""
+    return text.encode(errors="replace").decode()
+
+
 def note_kinds(kinds: Kinds, values: Mapping[str, Any]) -> None:
     """Widens the kinds of columns, so that they take these values, too; what nothing else takes is a string.
 

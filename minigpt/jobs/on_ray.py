@@ -42,7 +42,9 @@ class RayCluster:
             OSError: it cannot be reached.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of a cluster that starts here
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else the core's remarks stand among ours on stderr
+        os.environ.setdefault(
+            "RAY_BACKEND_LOG_LEVEL", "fatal"
+        )  # else the core's remarks stand among ours on stderr
         host, _, port = self.address.rpartition("/")[2].rpartition(":")
         try:
             if host and port.isdecimal():  # Ray itself would try for minutes

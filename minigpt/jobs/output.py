@@ -56,6 +56,8 @@ class Output:
             ValueError: it holds the output of another job.
         """
         facts = json.loads(json.dumps(dict(facts)))
+        for name in ("", FOLDER):
+            self.folder.tidy(name)
         manifest, shards = self.manifest(), self.folder.find("part-*")
         if manifest is None and shards:
             raise ValueError(

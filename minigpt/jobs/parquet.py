@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from minigpt.jobs.columns import Kinds
+from minigpt.jobs.columns import Kinds, utf8
 from minigpt.lazy import arrow, arrow_parquet
 
 
@@ -124,8 +124,9 @@ def table_of_objects(objects: Sequence[Mapping[str, Any]], schema: arrow.Schema)
 
 
 def _fitting(value: Any, kind: arrow.DataType) -> Any:
-    is_text = arrow.types.is_string(kind) and value is not None and not isinstance(value, str)
-    return json.dumps(value, ensure_ascii=False) if is_text else value
+    if value is None or not arrow.types.is_string(kind):
+        return value
+    return utf8(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def objects_of(table: arrow.Table) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 from uuid import uuid4
 
-from minigpt.atomic import UNFINISHED, all_or_none
+from minigpt.atomic import UNFINISHED, all_or_none, remove_unfinished
 from minigpt.jobs.extras import require
 from minigpt.lazy import arrow_fs, fsspec, fsspec_arrow
 
@@ -32,6 +32,8 @@ class Folder(Protocol):
         """Writes a file whole or not at all, over an older one."""
 
     def delete(self, name: str) -> None: ...
+    def tidy(self, name: str) -> None:
+        """Removes what killed processes have left half written in a folder of this folder."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class LocalFolder:
 
     def delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
+
+    def tidy(self, name: str) -> None:
+        remove_unfinished(self.path / name)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,11 @@ class RemoteFolder:
     def delete(self, name: str) -> None:
         with self._opened() as (fs, root), suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
+
+    def tidy(self, name: str) -> None:
+        with self._opened() as (fs, root):
+            for left in fs.glob("/".join(filter(None, (root, name, f"{UNFINISHED}*")))):
+                fs.rm_file(left)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, str]]:

@@ -279,10 +279,22 @@ def test_prompts(place: Place, data: DataObject) -> None:
         file.write_bytes(b"\n".join(dump(data.draw(values | entry)) for _ in range(3)))
     else:
         file.write_bytes(mutate_bytes(data, file.read_bytes()))
-    flags = ["--model", "model", "--max-new-tokens", "2", "--threads", "1"]
-    keeps_the_promise(
-        place, place.run("compare", "--prompts", name, "--method", "greedy", *flags), CODES | {1}
-    )
+    generate = ["generate", "--prompts", name, "--max-new-tokens", "2", "--model", "model", "--threads", "1"]
+    job = [
+        "--out",
+        "shards",
+        "--shard-rows",
+        "2",
+        "--format",
+        data.draw(st.sampled_from(["jsonl", "parquet"])),
+    ]
+    argv = data.draw(
+        st.sampled_from(
+            [["compare", *generate[1:], "--method", "greedy"], [*generate, "--json"], [*generate, *job],
+             ["score", name, "--text-field", "prompt", "--model", "model", "--threads", "1", *job]]
+        )
+    )  # fmt: skip
+    keeps_the_promise(place, place.run(*argv), CODES | {1})
 
 
 @seed(SEED)
@@ -353,6 +365,7 @@ LONG = {
     "--interactive",
     "--revision",
     "--open",
+    "--ray",
 }
 
 
