@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from browsing import VIEWS, Open, state, until
 
+from minigpt.interp.page import Page as Explored
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -227,6 +229,48 @@ def test_a_table_is_copied_as_text(story: Path, open_page: Open) -> None:
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
     assert lines[0] == "Key\tPosition\tWeight"
     assert len(lines) == 4
+
+
+def test_a_character_of_several_tokens_is_named_at_each(hostile: Path, open_page: Open) -> None:
+    page = open_page(hostile)
+    first, last = page.evaluate("runs[0].characters.find(([first, last, character]) => character === '😀')")[
+        :2
+    ]
+    for token in range(first, last + 1):
+        page.hover(f'.token[data-i="{token}"]')
+        assert "(a part of 😀)" in readout(page)
+    assert page.inner_text(f'.token[data-i="{last}"]').endswith("⟩😀")
+
+
+def test_the_token_after_a_full_context_was_not_read(shaped_like_gpt2: Path, open_page: Open) -> None:
+    page = open_page(shaped_like_gpt2, "token=1024&pinned=1")
+    assert "was not read: it lies beyond the context length" in readout(page)
+    page.click("#tab-lens")
+    assert "was not read" in readout(page)
+    assert page.locator("#lens-table tbody tr").first.inner_text().split("\t")[1:3] == ["–", "–"]
+    assert "were left out" in page.inner_text("#count")
+
+
+def test_the_text_scrolls_to_what_the_address_selects(shaped_like_gpt2: Path, open_page: Open) -> None:
+    page = open_page(shaped_like_gpt2, "token=900")
+    box, token = (page.locator(part).bounding_box() for part in ("#strips", '.token[data-i="900"]'))
+    assert box
+    assert token
+    assert box["y"] <= token["y"] <= box["y"] + box["height"]
+    assert page.evaluate("scrollY") == 0  # the page itself stays
+
+
+def test_the_page_works_in_the_frame_of_a_notebook(
+    story: Path, explored: Explored, open_page: Open, tmp_path: Path
+) -> None:
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><html data-ready>{explored._repr_html_()}</html>", encoding="utf-8")
+    frame = open_page(notebook).frame_locator("iframe")
+    frame.locator('.token[data-i="9"]').hover()
+    assert frame.locator("#readout").inner_text().startswith("9 “·had” attends")
+    frame.locator("#theme").select_option("dark")  # without a place to keep it
+    frame.locator("#tab-choices").click()
+    assert "given in the prompt" in frame.locator("#choice-sentence").inner_text()
 
 
 def test_markup_in_a_text_stays_text(hostile: Path, open_page: Open) -> None:

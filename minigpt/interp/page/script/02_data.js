@@ -5,7 +5,10 @@ const ARRAYS = {
   float32: Float32Array, float64: Float64Array,
 };
 
-/** base64 of zlib-compressed byte planes (the lowest byte of every number, then the next of every number, ...) -> { shape, values }. */
+/**
+ * Unpacks numbers: base64 of zlib of byte planes, the lowest byte of every number, then the next of every number, ...
+ * The result is { shape, values }.
+ */
 async function unpacked(packed) {
   const text = atob(packed.data);
   const compressed = new Uint8Array(text.length);
@@ -29,9 +32,18 @@ async function unpackedAll(value) {
 
 let data, config, runs, vocabulary;
 
-const pieceOf = (id) => vocabulary.get(String(id)) ?? `#${id}`;
+const pieceOf = (id) => (id === null ? "–" : vocabulary.get(String(id)) ?? `#${id}`);
 const spoken = (piece) => piece.replaceAll("·", " ").replaceAll("⏎", " line break ").trim() || "space";
-const named = (run, i) => `${i} “${run.pieces[i]}”`;
+
+/** A token by its position and its piece, and the character of which it is a part. */
+function named(run, i) {
+  const character = run.characterOf.get(i);
+  return `${i} “${run.pieces[i]}”` + (character ? ` (a part of ${character})` : "");
+}
+
+/** A character that may be shown: neither one that turns the writing round nor half of one. */
+const visible = (character) =>
+  /[\p{C}\p{Z}\p{M}]/u.test(character) ? `U+${character.codePointAt(0).toString(16).toUpperCase()}` : character;
 
 /** Shown pieces as running text. */
 const plain = (text) => text.replaceAll("·", " ").replaceAll(/[⏎\s]+/g, " ").trim();
@@ -48,10 +60,12 @@ function prepared(run, number) {
   run.name = "AB"[number];
   run.length = run.tokens.length;
   run.generated = run.length - run.prompt_length;
-  run.opening = shortened(plain(run.pieces.slice(0, run.prompt_length).join("")), 140);
+  run.opening = shortened(plain(run.pieces.slice(0, run.prompt_length).join("")), 100);
   run.stepAt = new Map(run.steps.map((step) => [step.position, step]));
-  run.parts = new Set();
-  for (const [first, last] of run.characters) for (let i = first + 1; i <= last; i++) run.parts.add(i);
+  run.characterOf = new Map();
+  for (const [first, last, character] of run.characters) {
+    for (let i = first; i <= last; i++) run.characterOf.set(i, visible(character));
+  }
   const surprisal = Array.from(run.surprisal.values).filter(Number.isFinite);
   run.meanSurprisal = surprisal.reduce((sum, x) => sum + x, 0) / surprisal.length;
   return run;
@@ -84,14 +98,24 @@ function lensRow(run, layer) {
   return row < 0 ? run.lens.points.length - 1 : row;
 }
 
-const layerName = (point) => (point === "embed" ? "embedding" : point.replace(/^blocks\.(\d+)(\.resid_post)?$/, "layer $1"));
+function layerName(point) {
+  return point === "embed" ? "embedding" : point.replace(/^blocks\.(\d+)(\.resid_post)?$/, "layer $1");
+}
+
+/** The last token of a full context is shown and was never read: nothing is known of it. */
+const isUnread = (run, position) => position >= run.read;
+const UNREAD = "was not read: it lies beyond the context length.";
 
 /** What a lens says at a row and a position. */
 function lensAt(run, row, position) {
   const { kept, ids, probability, rank, entropy, kl } = run.lens;
   const at = row * run.length + position;
+  if (isUnread(run, position)) return { top: [{ id: null, probability: NaN }], rank: NaN, entropy: NaN, kl: NaN };
   const top = [];
-  for (let i = at * kept; i < (at + 1) * kept; i++) top.push({ id: ids.values[i], probability: probability.values[i] });
-  return { top, rank: rank.values[at] || NaN, entropy: entropy.values[at], kl: kl.values[at] }; // rank 0: nothing follows
+  for (let i = at * kept; i < (at + 1) * kept; i++) {
+    top.push({ id: ids.values[i], probability: probability.values[i] });
+  }
+  const following = rank.values[at] || NaN; // 0: nothing follows
+  return { top, rank: following, entropy: entropy.values[at], kl: kl.values[at] };
 }
 

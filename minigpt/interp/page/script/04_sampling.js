@@ -13,7 +13,10 @@ function stepLogits(step) {
   return step.sorted;
 }
 
-/** ln of the sum of exp(logit / temperature) over the tokens that the page does not hold: a Chebyshev series in ln(temperature). */
+/**
+ * ln of the sum of exp(logit / temperature) over the tokens that the page does not hold, which it has as a Chebyshev
+ * series in ln(temperature).
+ */
 function tailMass(tail, temperature) {
   if (!tail?.count) return -Infinity;
   const [low, high] = tail.temperatures.map(Math.log), c = tail.coefficients.values;

@@ -19,7 +19,8 @@ function startingState() {
 /** The state with everything in its range. */
 function checked(raw) {
   const s = { ...defaults, ...raw };
-  const integer = (value, low, high, otherwise) => (Number.isFinite(value) ? clamp(Math.trunc(value), low, high) : otherwise);
+  const integer = (value, low, high, otherwise) =>
+    Number.isFinite(value) ? clamp(Math.trunc(value), low, high) : otherwise;
   if (!views.some((view) => view.id === s.view && view.available())) s.view = defaults.view;
   s.run = integer(s.run, 0, runs.length - 1, 0);
   const longest = s.view === "compare" ? Math.max(...runs.map((run) => run.length)) : runs[s.run].length;
@@ -39,10 +40,14 @@ function checked(raw) {
   return s;
 }
 
-/** Changes the state and shows it. What the user did by keyboard or a control is announced; hovering is not. */
+/**
+ * Changes the state and shows it. What the user did by keyboard or a control is announced, and the text scrolls to
+ * it; hovering does neither.
+ */
 function set(changes, { announce = true } = {}) {
   state = checked({ ...state, ...changes });
   show();
+  if (announce) for (const strip of strips) strip.reveal();
   clearTimeout(hashTimer);
   hashTimer = setTimeout(writeHash, 150);
   clearTimeout(announceTimer);

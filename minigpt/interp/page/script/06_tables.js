@@ -1,5 +1,12 @@
 // Tables
 
+// Kinds of columns. A cell of a bar is [text, share of the whole].
+const asText = (name) => ({ name });
+const asList = (name) => ({ name, kind: "list" });
+const asPiece = (name) => ({ name, kind: "piece" });
+const asNumber = (name) => ({ name, kind: "number" });
+const asBar = (name) => ({ name, kind: "number", bar: true });
+
 /** A table with a heading and a button that copies it; its cells are replaced when what it shows changes. */
 class Table {
   constructor(container) {
@@ -16,13 +23,18 @@ class Table {
     );
   }
 
-  /** columns: [{ name, number, piece, bar }]; rows: [{ cells, current, gone }]; a bar's cell is [text, share]. */
+  /** Shows rows: [{ cells, current: it is the selected one, gone: it is struck out, badge: a word after the piece }]. */
   fill(title, columns, rows, after = "") {
     this.title.textContent = title;
     this.after.textContent = after;
-    this.rows = [columns.map((column) => column.name), ...rows.map((row) => row.cells.map((cell) => (Array.isArray(cell) ? cell[0] : cell)))];
-    const names = columns.map((column) => el("th", { scope: "col", class: column.number ? "number" : undefined }, column.name));
-    this.head.replaceChildren(el("tr", {}, ...columns.flatMap((column, i) => (column.bar ? [names[i], el("td")] : [names[i]]))));
+    const texts = rows.map(({ cells }) => cells.map((cell) => (Array.isArray(cell) ? cell[0] : cell)));
+    this.lines = [columns.map((column) => column.name), ...texts];
+    const header = el("tr");
+    for (const { name, kind, bar } of columns) {
+      header.append(el("th", { scope: "col", class: kind === "number" && kind }, name));
+      if (bar) header.append(el("td"));
+    }
+    this.head.replaceChildren(header);
     this.body.replaceChildren(...rows.map((row) => this.row(columns, row)));
   }
 
@@ -30,9 +42,9 @@ class Table {
     const tr = el("tr", { class: [current && "current", gone && "gone"].filter(Boolean).join(" ") || undefined });
     columns.forEach((column, i) => {
       const cell = cells[i];
-      const kind = column.piece ? "piece" : column.number ? "number" : column.list ? "list" : undefined;
-      tr.append(el(i ? "td" : "th", { class: kind, scope: i ? undefined : "row" }, String(column.bar ? cell[0] : cell)));
-      if (column.piece && badge) tr.lastChild.append(el("span", { class: "badge" }, badge));
+      const text = String(column.bar ? cell[0] : cell);
+      tr.append(i ? el("td", { class: column.kind }, text) : el("th", { class: column.kind, scope: "row" }, text));
+      if (column.kind === "piece" && badge) tr.lastChild.append(el("span", { class: "badge" }, badge));
       if (column.bar) {
         const bar = el("span");
         bar.style.width = `${100 * clamp(cell[1] || 0, 0, 1)}%`;
@@ -43,7 +55,7 @@ class Table {
   }
 
   async copied() {
-    const text = this.rows.map((row) => row.join("\t")).join("\n") + "\n";
+    const text = this.lines.map((line) => line.join("\t")).join("\n") + "\n";
     let done = true;
     try {
       await navigator.clipboard.writeText(text);

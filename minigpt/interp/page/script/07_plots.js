@@ -30,6 +30,11 @@ class Plot {
     draw(this.canvas.getContext("2d"), ratio);
   }
 
+  /** The position under a point of a picture that is a text from left to right. */
+  positionAt(x, n) {
+    return clamp(Math.floor((x / this.canvas.clientWidth) * n), 0, n - 1);
+  }
+
   /** Marks a part of the picture, and names it if there is a name. */
   frame(x, y, width, height, name = "") {
     this.mark.hidden = false;
@@ -41,17 +46,28 @@ class Plot {
   }
 }
 
+/** What pointing at a position of a picture does: a click pins it. */
+function pointed(token, click) {
+  if (click) set({ token, cursor: token, pinned: true });
+  else set(state.pinned ? { cursor: token } : { token }, { announce: false });
+}
+
 /** A font of the page for a canvas. */
-const canvasFont = (size, family = "serif") => `${size}px ${getComputedStyle(document.documentElement).getPropertyValue(`--${family}`)}`;
+function canvasFont(size, family = "serif") {
+  return `${size}px ${getComputedStyle(document.documentElement).getPropertyValue(`--${family}`)}`;
+}
 
 /** Every weight of a head on a square of pixels; where several fall on one pixel the largest counts. */
-function headPixels(image, left, top, side, run, layer, head) {
-  const colours = ramp("blue"), pixels = new Uint32Array(image.data.buffer), n = run.length;
+function drawHead(context, left, top, side, run, layer, head) {
+  const image = context.createImageData(side, side), pixels = new Uint32Array(image.data.buffer);
+  const colours = ramp("blue"), n = run.length;
   const levels = new Int8Array(side * side).fill(-1);
   const edge = (i) => Math.floor((i * side) / n);
   for (let query = 0; query < n; query++) {
     const y0 = edge(query), y1 = Math.max(edge(query + 1), y0 + 1);
-    for (let y = y0; y < y1; y++) for (let x = 0; x < Math.max(edge(query + 1), 1); x++) if (levels[y * side + x] < 0) levels[y * side + x] = 0;
+    for (let y = y0; y < y1; y++) {
+      for (let x = 0; x < Math.max(edge(query + 1), 1); x++) levels[y * side + x] = Math.max(levels[y * side + x], 0);
+    }
     for (const { key, weight } of attentionRow(run, layer, head, query).keys) {
       const level = levelOf(scaled(weight)), x0 = edge(key), x1 = Math.max(edge(key + 1), x0 + 1);
       for (let y = y0; y < y1; y++) for (let x = x0; x < x1; x++) {
@@ -59,10 +75,10 @@ function headPixels(image, left, top, side, run, layer, head) {
       }
     }
   }
-  for (let y = 0; y < side; y++) for (let x = 0; x < side; x++) {
-    const level = levels[y * side + x];
-    if (level >= 0) pixels[(top + y) * image.width + left + x] = colours[level].pixel;
-  }
+  levels.forEach((level, i) => {
+    if (level >= 0) pixels[i] = colours[level].pixel;
+  });
+  context.putImageData(image, left, top);
 }
 
 /** A weight from 0 to 1 on the colour scale that is chosen. */
@@ -82,7 +98,8 @@ function drawBars(context, ratio, width, height, values, { name, low, high, line
     const level = low < 0 ? 0.5 + values[i] / (2 * high) : 0.35 + (0.65 * values[i]) / high;
     context.fillStyle = colours[Math.max(levelOf(level), 0)].css;
     const from = y(Math.max(low, 0)), to = y(clamp(values[i], low, high));
-    context.fillRect(i * step, Math.min(from, to), Math.max(step - (step > 4 ? 1 : 0), 0.75), Math.max(Math.abs(from - to), 1));
+    const [wide, tall] = [Math.max(step - (step > 4 ? 1 : 0), 0.75), Math.max(Math.abs(from - to), 1)];
+    context.fillRect(i * step, Math.min(from, to), wide, tall);
   }
   context.fillStyle = variable("edge");
   context.fillRect(0, y(line ?? 0), width, 1);

@@ -10,7 +10,9 @@ class Strip {
     this.list = el("div", {
       class: run.length > 160 ? "strip long" : "strip", role: "listbox",
       "aria-label": `Text of run ${run.name}: ${run.length} tokens, ${run.prompt_length} of the prompt`,
-      pointerover: (event) => this.hovered(event), click: (event) => this.clicked(event), keydown: (event) => this.pressed(event),
+      pointerover: (event) => this.hovered(event),
+      click: (event) => this.clicked(event),
+      keydown: (event) => this.pressed(event),
     });
     this.tokens = run.pieces.map((piece, i) => this.made(piece, i));
     this.root = el("div", {}, this.name, this.list);
@@ -19,11 +21,16 @@ class Strip {
   made(piece, i) {
     const { run } = this;
     const generated = i >= run.prompt_length;
-    const kind = ["token", generated && "generated", i === run.prompt_length && i > 0 && "boundary", run.parts.has(i) && "part"];
+    const character = run.characterOf.get(i);
+    const isFirstGenerated = generated && i === run.prompt_length && i > 0;
+    const isPart = character && run.characterOf.get(i - 1) === character;
+    const kinds = ["token", generated && "generated", isFirstGenerated && "boundary", isPart && "part"];
     const token = el("span", {
-      class: kind.filter(Boolean).join(" "), role: "option", tabindex: "-1", "aria-selected": "false", "data-i": i,
-      "aria-label": `${i}: ${spoken(piece)}${generated ? ", generated" : ""}`, dir: "auto",
+      class: kinds.filter(Boolean).join(" "), role: "option", tabindex: "-1", "aria-selected": "false", "data-i": i,
+      "aria-label": `${i}: ${spoken(piece)}${character ? `, a part of ${character}` : ""}${generated ? ", generated" : ""}`,
+      dir: "auto",
     }, piece);
+    if (isPart && run.characterOf.get(i + 1) !== character) token.append(el("span", { class: "whole" }, character));
     this.list.append(token);
     if (/⏎$/.test(piece)) this.list.append(el("span", { class: "break", role: "presentation" }));
     return token;
@@ -77,7 +84,21 @@ class Strip {
       if (level === this.levels[i]) continue;
       this.levels[i] = level;
       painted(this.tokens[i], name, values[i]);
-      this.tokens[i].dataset.level = level < 0 ? 0 : Math.ceil((4 * level) / (LEVELS - 1));
+      // Where there are no colours, an underline grows with the value, or with its distance from the middle.
+      const strength = name === "diverging" ? Math.abs(2 * values[i] - 1) : values[i];
+      this.tokens[i].dataset.level = level < 0 ? 0 : Math.ceil(4 * clamp(strength, 0, 1));
+    }
+  }
+
+  /** Scrolls the text, not the page, so that the cursor can be seen. */
+  reveal() {
+    if (this.root.hidden) return;
+    const token = this.tokens[this.current];
+    for (const box of [this.list, $("strips")]) {
+      if (box.scrollHeight <= box.clientHeight) continue;
+      const [inner, outer] = [token.getBoundingClientRect(), box.getBoundingClientRect()];
+      if (inner.top < outer.top) box.scrollTop += inner.top - outer.top - 40;
+      else if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom + 40;
     }
   }
 

@@ -12,65 +12,75 @@ const beamsView = {
     $("beam-step").addEventListener("input", (event) => set({ beamStep: event.target.valueAsNumber }));
   },
 
-  /** The nodes of the search: { column, row, text, score, reason, parent }, the prompt first. */
+  /** The nodes of the search, the prompt first: { column, row, text, score, reason, parent }. */
   nodes(run) {
     if (run.beamNodes) return run.beamNodes;
-    const root = { column: 0, row: 0, text: "…", score: 0, reason: "", parent: null };
-    const nodes = [root];
-    let live = [root];
-    beamsOf(run).steps.forEach((step, column) => {
+    const nodes = [{ column: 0, row: 0, text: "…", score: 0, reason: "", parent: null }];
+    let live = [...nodes]; // those that went on, which the next step counts
+    beamsOf(run).steps.forEach((step, i) => {
       const grown = step.map(([parent, token, score, reason], row) =>
-        ({ column: column + 1, row, text: pieceOf(token), score: score ?? -Infinity, reason, parent: live[parent] }));
+        ({ column: i + 1, row, text: pieceOf(token), score: score ?? -Infinity, reason, parent: live[parent] }));
       nodes.push(...grown);
       live = grown.filter((node) => !node.reason);
     });
-    return (run.beamNodes = nodes);
+    run.beamNodes = nodes;
+    return nodes;
   },
 
-  /** Hypotheses after a step: finished ones, and those that go on; best first. */
+  /** Hypotheses after a step, best first: those that go on, and all that were finished by then. */
   hypotheses(run, step) {
-    return this.nodes(run).filter((node) => (node.reason ? node.column <= step : node.column === step)).sort((a, b) => b.score - a.score);
+    const there = this.nodes(run).filter(({ reason, column }) => (reason ? column <= step : column === step));
+    return there.sort((a, b) => b.score - a.score);
   },
 
   show(run) {
-    const lattice = beamsOf(run);
-    $("beam-picture").hidden = $("beam-table").hidden = !lattice;
-    $("beam-step").disabled = !lattice;
-    if (!lattice) return void ($("beam-output").textContent = "this run had no beams");
-    $("beam-step").max = lattice.steps.length;
+    const beams = beamsOf(run);
+    $("beam-picture").hidden = $("beam-table").hidden = !beams;
+    $("beam-step").disabled = !beams;
+    $("beam-output").textContent = beams ? `${state.beamStep} of ${beams.steps.length}` : "this run had no beams";
+    if (!beams) return;
+    $("beam-step").max = beams.steps.length;
     $("beam-step").value = state.beamStep;
-    $("beam-output").textContent = `${state.beamStep} of ${lattice.steps.length}`;
     const hypotheses = this.hypotheses(run, state.beamStep);
+    const ended = state.beamStep === beams.steps.length;
+    const best = (ended && hypotheses.find((node) => node.reason)) || hypotheses[0];
     const path = new Set();
-    const finished = hypotheses.filter((node) => node.reason);
-    for (let node = state.beamStep === lattice.steps.length && finished.length ? finished[0] : hypotheses[0]; node; node = node.parent) path.add(node);
+    for (let node = best; node; node = node.parent) path.add(node);
     this.draw(run, path);
     const text = (node) => (node.parent ? text(node.parent) + node.text : "");
-    const rows = hypotheses.map((node) => ({ cells: [plain(text(node)), signed(node.score, 3), node.reason ? `finished: ${node.reason}` : "goes on"], current: path.has(node) }));
-    this.table.fill(`Hypotheses after step ${state.beamStep}`, [{ name: "Text", piece: true }, { name: "Score", number: true }, { name: "State" }], rows);
-    return undefined;
+    const rows = hypotheses.map((node) => ({
+      cells: [plain(text(node)), signed(node.score, 3), node.reason ? `finished: ${node.reason}` : "goes on"],
+      current: node === best,
+    }));
+    this.table.fill(`Hypotheses after step ${state.beamStep}`, [asPiece("Text"), asNumber("Score"), asText("State")], rows);
   },
 
+  /** One column a step; a curve from each token to the one before it. */
   draw(run, path) {
     const key = `${run.number} ${state.beamStep}`;
     if (key === this.key) return;
     this.key = key;
-    const nodes = this.nodes(run), measure = document.createElement("canvas").getContext("2d");
+    const nodes = this.nodes(run), measure = el("canvas").getContext("2d");
     measure.font = canvasFont(14);
     const label = (node) => [...(node.reason ? `${node.text} ■` : node.text)].slice(0, 24).join("");
-    const wide = [];
-    for (const node of nodes) wide[node.column] = Math.max(wide[node.column] ?? 0, measure.measureText(label(node)).width * 1.08);
+    const widthOf = (node) => measure.measureText(label(node)).width * 1.08; // bold is wider
+    const widths = [];
+    for (const node of nodes) widths[node.column] = Math.max(widths[node.column] ?? 0, widthOf(node));
     const left = [8];
-    for (const width of wide) left.push(left.at(-1) + width + 40);
+    for (const width of widths) left.push(left.at(-1) + width + 40);
     const y = (node) => 18 + node.row * 26;
-    const picture = svg("svg", { class: "beams", role: "img", width: left.at(-1), height: 40 + 26 * Math.max(...nodes.map((node) => node.row)),
-      "aria-label": "The beams step by step. The table below lists the same hypotheses." });
-    for (const node of [...nodes].sort((a, b) => path.has(a) - path.has(b))) {
-      const kind = [path.has(node) && "best", node.column > state.beamStep && "later"].filter(Boolean).join(" ") || undefined;
+    const picture = svg("svg", {
+      class: "beams", role: "img", width: left.at(-1), height: 22 + Math.max(...nodes.map(y)),
+      "aria-label": "The beams step by step. The table below lists the same hypotheses.",
+    });
+    for (const node of [...nodes].sort((a, b) => path.has(a) - path.has(b))) { // the best path above the others
+      const kinds = [path.has(node) && "best", node.column > state.beamStep && "later"];
+      const kind = kinds.filter(Boolean).join(" ") || undefined;
       if (node.parent) {
-        const [x0, x1] = [left[node.parent.column] + measure.measureText(label(node.parent)).width * 1.08 + 4, left[node.column] - 4];
-        const middle = (x0 + x1) / 2;
-        picture.append(svg("path", { class: kind, d: `M${x0},${y(node.parent)} C${middle},${y(node.parent)} ${middle},${y(node)} ${x1},${y(node)}` }));
+        const [from, to] = [left[node.parent.column] + widthOf(node.parent) + 4, left[node.column] - 4];
+        const middle = (from + to) / 2, [above, below] = [y(node.parent), y(node)];
+        const d = `M${from},${above} C${middle},${above} ${middle},${below} ${to},${below}`;
+        picture.append(svg("path", { class: kind, d }));
       }
       picture.append(svg("text", { class: kind, x: left[node.column], y: y(node) + 5 }, label(node)));
     }

@@ -1,22 +1,26 @@
-// The view that compares two runs
+// The view that compares two runs, position by position
 
 const compareView = {
   id: "compare", title: "Compare", available: () => runs.length > 1,
 
+  /** Surprisal of run B minus run A, as far as both go. */
   difference() {
     const [a, b] = runs.map((run) => run.surprisal.values);
     return Float32Array.from({ length: Math.min(a.length, b.length) }, (_, i) => b[i] - a[i]);
   },
 
-  /** Weights of a row by key. */
-  weights: (run, layer, head, query) => new Map(query < run.length ? attentionRow(run, layer, head, query).keys.map(({ key, weight }) => [key, weight]) : []),
+  /** The weights of both runs at a head and a position: [{ key, a, b }]. */
+  weights(layer, head, query) {
+    const [a, b] = runs.map((run) => {
+      const keys = query < run.length ? attentionRow(run, layer, head, query).keys : [];
+      return new Map(keys.map(({ key, weight }) => [key, weight]));
+    });
+    return [...new Set([...a.keys(), ...b.keys()])].map((key) => ({ key, a: a.get(key) ?? 0, b: b.get(key) ?? 0 }));
+  },
 
-  /** Half the sum of the differences of two rows. */
+  /** Half the sum of the differences of two rows: from 0, the same, to 1. */
   distance(layer, head, query) {
-    const [a, b] = runs.map((run) => this.weights(run, layer, head, query));
-    let sum = 0;
-    for (const key of new Set([...a.keys(), ...b.keys()])) sum += Math.abs((a.get(key) ?? 0) - (b.get(key) ?? 0));
-    return sum / 2;
+    return this.weights(layer, head, query).reduce((sum, { a, b }) => sum + Math.abs(b - a) / 2, 0);
   },
 
   paint(run) {
@@ -25,32 +29,35 @@ const compareView = {
       this.difference().forEach((x, i) => (values[i] = 0.5 + x / 16));
       return { values, name: "diverging", title: "Surprisal, B minus A", low: "−8 bits", high: "+8 bits" };
     }
-    const [a, b] = runs.map((one) => this.weights(one, state.layer, state.head, state.token));
-    for (let i = 0; i <= Math.min(state.token, run.length - 1); i++) values[i] = 0.5 + ((b.get(i) ?? 0) - (a.get(i) ?? 0)) / 2;
+    values.fill(0.5, 0, state.token + 1);
+    for (const { key, a, b } of this.weights(state.layer, state.head, state.token)) values[key] = 0.5 + (b - a) / 2;
     return { values, name: "diverging", title: "Attention weight, B minus A", low: "−1", high: "+1" };
   },
 
   read() {
     const i = state.cursor;
-    return runs.map((run) => (i < run.length ? `${run.name}: ${named(run, i)}, ${bits(run.surprisal.values[i])} bits` : `${run.name}: ended before`)).join(". ") + ".";
+    const parts = runs.map((run) => {
+      if (i >= run.length) return `${run.name}: ended before`;
+      return `${run.name}: ${named(run, i)}, ${bits(run.surprisal.values[i])} bits`;
+    });
+    return `${parts.join(". ")}.`;
   },
 
   start() {
-    this.plot = new Plot($("compare-plot"), (x, y, click) => {
-      const n = Math.min(...runs.map((run) => run.length)), token = clamp(Math.floor((x / this.plot.canvas.clientWidth) * n), 0, n - 1);
-      if (click) set({ token, cursor: token, pinned: true });
-      else set(state.pinned ? { cursor: token } : { token }, { announce: false });
-    });
+    const shared = Math.min(...runs.map((run) => run.length));
+    this.plot = new Plot($("compare-plot"), (x, y, click) => pointed(this.plot.positionAt(x, shared), click));
     this.table = new Table($("compare-table"));
     this.heads = new Table($("compare-heads"));
     this.keys = new Table($("compare-keys"));
   },
 
   show() {
-    const values = this.difference(), n = values.length, width = Math.min(this.plot.width, n * 24);
-    const high = Math.max(4, ...Array.from(values).filter(Number.isFinite).map(Math.abs));
-    this.plot.draw(width, 130, "difference", (context, ratio) => drawBars(context, ratio, width, 130, values, { name: "diverging", low: -high, high }));
-    this.plot.frame((Math.min(state.token, n - 1) * width) / n, 0, Math.max(width / n, 2), 130);
+    const values = this.difference(), n = values.length;
+    const [width, height] = [Math.min(this.plot.width, n * 24), 130];
+    const high = values.reduce((most, x) => (Math.abs(x) > most ? Math.abs(x) : most), 4);
+    this.plot.draw(width, height, "difference", (context, ratio) =>
+      drawBars(context, ratio, width, height, values, { name: "diverging", low: -high, high }));
+    this.plot.frame((Math.min(state.token, n - 1) * width) / n, 0, Math.max(width / n, 2), height);
     this.showPositions();
     this.showHeads();
     this.showKeys();
@@ -62,32 +69,38 @@ const compareView = {
     const rows = [];
     for (let i = first; i < Math.min(first + 11, longest); i++) {
       const [a, b] = runs.map((run) => run.surprisal.values[i] ?? NaN);
-      rows.push({ cells: [i, runs[0].pieces[i] ?? "", bits(a), runs[1].pieces[i] ?? "", bits(b), signed(b - a)], current: i === state.token });
+      const cells = [i, runs[0].pieces[i] ?? "", bits(a), runs[1].pieces[i] ?? "", bits(b), signed(b - a)];
+      rows.push({ cells, current: i === state.token });
     }
-    this.table.fill("Side by side, around the selected position", [{ name: "Position", number: true }, { name: "A", piece: true }, { name: "A, bits", number: true },
-      { name: "B", piece: true }, { name: "B, bits", number: true }, { name: "B − A", number: true }], rows);
+    const columns = [asNumber("Position"), asPiece("A"), asNumber("A, bits"), asPiece("B"), asNumber("B, bits"),
+      asNumber("B − A")];
+    this.table.fill("Side by side, around the selected position", columns, rows);
   },
 
   showHeads() {
     const heads = Array.from({ length: config.n_head }, (_, head) => head);
-    const columns = [{ name: "Layer" }, ...heads.map((head) => ({ name: `Head ${head}`, number: true }))];
     const rows = [];
     for (let layer = config.n_layer - 1; layer >= 0; layer--) {
-      rows.push({ cells: [layer, ...heads.map((head) => this.distance(layer, head, state.token).toFixed(2))], current: layer === state.layer });
+      const distances = heads.map((head) => this.distance(layer, head, state.token).toFixed(2));
+      rows.push({ cells: [layer, ...distances], current: layer === state.layer });
     }
+    const columns = [asText("Layer"), ...heads.map((head) => asNumber(`Head ${head}`))];
     const after = "0: both attend to the same positions; 1: to none in common.";
     this.heads.fill(`Attention distance of every head at position ${state.token}`, columns, rows, after);
-    [...this.heads.body.rows].forEach((tr) => [...tr.cells].slice(1).forEach((td) => painted(td, "blue", Number(td.textContent))));
+    for (const cell of this.heads.body.querySelectorAll("td")) painted(cell, "blue", Number(cell.textContent));
   },
 
   showKeys() {
-    const [a, b] = runs.map((run) => this.weights(run, state.layer, state.head, state.token));
-    const keys = [...new Set([...a.keys(), ...b.keys()])].map((key) => ({ key, a: a.get(key) ?? 0, b: b.get(key) ?? 0 }));
-    keys.sort((one, other) => Math.abs(other.b - other.a) - Math.abs(one.b - one.a) || one.key - other.key);
-    const rows = keys.slice(0, 8).map(({ key, a: inA, b: inB }) =>
-      ({ cells: [key, runs[0].pieces[key] ?? "", percent(inA), runs[1].pieces[key] ?? "", percent(inB), signed(100 * (inB - inA))] }));
-    this.keys.fill(`Where attention differs most, layer ${state.layer}, head ${state.head}`, [{ name: "Position", number: true }, { name: "A", piece: true }, { name: "A, weight", number: true },
-      { name: "B", piece: true }, { name: "B, weight", number: true }, { name: "B − A, points", number: true }], rows);
+    const keys = this.weights(state.layer, state.head, state.token);
+    const size = ({ a, b }) => Math.abs(b - a);
+    keys.sort((one, other) => size(other) - size(one) || one.key - other.key);
+    const rows = keys.slice(0, 8).map(({ key, a, b }) => {
+      const [inA, inB] = runs.map((run) => run.pieces[key] ?? "");
+      return { cells: [key, inA, percent(a), inB, percent(b), signed(100 * (b - a))] };
+    });
+    const columns = [asNumber("Position"), asPiece("A"), asNumber("A, weight"), asPiece("B"), asNumber("B, weight"),
+      asNumber("B − A, points")];
+    this.keys.fill(`Where attention differs most, layer ${state.layer}, head ${state.head}`, columns, rows);
   },
 };
 
