@@ -34,9 +34,9 @@ unit: $(VENV)/ready ## tests of single modules, and the examples in docstrings
 	$(TESTS) tests/unit minigpt
 
 test: $(VENV)/ready ## every test that needs nothing from outside
-	$(TESTS) -m "not hub and not slow and not heavy"
-	@echo "not run, for they need the Hugging Face hub (make test-hub), Ray or S3 (make test-all) or minutes (make parity-full):"
-	@$(TESTS) -n 0 --collect-only -m "hub or slow or heavy" | grep '::' | sed 's/^/  not run: /'
+	$(TESTS) -m "not hub and not slow and not heavy and not gpu"
+	@echo "not run, for they need the Hugging Face hub (make test-hub), Ray or S3 (make test-all), minutes (make parity-full) or a GPU (make test-gpu):"
+	@$(TESTS) -n 0 --collect-only -m "hub or slow or heavy or gpu" | grep '::' | sed 's/^/  not run: /'
 
 test-all: $(VENV)/ready-all ## ... and those that need Ray or an S3 server, which it installs
 	$(MAKE) test
@@ -60,6 +60,9 @@ parity: $(VENV)/ready ## against transformers, and the commands as a user runs t
 
 parity-full: $(VENV)/ready ## logits at the real shapes, distilgpt2 to gpt2-xl (10 minutes, 16 GB)
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(VENV)/ready ## the same results on a GPU; reported as not run where torch has none
+	$(TESTS) -n 0 -m gpu tests/gpu
 
 test-hub: $(VENV)/ready ## the real gpt2 from the Hugging Face hub (needs a network)
 	$(TESTS) -m hub
@@ -98,4 +101,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme docs train size-study clean
+.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-gpu test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme docs train size-study clean

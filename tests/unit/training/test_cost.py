@@ -1,0 +1,80 @@
+"""The cost model, against what a pass keeps, counted tensor by tensor, and against parameters as torch counts them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt import GPT2, GPT2Config
+from minigpt.training.cost import Plan, memory, seconds
+from minigpt.training.hardware import autocast
+from minigpt.training.validation import sum_loss
+
+CONFIG = GPT2Config(
+    n_layer=2, n_head=4, n_embd=64, n_positions=32, vocab_size=300, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+)
+
+
+def kept_bytes(plan: Plan) -> int:
+    """What a forward pass keeps for its backward pass beside the parameters, each piece of memory once."""
+    torch.manual_seed(0)
+    model = GPT2(plan.config)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors, too: memory that is free again would be counted as another's
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    rows = torch.randint(plan.config.vocab_size, (plan.rows, plan.config.n_positions + 1))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with autocast(torch.device("cpu"), plan.dtype):
+            logits = model(rows[:, :-1])
+        sum_loss(logits, rows[:, 1:])
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in parameters)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_what_a_pass_keeps(dtype: str, n_layer: int) -> None:
+    plan = Plan(replace(CONFIG, n_layer=n_layer), rows=16, dtype=dtype)
+    needed = memory(plan)
+    logits = (
+        4 * plan.config.vocab_size * plan.tokens
+    )  # their log-softmax; the rest is there for a moment only
+    ids = 2 * 8 * plan.tokens + 8 * 16 + 8 * 32  # inputs and targets, which the model leaves out
+    assert kept_bytes(plan) == pytest.approx(needed.activations + needed.copies + logits + ids, rel=1e-3)
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    plan, model = Plan(CONFIG, rows=1), GPT2(CONFIG)
+    assert plan.block_parameters == sum(p.numel() for p in model.blocks[0].parameters())
+    inside = sum(p.numel() for p in model.blocks.parameters())
+    assert plan.other_parameters == sum(p.numel() for p in model.parameters()) - inside
+
+
+def test_shards_divide_the_state_and_nothing_else() -> None:
+    one, four = (memory(Plan(CONFIG, rows=4, processes=n)) for n in (1, 4))
+    assert one.state == 4 * four.state == 16 * CONFIG.n_parameters
+    assert (one.copies, one.activations, one.logits) == (four.copies, four.activations, four.logits)
+    assert one.gathered == 0 < four.gathered
+
+
+def test_recomputing_keeps_one_block_and_takes_a_third_longer() -> None:
+    deep = replace(CONFIG, n_layer=12)
+    plan, less = (Plan(deep, rows=4, recompute=recompute) for recompute in (False, True))
+    assert memory(less).activations < memory(plan).activations / 4
+    assert memory(less).copies < memory(plan).copies
+    times = [seconds(each, 1e9, 1e9) for each in (plan, less)]
+    assert times[1].computing == pytest.approx(4 / 3 * times[0].computing)
+
+
+def test_a_step_of_twice_the_tokens_takes_twice_the_time_and_sums_gradients_once() -> None:
+    once, twice = (seconds(Plan(CONFIG, 4, accumulate=n, processes=2), 1e9, 1e3) for n in (1, 2))
+    assert twice.computing == pytest.approx(2 * once.computing)
+    assert once.communicating == pytest.approx(3 * 4 * CONFIG.n_parameters / 2 / 1e3)
+    assert twice.communicating == pytest.approx(5 / 3 * once.communicating)
+    assert once.total == max(once)
