@@ -164,3 +164,98 @@ def test_a_head_that_fails_leaves_the_cache_usable(model, monkeypatch):
 def test_next_logits_builds_no_graph():
     model = GPT2(CONFIG)
     assert not model.next_logits(tokens(), model.new_cache(20, rows=2)).requires_grad
+
+
+# ------------------------------------------------------------------------------ rows that are replaced one by one
+
+
+@pytest.fixture
+def _nothing_is_zero(monkeypatch):
+    """Memory that is reserved holds NaN, as it may."""
+    usual = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: usual(*args).fill_(float("nan")))
+
+
+def read(model, texts, room=None):
+    """A cache that holds these texts, padded on the left; and the logits of what follows each."""
+    longest = max(map(len, texts))
+    pad = torch.tensor([longest - len(text) for text in texts])
+    cache = model.new_cache(room or longest, rows=len(texts), pad=pad)
+    batch = torch.stack([torch.nn.functional.pad(text, (longest - len(text), 0)) for text in texts])
+    return cache, model.next_logits(batch, cache)
+
+
+@pytest.mark.usefixtures("_nothing_is_zero")
+@pytest.mark.parametrize(
+    ("lengths", "rows", "new"),
+    [
+        ([5, 9, 7], [1], [4]),  # shorter than the longest
+        ([5, 9, 7], [0], [12]),  # longer: the others move
+        ([5, 9, 7], [2, 0], [3, 14]),
+        ([5, 9, 7], [1, 0, 2], [2, 2, 1]),  # all of them
+        ([1], [0], [1]),
+    ],
+)
+def test_rows_that_are_replaced_go_on_as_if_alone(model, lengths, rows, new):
+    texts = [tokens(1, n)[0] for n in lengths]
+    cache, _ = read(model, texts, room=16)
+    fresh = [tokens(1, 2 * n)[0, n:] for n in new]
+    cache.take(rows, read(model, fresh)[0])
+    for row, text in zip(rows, fresh, strict=True):
+        texts[row] = text
+    for step in range(12):  # beyond the room, where texts are short: slots are used again
+        if max(map(len, texts)) == 16:
+            return
+        cache.make_room()
+        assert cache.length == max(map(len, texts))
+        more = torch.tensor([[(7 * step + row) % 61] for row in range(len(texts))])
+        texts = [torch.cat([text, token]) for text, token in zip(texts, more, strict=True)]
+        logits = model.next_logits(more, cache)
+        for text, row in zip(texts, logits, strict=True):
+            close(row, model(text[None])[0, -1])
+
+
+@pytest.mark.usefixtures("_nothing_is_zero")
+def test_short_texts_follow_each_other_without_end(model):
+    """Slots and rows are used again and again, and then there is room for a long text."""
+    cache = model.new_cache(12, rows=2)
+    chance = torch.Generator().manual_seed(0)
+    texts = [torch.randint(61, (n,), generator=chance) for n in (3, 2)]
+    cache.take([0, 1], read(model, texts)[0])
+    for step in range(60):
+        row = step % 2
+        if step % 3 == 0 or len(texts[row]) > 6:
+            n = int(torch.randint(1, 7, (), generator=chance))
+            texts[row] = torch.randint(61, (n,), generator=chance)
+            cache.take([row], read(model, [texts[row]])[0])
+        if step == 40:
+            cache.grow(30)
+            texts[1] = torch.randint(61, (28,), generator=chance)
+            cache.take([1], read(model, [texts[1]])[0])
+        cache.make_room()
+        more = torch.randint(61, (2, 1), generator=chance)
+        texts = [torch.cat([text, token]) for text, token in zip(texts, more, strict=True)]
+        for text, logits in zip(texts, model.next_logits(more, cache), strict=True):
+            close(logits, model(text[None])[0, -1])
+
+
+@pytest.mark.usefixtures("_nothing_is_zero")
+def test_texts_that_begin_alike_share_what_was_read(model):
+    old = [tokens(1, 9)[0], tokens(2, 12)[1]]
+    cache, _ = read(model, old)
+    new = [
+        torch.cat([old[0][:6], tokens(1, 4)[0]]),
+        torch.cat([old[1][:8], tokens(1, 4)[0]]),
+        tokens(1, 3)[0],
+    ]
+    pad = torch.tensor([2, 0, 9])
+    fresh = model.new_cache(12, rows=3, pad=pad)
+    fresh.begin_with(cache, [0, 1, 0], 8)
+    assert fresh.length == 8
+    rest = torch.stack([torch.nn.functional.pad(text, (12 - len(text), 0))[8:] for text in new])
+    for text, logits in zip(new, model.next_logits(rest, fresh), strict=True):
+        close(logits, model(text[None])[0, -1])
+
+
+def test_what_is_reserved_is_known(model):
+    assert model.new_cache(5, rows=3).nbytes == 3 * 5 * model.new_cache(1).nbytes == 3 * 5 * 3 * 2 * 32 * 4
