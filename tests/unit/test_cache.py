@@ -172,8 +172,12 @@ def test_next_logits_builds_no_graph():
 @pytest.fixture
 def _nothing_is_zero(monkeypatch):
     """Memory that is reserved holds NaN, as it may."""
-    usual = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: usual(*args).fill_(float("nan")))
+    for home, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(home, name, _filled(getattr(home, name)))
+
+
+def _filled(usual):
+    return lambda *args, **how: usual(*args, **how).fill_(float("nan"))
 
 
 def read(model, texts, room=None):
@@ -237,6 +241,15 @@ def test_short_texts_follow_each_other_without_end(model):
         texts = [torch.cat([text, token]) for text, token in zip(texts, more, strict=True)]
         for text, logits in zip(texts, model.next_logits(more, cache), strict=True):
             close(logits, model(text[None])[0, -1])
+
+
+def test_a_text_of_no_numbers_leaves_nothing_behind(model):
+    cache, _ = read(model, [tokens(1, 9)[0], tokens(1, 7)[0]], room=12)
+    for layer in cache.layers:
+        layer.extend(torch.zeros(2, 2, 4, 1, 8))[0][1].fill_(float("nan"))
+    text = tokens(1, 3)[0]
+    cache.take([1], read(model, [text])[0])
+    close(model.next_logits(torch.tensor([[1], [2]]), cache)[1], model(torch.tensor([[*text, 2]]))[0, -1])
 
 
 @pytest.mark.usefixtures("_nothing_is_zero")
