@@ -11,9 +11,9 @@ from weakref import WeakSet
 from minigpt.data.prompts import Prompt
 from minigpt.evaluation.diversity import Figures
 from minigpt.lazy import Tensor, torch
-from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished
 from minigpt.sampler.requests import prepare
+from minigpt.sampler.running import run
 from minigpt.sampler.strategy import Strategy
 
 if TYPE_CHECKING:

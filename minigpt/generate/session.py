@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from minigpt.errors import InvalidRequest
 from minigpt.generate.clock import Clock
 from minigpt.generate.screen import EventObserver
-from minigpt.sampler.api import run
 from minigpt.sampler.events import (
     Completion,
     Event,
@@ -18,6 +17,7 @@ from minigpt.sampler.events import (
     Request,
     TokenGenerated,
 )
+from minigpt.sampler.running import run
 from minigpt.sampler.strategy import Strategy
 
 

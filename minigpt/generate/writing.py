@@ -17,10 +17,10 @@ from minigpt.generate.records import Written, record
 from minigpt.generate.screen import EventObserver, LatticeFile, Screen
 from minigpt.generate.session import Session
 from minigpt.generate.settings import GenerateSettings
-from minigpt.sampler.api import windowed
 from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import Request
 from minigpt.sampler.requests import prepare
+from minigpt.sampler.running import windowed
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import prompt_ids, text_of
 from minigpt.tokenizer import Tokenizer

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Unpack
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.engine.inference import check_second_model, in_inference
-from minigpt.sampler.engine.sliding_window import Sliding
-from minigpt.sampler.events import (
-    Completion,
-    Event,
-    Finished,
-    LanguageModel,
-    Request,
-    TokenGenerated,
-)
-from minigpt.sampler.processors.grammar_mask import grammar_of
+from minigpt.sampler.batches import decode_many
+from minigpt.sampler.events import Completion, Event, Failed, Finished, LanguageModel, TokenGenerated
 from minigpt.sampler.requests import Limits, check_model, check_strategy, prepare, refuse_unknown_limits
+from minigpt.sampler.running import run, windowed
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
+
+__all__ = ["generate", "run", "stream", "windowed"]
+
+ONE_BATCH = 32  # prompts; longer lists are decoded by continuous batching
 
 
 def generate(
@@ -33,7 +28,8 @@ def generate(
 ) -> list[list[Completion]]:
     """Continues every prompt, ids in and ids out; for text see `minigpt.complete`.
 
-    A prompt's completions do not depend on what else is in the batch.
+    A prompt's completions do not depend on what else is in the batch. Long lists are decoded by continuous
+    batching, so that memory does not grow with their length; see also `minigpt.sampler.complete_many`.
 
     Args:
         model: a `minigpt.GPT2`, or anything that is a `LanguageModel`.
@@ -59,8 +55,18 @@ def generate(
     strategy = _checked("generate", model, strategy, limits)
     model = windowed(model, limits.get("overflow", "error"), stride)
     requests = prepare(model, prompts, **limits)
-    finished = [event for event in run(model, requests, strategy) if isinstance(event, Finished)]
-    return [event.completions for event in sorted(finished, key=lambda event: event.prompt_index)]
+    events: Iterator[Event | Failed] = (
+        decode_many(model, requests, strategy)
+        if len(requests) > ONE_BATCH
+        else run(model, requests, strategy)
+    )
+    by_prompt = {}
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            by_prompt[event.prompt_index] = event.completions
+    return [by_prompt[i] for i in range(len(requests))]
 
 
 def stream(
@@ -89,44 +95,3 @@ def _checked(function: str, model: LanguageModel, strategy: Strategy | None, lim
     refuse_unknown_limits(function, limits)
     check_strategy(strategy)
     return strategy or Greedy()
-
-
-def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -> Iterator[Event]:
-    """Everything that happens, as it happens: what `generate` and `stream` are made of."""
-    requests = [ready(model, request, strategy) for request in requests]
-    if not requests:
-        return iter(())
-    models = [model, *(second.model for second in strategy.models())]
-    return in_inference(models, strategy.decode(model, requests))
-
-
-def ready(model: LanguageModel, request: Request, strategy: Strategy) -> Request:
-    """The request, ending also where the text matches the strategy's grammar and nothing can follow.
-
-    Raises:
-        InvalidRequest: the strategy cannot do it.
-    """
-    least, most = strategy.min_new_tokens, request.max_new_tokens
-    if least > most and request.limit_reason == "length":
-        raise InvalidRequest(f"min_new_tokens={least} exceeds max_new_tokens={most}")
-    for second in strategy.models():
-        check_second_model(model, second, [request])
-    grammar, stop = grammar_of(strategy), request.stop
-    if grammar is None:
-        return request
-    return replace(request, stop=lambda new: grammar.complete(new) or (stop is not None and stop(new)))
-
-
-def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> LanguageModel:
-    """The model that reads the texts: with overflow "slide" one that has no end to its window.
-
-    Raises:
-        InvalidRequest: the stride is out of range, or given where nothing slides.
-    """
-    if overflow == "slide":
-        return Sliding(model, stride)
-    if stride is not None:
-        raise InvalidRequest(
-            f"stride={stride} (--stride) has no meaning with overflow={overflow}: it is for slide"
-        )
-    return model

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.api import ready, run
 from minigpt.sampler.engine.inference import in_inference
 from minigpt.sampler.engine.scheduler import Scheduler
 from minigpt.sampler.events import Failed, Finished, LanguageModel, Request
+from minigpt.sampler.running import ready, run
 from minigpt.sampler.strategy import Strategy
 
 ROWS = 8  # prompts at once, unless it is said how many

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar, Unpack
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.api import windowed
 from minigpt.sampler.batches import decode_many
 from minigpt.sampler.engine.inference import check_second_model
 from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
@@ -20,6 +19,7 @@ from minigpt.sampler.requests import (
     prepare,
     refuse_unknown_limits,
 )
+from minigpt.sampler.running import windowed
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import TextTokenizer, prompt_ids, with_text

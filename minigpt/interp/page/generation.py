@@ -9,10 +9,10 @@ from typing import Literal, get_args
 from minigpt.cli.progress import late_bar
 from minigpt.errors import InvalidRequest
 from minigpt.model import GPT2
-from minigpt.sampler.api import run
 from minigpt.sampler.events import Completion, Finished, Request, TokenGenerated
 from minigpt.sampler.lattice import Lattice
 from minigpt.sampler.requests import prepare
+from minigpt.sampler.running import run
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import prompt_ids

@@ -139,3 +139,13 @@ def test_rows_that_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prompts_of_one_pass_are_of_like_length(lengths: list[int], chosen: list[int]) -> None:
     prompts = [(i,) * n for i, n in enumerate(lengths)]
     assert in_one_pass(prompts, [Known()] * len(prompts)) == chosen
+
+
+def test_generate_decodes_long_lists_so() -> None:
+    prompts = [[i % 23, i % 7] for i in range(50)]
+    model = Watched()
+    groups = generate(model, prompts, max_new_tokens=3, end_tokens=[])  # type: ignore[arg-type]
+    assert {i: group[0].tokens for i, group in enumerate(groups)} == expected(requests(prompts, 3))
+    assert max(rows for rows, _ in model.reads) == scheduler.ROWS
+    with pytest.raises(InvalidRequest, match="no token is left to choose after 2 prompt tokens"):
+        generate(MODEL, prompts, Greedy(processors=(lambda logits, tokens: logits - float("inf"),)))
