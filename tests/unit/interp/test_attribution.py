@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from circuit import BOS, GAIN, VOCAB, WIDTH, induction_circuit, repeated
 from fakes import tiny_gpt2
 from torch import nn
 
+from minigpt import GPT2
 from minigpt.interp import record, record_text
 from minigpt.interp.attribution import direct_attribution
 from minigpt.interp.circuits import (
@@ -22,8 +24,21 @@ from minigpt.interp.circuits import (
 from minigpt.interp.gradients import input_x_gradient, integrated_gradients
 from minigpt.interp.surprisal import surprisal
 
+
+@torch.no_grad()
+def trained_gpt2(**config: Any) -> GPT2:
+    """Norms whose weights are not 1 and biases that are not 0, so that a forgotten one is seen."""
+    model = tiny_gpt2(n_layer=3, **config).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
+        elif "norm" in name:
+            parameter.uniform_(0.5, 2.0)
+    return model
+
+
 MODEL, TEXT = induction_circuit(), repeated(period=9, copies=3)
-RANDOM = tiny_gpt2(n_layer=3).double()
+RANDOM = trained_gpt2()
 TOKENS = [3, 1, 4, 1, 5, 9, 2]
 
 
@@ -33,11 +48,7 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2]
 @pytest.mark.parametrize("minus", [None, 4])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_parts_sum_to_the_logit(minus: int | None, tied: bool) -> None:
-    model = tiny_gpt2(n_layer=3, tie_word_embeddings=tied).double()
-    with torch.no_grad():  # biases that are not zero, so that a forgotten one is seen
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
+    model = trained_gpt2(tie_word_embeddings=tied)
     seen = record_text(model, TOKENS)
     for position in (None, 0, 3):
         parts = direct_attribution(model, seen, 7, minus, position=position)

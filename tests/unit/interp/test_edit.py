@@ -117,6 +117,14 @@ def test_in_a_padded_batch_it_acts_as_alone(kind: Kind, request: pytest.FixtureR
     close(in_parts[1], alone[0, -1])
 
 
+def test_padding_is_never_edited() -> None:
+    batch, pad = torch.tensor([[0, 0, *TEXT[:3]], TEXT[:5]]), torch.tensor([2, 0])
+    with edit(MODEL, "blocks.0.resid_post", torch.zeros_like), record(MODEL, "blocks.0.resid_post") as seen:
+        MODEL(batch, pad=pad)
+    edited = seen["blocks.0.resid_post"].abs().amax(-1) == 0
+    assert edited.tolist() == [[False, False, True, True, True], [True] * 5]
+
+
 def broken(value: Tensor) -> Tensor:
     raise RuntimeError("mine")
 

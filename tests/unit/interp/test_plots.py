@@ -108,6 +108,11 @@ def test_numbers_in_cells_are_those_of_the_matrix_in_ink_that_contrasts() -> Non
         assert text.get_color() == ink(tuple(image.to_rgba(pattern.numpy())[query, key]))
 
 
+def test_small_weights_differ_from_nothing_by_the_root_of_their_size() -> None:
+    image = plots.attention(torch.eye(3), list("abc")).axes[0].get_images()[0]
+    assert float(image.norm(0.25)) == pytest.approx(0.5)
+
+
 def test_what_comes_later_is_no_small_attention() -> None:
     image = plots.attention(torch.eye(3), list("abc")).axes[0].get_images()[0]
     shown = image.get_array()
@@ -138,6 +143,8 @@ def test_a_sweep_shows_what_was_not_done_as_nothing() -> None:
     result.values[1, 1] = torch.nan
     ax = plots.sweep(result).axes[0]
     assert len(ax.texts) == 3
+    result.values[0, 0] = -0.001
+    assert plots.sweep(result).axes[0].texts[0].get_text() == "0.00"
     with pytest.raises(ValueError, match="there are 2 columns, but 3 labels"):
         plots.sweep(result, ["a", "b", "c"])
 
@@ -173,7 +180,9 @@ def test_dollars_and_characters_that_no_font_has_are_written_as_they_are() -> No
     figure = plots.attention(torch.eye(5), labels)
     assert isinstance(figure, Picture)
     figure._repr_png_()  # a warning of a missing glyph would be an error here
-    assert figure.axes[0].get_xticklabels()[0].get_text() == "$x_1$"
+    label = figure.axes[0].get_xticklabels()[0]
+    assert label.get_text() == "$x_1$"
+    assert not label.get_parse_math()  # two dollars would be taken for a formula
 
 
 # From a text to a picture
