@@ -110,7 +110,7 @@ def added(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> 
     if any(map(math.isnan, reported)):  # then all of that row's are
         require_possible(reported, [sequence.request for sequence in running])
     tops = top_logprobs(logprobs, running[0].request.top_logprobs)
-    for sequence, *token in zip(running, chosen.tolist(), logits, reported, tops, strict=True):
+    for sequence, *token in zip(running, chosen.tolist(), logits.unbind(), reported, tops, strict=True):
         sequence.add(*token)
         yield sequence
 
