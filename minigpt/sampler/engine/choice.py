@@ -75,3 +75,28 @@ def first_of_the_best(values: Tensor) -> Tensor:
     """
     best = values.amax(-1, keepdim=True)
     return (values >= best - EQUAL * best.abs().clamp_min(1)).float().argmax(-1)
+
+
+def ranked(scores: Tensor, k: int) -> list[int]:
+    """The places of the `k` best of one row, best first; of those that are equal but for rounding, the first.
+
+    What is equal to the best of the rest has its rank, and so on downwards. There are fewer than `k` where fewer are
+    possible: none that is ruled out (-inf) has a rank.
+
+    Shapes: (N,)  ->  k places
+
+    >>> import torch
+    >>> ranked(torch.tensor([0.7, 0.3, 0.70000005, 0.9]), 3)
+    [3, 0, 2]
+    """
+    least = scores.topk(min(k, scores.numel())).values[-1]
+    near = (scores >= least - EQUAL * least.abs().clamp_min(1)) & (scores > float("-inf"))
+    places = near.nonzero()[:, 0]
+    best_first = sorted(zip(scores[places].tolist(), places.tolist(), strict=True), reverse=True)
+    by_rank: list[tuple[float, int]] = []
+    rank: float | None = None
+    for score, place in best_first:
+        if rank is None or score < rank - EQUAL * max(1, abs(rank)):
+            rank = score
+        by_rank.append((-rank, place))
+    return [place for _, place in sorted(by_rank)[:k]]

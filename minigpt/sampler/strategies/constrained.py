@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt.errors import InvalidRequest
-from minigpt.lazy import Tensor
+from minigpt.lazy import Tensor, torch
 from minigpt.options import Kind, option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
-from minigpt.sampler.engine.choice import require_possible
+from minigpt.sampler.engine.choice import ranked, require_possible
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import Loaded, are_ids, spelling
 from minigpt.sampler.strategies.beam import Beam
@@ -174,14 +174,13 @@ class ConstrainedSearch(Search):
     def candidates(self, totals: Tensor, n: int) -> Tensor:
         """Every beam's best tokens, and those with which a phrase goes on."""
         vocab_size = totals.size(1)
-        best = totals.topk(min(n, vocab_size)).indices  # (R, n)
         found = {
             row * vocab_size + token
-            for row, (beam, likely) in enumerate(zip(self.live, best.tolist(), strict=True))
-            for token in (*likely, *self.goal.next_tokens(beam.tokens))
+            for row, beam in enumerate(self.live)
+            for token in (*ranked(totals[row], n), *self.goal.next_tokens(beam.tokens))
         }
-        chosen = best.new_tensor(sorted(found))
-        return chosen[totals.flatten()[chosen].sort(descending=True, stable=True).indices]
+        chosen = torch.tensor(sorted(found), device=totals.device)
+        return chosen[ranked(totals.flatten()[chosen], len(chosen))]
 
     def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
         return super().ending([hypothesis for hypothesis in grown if not self.goal.unmet(hypothesis.tokens)])

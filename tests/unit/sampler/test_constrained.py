@@ -283,3 +283,16 @@ def test_a_greedy_text_that_has_the_phrase_is_found_by_a_single_beam_too() -> No
     strategy = Constrained(num_beams=1, must_include=[greedy.tokens])
     ((text,),) = generate(GPT2, [(1,)], strategy, max_new_tokens=5)
     assert text.tokens == greedy.tokens
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-7, -1e-7, 1e-6])
+def test_of_equal_candidates_the_first_are_looked_at(error: float) -> None:
+    """A kernel may round equal scores apart; neither that nor topk decides which of them are looked at."""
+    strategy = Constrained(num_beams=2, must_include=[[19]])
+    (request,) = prepare(FakeModel(scrambled(23)), [(1,)], max_new_tokens=9, end_tokens=[])
+    search = strategy.new_search(0, request)
+    search.live = 2 * search.live
+    totals = torch.full((2, 23), -3.0)
+    totals[1, 11] = -2.0
+    totals += error * (torch.arange(46).view(2, 23) % 3)
+    assert search.candidates(totals, 3).tolist() == [23 + 11, 0, 1, 2, 19, 23, 23 + 1, 23 + 19]
