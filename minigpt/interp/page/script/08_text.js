@@ -55,7 +55,8 @@ class Strip {
   }
 
   pressed(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const isBracket = event.key === "[" || event.key === "]"; // which some keyboards have behind AltGr
+    if ((event.ctrlKey || event.metaKey || event.altKey) && !isBracket) return;
     const move = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
     const change = { ArrowUp: { layer: state.layer + 1 }, ArrowDown: { layer: state.layer - 1 },
       "]": { head: state.head + 1 }, "[": { head: state.head - 1 } }[event.key];
