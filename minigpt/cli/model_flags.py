@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import minigpt
+from minigpt import hub
 from minigpt.cli import BAD_FLAGS, NO_MODEL, Failure
 from minigpt.cli.machine import device
 from minigpt.cli.parser import Parser
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 BUNDLED = "bundled"
 QUANTIZATIONS = ("int8", "float16")
+FILES = ("*.json", "*.safetensors", "*.txt")  # of a model
 MOST_THREADS = 1024  # some number far above, and OpenMP crashes the process
 
 
@@ -79,6 +82,26 @@ class ModelFlags:
             for block in model.blocks:
                 block.compile()
         return model, tokenizer
+
+    def sha256(self) -> str:
+        """A sha256 of the files of the model and of its tokenizer, wherever they lie.
+
+        Raises:
+            Failure: there is no such model.
+        """
+        name, revision = (self.tokenizer, None) if self.tokenizer else (self.model, self.revision)
+        try:
+            folders = [
+                hub.model_files(self.model, revision=self.revision, offline=self.offline),
+                hub.tokenizer_files(name, revision=revision, offline=self.offline),
+            ]
+        except (OSError, ValueError) as error:
+            raise Failure(NO_MODEL, error) from error
+        digest = hashlib.sha256()
+        for path in sorted({path for folder in folders for kind in FILES for path in folder.glob(kind)}):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
 
     def load_beside(self, name_or_dir: str) -> tuple[GPT2, Tokenizer]:
         """Another model, where and how the flags ask for the first one."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigpt.data.text import BYTE_ORDER_MARK, is_jsonl
-from minigpt.json_files import expect, parse
+from minigpt.data.lines import lines_of, object_of, text_of
+from minigpt.data.text import is_jsonl
+from minigpt.json_files import expect
 
-LONGEST_LINE = 1 << 24  # bytes; what is longer is no prompt, and would fill the memory
 FIELDS = ("id", "prompt", "max_new_tokens", "seed")  # what a row means by itself; all else is kept as it is
 
 T = TypeVar("T")
@@ -71,10 +71,10 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[PromptRow | Rejec
     for number, line in enumerate(_lines(path), start=1):
         default_id = f"{path.name if name is None else name}:{number}"
         try:
-            text = _decoded(line, first=number == 1)
+            text = text_of(line, first=number == 1)
             if objects and not text.strip():
                 continue
-            yield row_of(_object(text) if objects else {"prompt": text}, default_id, index)
+            yield row_of(object_of(text) if objects else {"prompt": text}, default_id, index)
         except ValueError as error:
             yield RejectedRow(default_id, str(error), index)
         index += 1
@@ -122,29 +122,8 @@ def _at_least(least: int, values: Mapping[str, Any], name: str) -> int | None:
     return number
 
 
-def _object(text: str) -> dict[str, Any]:
-    return expect(dict, parse(text, "the line"), "the line")
-
-
-def _decoded(line: bytes, first: bool) -> str:
-    """One line's text, without its end; the first one's without a byte-order mark."""
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"the line is longer than {LONGEST_LINE:,} bytes")
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 (byte {error.start:,} of the line)") from None
-    text = text.removesuffix("\n").removesuffix("\r")
-    return text.removeprefix(BYTE_ORDER_MARK) if first else text
-
-
 def _lines(path: Path) -> Iterator[bytes]:
-    """A file's lines with their ends; of one that is too long the beginning, as much as shows that it is."""
     if stat.S_ISCHR(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is a device, which may never end", str(path))
     with path.open("rb") as file:
-        while line := file.readline(LONGEST_LINE + 1):
-            rest = line
-            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = file.readline(LONGEST_LINE + 1)
-            yield line
+        yield from (line for line, _ in lines_of(file))

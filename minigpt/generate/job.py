@@ -10,15 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minigpt import hub
 from minigpt.cli import BAD_FLAGS, Failure
-from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.outputs import reason
 from minigpt.generate.settings import GenerateSettings
 from minigpt.options import flag_of, options_of
 
 SUFFIXES = (".jsonl", ".txt")
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt")
 CHUNK = 1 << 20  # bytes read at once
 
 
@@ -110,13 +107,3 @@ def with_seed(settings: GenerateSettings, seed: int | None) -> GenerateSettings:
         return settings
     flags = Namespace(**{**vars(given), "seed": seed})
     return replace(settings, strategy=replace(settings.strategy, flags=flags))
-
-
-def model_sha256(flags: ModelFlags) -> str:
-    """A sha256 of a model's files, wherever they lie."""
-    folder = hub.model_files(flags.model, revision=flags.revision, offline=flags.offline)
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from minigpt.cli.terminal import is_terminal, utf8, write_out
 from minigpt.data.prompt_rows import PromptRow, RejectedRow, read_rows
 from minigpt.generate import growing_file
 from minigpt.generate.growing_file import GrowingFile
-from minigpt.generate.job import PromptsFile, check_same, job_of, model_sha256, with_seed
+from minigpt.generate.job import PromptsFile, check_same, job_of, with_seed
 from minigpt.generate.records import Written, record, with_columns
 from minigpt.generate.settings import GenerateSettings
 from minigpt.sampler.events import Completion
@@ -132,7 +132,7 @@ def write_many(settings: GenerateSettings) -> int:
     seed = getattr(strategy, "seed", None)
     file = None
     if settings.output is not None:
-        job |= {"model": model_sha256(settings.model), "seed": seed}
+        job |= {"model": settings.model.sha256(), "seed": seed}
         if begun is not None:
             check_same(settings.output, begun, job)
         file = GrowingFile(settings.output, prompts.n_lines, job)

@@ -32,6 +32,7 @@ KINDS = {
     "model": str, "strategy": str,
 }  # fmt: skip
 TOP = {"top_logprobs": [[{"token": int, "string": str, "logprob": float}]]}
+LARGEST_SEED = 2**63 - 1  # of Parquet's whole numbers
 READS = ("id", "prompt", "max_new_tokens", "seed")
 
 
@@ -64,6 +65,10 @@ def check(settings: GenerateSettings) -> None:
         )
     if settings.output is not None:
         raise Failure(BAD_FLAGS, "--out writes a folder of shards, --output one file: leave one of them out")
+    if (settings.strategy.flags.seed or 0) > LARGEST_SEED:
+        raise Failure(
+            BAD_FLAGS, f"--seed must be at most {LARGEST_SEED} with --out, got {settings.strategy.flags.seed}"
+        )
     if settings.echo:
         raise Failure(
             BAD_FLAGS, "--echo has no effect with --out, whose shards have the prompts: leave it out"
@@ -76,6 +81,16 @@ def _seed(settings: GenerateSettings, begun: dict[str, Any]) -> int | None:
     if seed is None and samples(settings.strategy.kind, settings.strategy.flags):
         return secrets.randbits(32)
     return seed
+
+
+def _prompt(row: Row, position: int) -> PromptRow | RejectedRow:
+    """The prompt that a row stands for, or why it stands for none."""
+    if row.reason:
+        return RejectedRow(row.id, row.reason)
+    one = row_of(row.values, row.id, position)
+    if isinstance(one, PromptRow) and (one.seed or 0) > LARGEST_SEED:
+        return RejectedRow(one.id, f"its seed exceeds {LARGEST_SEED}, the largest that a shard can hold")
+    return one
 
 
 @dataclass(frozen=True)
@@ -91,11 +106,7 @@ class Generation:
         def work(rows: Sequence[Row], rows_before: int) -> Iterator[Outcome]:
             good = []
             for position, row in enumerate(rows):
-                one = (
-                    row_of(row.values, row.id, position)
-                    if not row.reason
-                    else RejectedRow(row.id, row.reason)
-                )
+                one = _prompt(row, position)
                 if isinstance(one, RejectedRow):
                     yield Outcome(position, one.id, reason=one.reason)
                 else:

@@ -8,21 +8,12 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from minigpt.data.lines import lines_of, object_of, text_of
 from minigpt.jobs.columns import utf8
 from minigpt.jobs.extras import require
 from minigpt.jobs.parquet import read_table
-from minigpt.jobs.rows import (
-    Piece,
-    Row,
-    Split,
-    each_document,
-    each_line,
-    each_object,
-    lines_of,
-    object_of,
-    text_of,
-)
-from minigpt.jobs.storage import Folder, locate
+from minigpt.jobs.rows import Piece, Row, Split, each_document, each_line, each_object
+from minigpt.jobs.storage import Folder, folder, locate
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
 
@@ -56,7 +47,7 @@ class Source:
     reads: tuple[str, ...]  # the fields that are read
     drops: frozenset[str]  # those that the output does not keep, for it has them itself
     documents: bool = (
-        False  # whether a .txt file holds documents between lines <|endoftext|>, or a text a line
+        False  # whether .txt files hold documents between lines <|endoftext|>; else a text a line
     )
 
     @classmethod
@@ -67,7 +58,7 @@ class Source:
             OSError: they cannot be reached.
             ValueError: there are none.
         """
-        folder, names = locate(path)
+        place, names = locate(path)
         files = tuple(name for name in names if suffix(name) in SUFFIXES)
         if not files:
             raise ValueError(
@@ -75,12 +66,16 @@ class Source:
             )
         if any(suffix(name) == ".parquet" for name in files):
             require("pyarrow", "data", f"{path}, Parquet,")
-        return cls(path, folder, files, **what)
+        return cls(path, place, files, **what)
 
     @property
     def is_parquet(self) -> bool:
         """Whether all files are."""
         return all(suffix(name) == ".parquet" for name in self.files)
+
+    def holds(self, path: str) -> bool:
+        """Whether a folder lies in the input, so that what is written there would be read by the next run."""
+        return f"{folder(path)}/".startswith(f"{folder(self.path)}/")
 
     def read(self, block: Block) -> Batch:
         """The rows of a block."""
@@ -88,10 +83,8 @@ class Source:
             if suffix(block.file) == ".parquet":
                 return self._read_parquet(file, block)
             file.seek(block.begin)
-            pieces = list(
-                islice(self.split(block.file)(lines_of(buffered(file)), block.before), block.n_rows)
-            )
-        rows = [self._row(block.file, piece) for piece in pieces]
+            pieces = self.split(block.file)(lines_of(buffered(file)), block.before)
+            rows = [self._row(block.file, piece) for piece in islice(pieces, block.n_rows)]
         return Batch(rows, [self.kept(row.values) for row in rows])
 
     def split(self, file: str) -> Split:
@@ -100,15 +93,23 @@ class Source:
             return each_object
         return each_document if self.documents else each_line
 
+    def values(self, file: str, piece: Piece) -> dict[str, Any]:
+        """The fields of a row of a text file.
+
+        Raises:
+            ValueError: it is too long, not UTF-8, or in a .jsonl file no JSON object.
+        """
+        text = text_of(piece.data, first=piece.number == 1)
+        return object_of(text) if suffix(file) == ".jsonl" else {self.text: text}
+
     def kept(self, values: dict[str, Any]) -> dict[str, Any]:
         return {utf8(name): value for name, value in values.items() if name not in self.drops}
 
     def _row(self, file: str, piece: Piece) -> Row:
         try:
-            values = object_of(piece) if suffix(file) == ".jsonl" else {self.text: text_of(piece)}
+            return Row(f"{file}:{piece.number}", self.values(file, piece))
         except ValueError as error:
             return Row(f"{file}:{piece.number}", {}, str(error))
-        return Row(f"{file}:{piece.number}", values)
 
     def _read_parquet(self, file: BinaryIO, block: Block) -> Batch:
         table = read_table(file, block.begin, block.n_rows)
@@ -125,8 +126,6 @@ def suffix(name: str) -> str:
 
 def buffered(file: BinaryIO) -> BinaryIO:
     """The file with a buffer of C: those of fsspec read a line in Python."""
-    return (
-        file
-        if isinstance(file, BufferedReader)
-        else cast(BinaryIO, BufferedReader(cast(RawIOBase, file), 1 << 20))
-    )
+    if isinstance(file, BufferedReader):
+        return file
+    return cast(BinaryIO, BufferedReader(cast(RawIOBase, file), 1 << 20))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from minigpt import cli, hub
-from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
+from minigpt import cli
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.cli.progress import late_bar
 from minigpt.jobs.blocks import Source
@@ -21,11 +19,6 @@ from minigpt.jobs.on_ray import run_on_ray
 from minigpt.jobs.output import REJECTED, Done, Output
 from minigpt.jobs.plan import Plan, plan
 from minigpt.jobs.storage import folder
-
-MODEL_FILES = (
-    "config.json", "generation_config.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json",
-    "tokenizer_config.json", "*.safetensors",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,9 +31,7 @@ class Task:
     flags: JobFlags
     facts: Mapping[str, Any]  # all that decides the results, beside the input and the model
     begin: Callable[[], Work]
-    kinds: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of the records' fields; see `jobs.parquet.arrow_type`
+    kinds: Mapping[str, Any]  # of the records' fields; see `jobs.parquet.arrow_type`
     reserved: frozenset[str] = frozenset()  # names that a column of the input does not keep
     format: str | None = None  # unless a flag says otherwise; None: as the input
     quiet: bool = False
@@ -53,7 +44,7 @@ def known_facts(out: str) -> dict[str, Any]:
         Failure: it cannot be read.
     """
     try:
-        return Output(folder(out), "").manifest() or {}
+        return Output(folder(out), "", {}).manifest() or {}
     except ValueError as error:
         raise Failure(BAD_FLAGS, error) from error
 
@@ -98,13 +89,17 @@ def _prepared(task: Task, source: Source) -> tuple[Job, Plan]:
     format = flags.format or task.format or ("parquet" if source.is_parquet else "jsonl")
     if format == "parquet":
         require("pyarrow", "data", "Parquet")
+    if source.holds(str(flags.out)):
+        raise ValueError(
+            f"--out {flags.out} lies in {source.path}, whose files are the input: name another folder"
+        )
     shard_rows = flags.shard_rows or known_facts(str(flags.out)).get("shard_rows", SHARD_ROWS)
     cut = plan(source, shard_rows, format == "parquet")
     if not cut.blocks:
         raise ValueError(f"{source.path} holds no {task.unit}: there is nothing to do")
     output = Output(folder(str(flags.out)), format, task.kinds, task.reserved, cut.schema)
     facts = {"command": task.command, "format": format, "shard_rows": shard_rows, **task.facts}
-    output.begin({**facts, "model": fingerprint(task.model), "input": cut.sha256})
+    output.begin({**facts, "model": task.model.sha256(), "input": cut.sha256})
     return Job(source, output, task.begin), cut
 
 
@@ -131,24 +126,3 @@ def _summary(task: Task, done: list[Done], before: int, seconds: float) -> str:
     parts += [f"{tokens:,} tokens", f"{seconds:.1f} s"]
     seed = task.facts.get("seed")
     return ", ".join(parts + ([f"seed {seed}"] if seed is not None else []))
-
-
-def fingerprint(model: ModelFlags) -> str:
-    """A sha256 of the files of a model and of its tokenizer.
-
-    Raises:
-        Failure: there is no such model.
-    """
-    try:
-        folders = [hub.model_files(model.model, revision=model.revision, offline=model.offline)]
-        name, revision = (model.tokenizer, None) if model.tokenizer else (model.model, model.revision)
-        folders.append(hub.tokenizer_files(name, revision=revision, offline=model.offline))
-    except (OSError, ValueError) as error:
-        raise Failure(NO_MODEL, error) from error
-    digest = hashlib.sha256()
-    for file in dict.fromkeys(
-        file for one in folders for pattern in MODEL_FILES for file in sorted(Path(one).glob(pattern))
-    ):
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,9 @@ class RayCluster:
 class RayWorker:
     """One worker of the pool; it loads the model with its first block, so that a failure has a place to go."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, directory: str) -> None:
+        with suppress(OSError):  # relative names of models mean there what they mean here
+            os.chdir(directory)
         self._job = job
         self._worker: Worker | None = None
 
@@ -98,7 +100,7 @@ def run_on_ray(job: Job, blocks: Sequence[Block], cluster: RayCluster, report: R
         n = min(cluster.n_workers, len(blocks))
         rows = [block._asdict() for block in blocks]
         ends = ray_data.from_items(rows, override_num_blocks=len(rows)).map(
-            RayWorker, fn_constructor_args=(job,), num_cpus=cluster.cpus, num_gpus=cluster.gpus,
+            RayWorker, fn_constructor_args=(job, os.getcwd()), num_cpus=cluster.cpus, num_gpus=cluster.gpus,
             compute=ray_data.ActorPoolStrategy(min_size=1, max_size=n, initial_size=n),
         )  # fmt: skip
         for row in ends.iter_rows():

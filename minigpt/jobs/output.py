@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from minigpt.jobs.blocks import Batch, Block
 from minigpt.jobs.columns import renamed
 from minigpt.jobs.parquet import objects_of, table_of, table_of_objects, write_table
 from minigpt.jobs.storage import Folder
-from minigpt.json_files import expect, parse
+from minigpt.json_files import expect, field, parse
 
 FOLDER = "_job"  # readers of data sets leave names with an underscore out
 MANIFEST = f"{FOLDER}/manifest.json"
@@ -44,7 +45,7 @@ class Output:
 
     folder: Folder
     format: str  # "parquet" or "jsonl"
-    kinds: Mapping[str, Any] = field(default_factory=dict)  # of the records' fields; see `parquet.arrow_type`
+    kinds: Mapping[str, Any]  # of the records' fields; see `parquet.arrow_type`
     reserved: frozenset[str] = frozenset()  # other names that a column of the input does not keep
     schema: Any = None  # of the columns that are kept, if they are written as Parquet
 
@@ -89,13 +90,13 @@ class Output:
         """How a block ended, if it has."""
         if not self.folder.exists(_record(number)):
             return None
-        return Done(*self._read_record(number)["done"])
+        return self._read_record(number)[0]
 
     def all_done(self) -> dict[int, Done]:
         """How all blocks ended that have, by their numbers."""
-        names = self.folder.find(f"{FOLDER}/block-*")
-        numbers = (int(name.removeprefix(f"{FOLDER}/block-").removesuffix(".json")) for name in names)
-        return {number: Done(*self._read_record(number)["done"]) for number in numbers}
+        names = self.folder.find(f"{FOLDER}/block-*.json")
+        numbers = (int(found[1]) for name in names if (found := re.search(r"block-(\d+)\.json$", name)))
+        return {number: self._read_record(number)[0] for number in numbers}
 
     def write(self, block: Block, batch: Batch, outcomes: Sequence[Outcome]) -> Done:
         """Writes a block's shard and then that it is done; if it is done twice, the second shard is as the first.
@@ -121,7 +122,7 @@ class Output:
 
         def fill(file: BinaryIO) -> None:
             for number in numbers:
-                for row in self._read_record(number)["rejected"]:
+                for row in self._read_record(number)[1]:
                     file.write(_line(row))
 
         self.folder.write(REJECTED, fill)
@@ -134,16 +135,8 @@ class Output:
             kept = table_of_objects([batch.kept[position] for position in positions], self.schema)
         else:
             kept = batch.kept.take(positions)
-        write_table(
-            table_of(
-                [record for _, record in records],
-                self.kinds,
-                kept,
-                self.schema,
-                self._names(self.schema.names),
-            ),
-            file,
-        )
+        own, names = [record for _, record in records], self._names(self.schema.names)
+        write_table(table_of(own, self.kinds, kept, self.schema, names), file)
 
     def _jsonl(self, file: BinaryIO, batch: Batch, records: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         kept = batch.kept if isinstance(batch.kept, list) else objects_of(batch.kept)
@@ -155,9 +148,20 @@ class Output:
         """What the columns of the input are called in the output."""
         return renamed(columns, {*self.kinds, *self.reserved})
 
-    def _read_record(self, number: int) -> dict[str, Any]:
+    def _read_record(self, number: int) -> tuple[Done, list[dict[str, str]]]:
+        """How a block ended, and the rows of it that were rejected.
+
+        Raises:
+            ValueError: its record is damaged.
+        """
         name = _record(number)
-        return expect(dict, parse(self._bytes(name), f"{self.folder}/{name}"), f"{self.folder}/{name}")
+        where = f"{self.folder}/{name}"
+        try:
+            record = expect(dict, parse(self._bytes(name), where), where)
+            done = [expect(int, value, where, "done") for value in field(list, record, "done", where)]
+            return Done(*done), field(list, record, "rejected", where)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{error}: remove {where}, and its block is done again") from None
 
     def _bytes(self, name: str) -> bytes:
         with self.folder.open(name) as file:
@@ -176,8 +180,6 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 def _difference(folder: Folder, name: str, there: object, asked: object) -> str:
     before, now = ("not given" if value is None else f"{value!r:.60}" for value in (there, asked))
     what = (
-        f"{name} was {before}, now {now}"
-        if name not in ("input", "model")
-        else f"the {name} has changed since"
+        f"the {name} has changed since" if name in ("input", "model") else f"{name} was {before}, now {now}"
     )
     return f"{folder} holds the output of another job: {what}; give the same again, or another --out"

@@ -107,7 +107,11 @@ def table_of(
         names: what each of these is called beside the others.
     """
     own = arrow.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
-    table = arrow.Table.from_pylist(list(records), own)
+    rows = [
+        {name: utf8(value) if isinstance(value, str) else value for name, value in one.items()}
+        for one in records
+    ]
+    table = arrow.Table.from_pylist(rows, own)
     for field in schema:
         there = field.name in kept.column_names
         column = kept.column(field.name).cast(field.type) if there else arrow.nulls(kept.num_rows, field.type)

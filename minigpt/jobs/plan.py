@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
+from minigpt.data.lines import lines_of
 from minigpt.jobs.blocks import Block, Source, buffered, suffix
 from minigpt.jobs.columns import Kinds, note_kinds
 from minigpt.jobs.parquet import schema_of, schema_of_kinds, united, without
-from minigpt.jobs.rows import Piece, lines_of, object_of
+from minigpt.jobs.rows import Piece
 
 AT_ONCE = 1 << 20  # bytes
 
@@ -83,7 +84,7 @@ def _text_places(
 ) -> Iterator[_Place]:
     pieces = source.split(name)(lines_of(buffered(file), digest.update), 0)
     if columns is not None and suffix(name) == ".jsonl":
-        pieces = _noting(pieces, source, columns.kinds)
+        pieces = _noting(pieces, source, name, columns.kinds)
     begin = before = n_rows = 0
     for piece in pieces:
         n_rows += 1
@@ -94,9 +95,9 @@ def _text_places(
         yield _Place(begin, before, n_rows)
 
 
-def _noting(pieces: Iterable[Piece], source: Source, kinds: Kinds) -> Iterator[Piece]:
+def _noting(pieces: Iterable[Piece], source: Source, name: str, kinds: Kinds) -> Iterator[Piece]:
     """The pieces; what columns they have is noted."""
     for piece in pieces:
         with suppress(ValueError):  # of a row that will be rejected
-            note_kinds(kinds, source.kept(object_of(piece)))
+            note_kinds(kinds, source.kept(source.values(name, piece)))
         yield piece

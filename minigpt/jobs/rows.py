@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from minigpt.data.text import BYTE_ORDER_MARK
-from minigpt.json_files import expect, parse
 from minigpt.tokenizer.files import END_OF_TEXT
-
-LONGEST_LINE = 1 << 24  # bytes; what is longer is no prompt, and would fill the memory
 
 Lines = Iterable[tuple[bytes, int]]  # each with its end, and how many bytes of the file it is
 
@@ -31,23 +27,6 @@ class Row(NamedTuple):
     id: str  # the file's name, a colon, and the row's number
     values: dict[str, Any]
     reason: str = ""
-
-
-def lines_of(file: BinaryIO, seen: Callable[[bytes], object] = lambda data: None) -> Lines:
-    """The lines of a file, with their ends; of one that is too long the beginning, as much as shows that it is.
-
-    Args:
-        file: open for reading.
-        seen: is called with all that is read.
-    """
-    while line := file.readline(LONGEST_LINE + 1):
-        seen(line)
-        length, rest = len(line), line
-        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-            rest = file.readline(LONGEST_LINE + 1)
-            seen(rest)
-            length += len(rest)
-        yield line, length
 
 
 def each_line(lines: Lines, before: int = 0) -> Iterator[Piece]:
@@ -85,28 +64,3 @@ def each_document(lines: Lines, before: int = 0) -> Iterator[Piece]:
             document = b""
     if document.strip():
         yield Piece(number + 1, document, end)
-
-
-def text_of(piece: Piece) -> str:
-    """A row's text, without the line end at its end; the first one's without a byte-order mark.
-
-    Raises:
-        ValueError: it is not UTF-8, or too long.
-    """
-    if len(piece.data) > LONGEST_LINE:
-        raise ValueError(f"it is longer than {LONGEST_LINE:,} bytes")
-    try:
-        text = piece.data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 (byte {error.start:,} of the row)") from None
-    text = text.removesuffix("\n").removesuffix("\r")
-    return text.removeprefix(BYTE_ORDER_MARK) if piece.number == 1 else text
-
-
-def object_of(piece: Piece) -> dict[str, Any]:
-    """The fields of a row of a .jsonl file.
-
-    Raises:
-        ValueError: as for `text_of`, or it is not one JSON object.
-    """
-    return expect(dict, parse(text_of(piece), "the line"), "the line")

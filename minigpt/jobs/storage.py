@@ -160,7 +160,9 @@ def is_remote(path: str) -> bool:
 
 def folder(path: str) -> Folder:
     """The folder of that path or URL, which need not exist."""
-    return RemoteFolder(path.rstrip("/")) if is_remote(path) else LocalFolder(Path(path).expanduser())
+    if is_remote(path):
+        return RemoteFolder(path.rstrip("/"))
+    return LocalFolder(Path(os.path.abspath(Path(path).expanduser())))
 
 
 def locate(path: str) -> tuple[Folder, list[str]]:

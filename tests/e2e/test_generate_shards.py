@@ -121,18 +121,33 @@ def test_bad_rows_are_rejected_with_their_reasons_and_the_rest_is_written(
     model: Path, tmp_path: Path
 ) -> None:
     bad = [b'{"prompt": ""}', b'{"text": "x"}', b"{", b"\xff", b'{"prompt": "x", "max_new_tokens": 0}',
-           json.dumps({"prompt": "long " * 20}).encode(), b'{"prompt": [1]}']  # fmt: skip
+           json.dumps({"prompt": "long " * 20}).encode(), b'{"prompt": [1]}',
+           b'{"prompt": "x", "seed": 9223372036854775808}']  # fmt: skip
     (tmp_path / "p.jsonl").write_bytes(b"\n".join([b'{"prompt": "Once"}', *bad, b'{"prompt": "End"}']))
     result = generate(
         "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "out", "--model", model, "--shard-rows", 4
     )
     assert result.code == 1
-    assert "9 prompts read, 2 written, 7 rejected" in result.err
-    assert [row["id"] for row in lines(tmp_path / "out")] == ["p.jsonl:1", "p.jsonl:9"]
+    assert "10 prompts read, 2 written, 8 rejected" in result.err
+    assert [row["id"] for row in lines(tmp_path / "out")] == ["p.jsonl:1", "p.jsonl:10"]
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rejected] == [f"p.jsonl:{number}" for number in range(2, 9)]
-    for row, reason in zip(rejected, ("empty", "lacks the field prompt", "not JSON", "not UTF-8", "at least 1", "exceed the model's context length of 32", "must be a text"), strict=True):  # fmt: skip
+    assert [row["id"] for row in rejected] == [f"p.jsonl:{number}" for number in range(2, 10)]
+    for row, reason in zip(rejected, ("empty", "lacks the field prompt", "not JSON", "not UTF-8", "at least 1", "exceed the model's context length of 32", "must be a text", "its seed exceeds"), strict=True):  # fmt: skip
         assert reason in row["reason"]
+
+
+def test_half_a_surrogate_pair_is_no_text(model: Path, tmp_path: Path) -> None:
+    """JSON can have it, UTF-8 cannot: in an id it is refused, elsewhere it becomes a question mark."""
+    row = b'{"prompt": "x\\ud800", "topic": "\\ud800", "\\ud800": 1}\n{"prompt": "x", "id": "\\ud800"}'
+    (tmp_path / "p.jsonl").write_bytes(row)
+    for form in ("jsonl", "parquet"):
+        out = tmp_path / form
+        assert (
+            generate("--prompts", tmp_path / "p.jsonl", "--out", out, "--model", model, "--format", form).code
+            == 1
+        )
+        (written,) = lines(out) if form == "jsonl" else pq.read_table(out / "part-00000.parquet").to_pylist()
+        assert (written["prompt"], written["topic"], written["?"]) == ("x?", "?", 1)
 
 
 def test_the_seed_of_a_job_is_its_own(model: Path, tmp_path: Path) -> None:
@@ -188,6 +203,7 @@ def test_a_killed_job_goes_on(model: Path, tmp_path: Path, blocks: int) -> None:
         ),
         (["--echo"], "--echo has no effect with --out"),
         (["--explain"], "--explain is for a few prompts, --prompts for many"),
+        (["--seed", 2**63], "--seed must be at most 9223372036854775807 with --out"),
         (["--workers", 2], "--workers has no effect without --ray"),
     ],
 )
@@ -195,6 +211,14 @@ def test_mistakes_are_one_line(model: Path, tmp_path: Path, flags: list[object],
     prompts = write_prompts(tmp_path / "in")
     result = generate("--prompts", prompts, "--out", tmp_path / "out", "--model", model, *flags)
     assert (result.code, message in result.mistake) == (2, True)
+
+
+def test_the_output_is_no_part_of_the_input(model: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "in")
+    for out in (prompts, prompts / "out"):
+        result = generate("--prompts", prompts, "--out", out, "--model", model)
+        assert f"--out {out} lies in {prompts}, whose files are the input" in result.mistake
+    assert generate("--prompts", prompts / "b.txt", "--out", prompts, "--model", model).code == 0
 
 
 def test_out_needs_prompts(tmp_path: Path) -> None:

@@ -28,15 +28,16 @@ def test_each_document_has_the_loss_that_it_has_alone(model: Path, tmp_path: Pat
         "Once there was a cat.\nIt ran.",
         "A mouse, which was longer than the context of this model, saw it.",
     ]
-    (tmp_path / "a.txt").write_text(f"{texts[0]}\n<|endoftext|>\n\n<|endoftext|>\n{texts[1]}\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(f"{texts[0]}\n<|endoftext|>\n\n<|endoftext|>\n{texts[1]}\n")
     rows: list[dict[str, Any]] = [
         {"text": texts[0], "id": "x", "loss": "old"},
         {"text": ""},
         {"no": 1},
         {"text": [1]},
     ]
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = score(tmp_path, "--out", tmp_path / "out", "--model", model, "--shard-rows", 2)
+    (tmp_path / "in" / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score(tmp_path / "in", "--out", tmp_path / "out", "--model", model, "--shard-rows", 2)
     assert result.code == 1
     assert result.out == ""
     assert "6 documents read, 3 written, 3 rejected" in result.err

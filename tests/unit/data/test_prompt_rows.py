@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minigpt.data import prompt_rows
+from minigpt.data import lines
 from minigpt.data.prompt_rows import PromptRow, RejectedRow, read_rows, row_of
 
 
@@ -82,7 +82,7 @@ def test_a_rejected_row_keeps_its_id() -> None:
 
 
 def test_a_line_without_end_is_rejected_and_not_kept(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(prompt_rows, "LONGEST_LINE", 10)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 10)
     content = b"0123456789\n" + b"x" * 35 + b"\n" + b"x" * 11 + b"\nend"
     too_long = "the line is longer than 10 bytes"
     assert rows(tmp_path, content, "a.txt") == [

@@ -90,7 +90,7 @@ EXPECTED = [
 ]  # fmt: skip
 REASONS = {
     "a.txt:2": "its prompt is empty",
-    "a.txt:4": "it is not UTF-8 (byte 0 of the row)",
+    "a.txt:4": "it is not UTF-8 (byte 0 of the line)",
     "more/b.JSONL:14": "the line is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
     "more/b.JSONL:15": "the line must hold an object, got [1]",
     "more/b.JSONL:16": "its prompt is empty",
@@ -200,3 +200,12 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a"], "n": [["x"]]}), tmp_path / "two" / "2.parquet")
     with pytest.raises(ValueError, match=r"columns of the Parquet files differ: .*; use --format jsonl"):
         run(tmp_path / "two", tmp_path / "out", "parquet")
+
+
+def test_a_damaged_record_names_itself(prompts: Path, tmp_path: Path) -> None:
+    run(prompts, tmp_path / "out", rows=2)
+    record = tmp_path / "out" / "_job" / "block-00001.json"
+    for content in ("", "{}", '{"done": [1], "rejected": []}', '{"done": ["x", 1, 2, 3, 4], "rejected": []}'):
+        record.write_text(content)
+        with pytest.raises(ValueError, match=r"remove .*block-00001\.json, and its block is done again"):
+            run(prompts, tmp_path / "out", rows=2)
