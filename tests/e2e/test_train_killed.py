@@ -86,7 +86,7 @@ def die_in(owner: type, method: str, call: int, after: bool = False) -> None:
 def die_half_way_through_a_file(call: int) -> None:
     """In the middle of writing the tensors of a checkpoint."""
 
-    def half(folder: Path, facts: object) -> None:
+    def half(folder: Path, *_: object) -> None:
         (tensors,) = folder.glob("*.distcp")
         os.truncate(tensors, tensors.stat().st_size // 2)
         die()
