@@ -57,10 +57,11 @@ def _modules(model: LanguageModel) -> Iterator[torch.nn.Module]:
 @contextmanager
 def _evaluating(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
+    # By their dictionaries: to assign an attribute of a module calls Python code, in which Ctrl-C may strike.
     try:
+        for module in training:
+            module.__dict__["training"] = False
         yield
     finally:
         for module in training:
-            module.training = True
+            module.__dict__["training"] = True
