@@ -247,7 +247,7 @@ class _Repository:
             case hub_errors.OfflineModeIsEnabled():
                 return FileNotFoundError(
                     f"{file} of {self} is not in the cache {constants.HF_HUB_CACHE}, and offline mode "
-                    "forbids fetching it: run once without --offline and HF_HUB_OFFLINE"
+                    "forbids fetching it: run once without --offline, HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"
                 )
             case hub_errors.GatedRepoError():
                 page = f"{constants.ENDPOINT}/{self.name}"

@@ -148,6 +148,39 @@ def test_offline_without_an_earlier_download(hub: HubServer, generate: Run) -> N
     assert hub.requests == hub.other_requests == []
 
 
+def test_transformers_variable_means_the_same(hub: HubServer, generate: Run) -> None:
+    assert_one_line(generate(TRANSFORMERS_OFFLINE="1"), "offline mode forbids", "TRANSFORMERS_OFFLINE")
+    assert hub.requests == []
+
+
+def test_parts_of_the_client_that_are_switched_off_are_not_needed(
+    hub: HubServer, generate: Run, tmp_path: Path
+) -> None:
+    """No links in the cache (as on Windows), no Xet, no telemetry, no token that was not asked for."""
+    first = generate(HF_TOKEN="hf_secret")
+    assert hub.authorizations == {"Bearer hf_secret"}
+    hub.authorizations.clear()
+    parts = (
+        "SYMLINKS",
+        "SYMLINKS_WARNING",
+        "SHARED_BLOBS",
+        "XET",
+        "TELEMETRY",
+        "IMPLICIT_TOKEN",
+        "PROGRESS_BARS",
+    )
+    off = {f"HF_HUB_DISABLE_{part}": "1" for part in parts} | {
+        "HF_HOME": str(tmp_path / "other"),
+        "HF_TOKEN": "hf_secret",
+    }
+    assert generate(**off).stdout == first.stdout
+    assert hub.authorizations == {None}
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.is_symlink()]
+    hub.requests.clear()
+    assert generate("--offline", **off).stdout == first.stdout
+    assert hub.requests == []
+
+
 def test_what_hf_download_has_fetched_serves_offline(hub: HubServer, fetch: Run, python: Run) -> None:
     """It leaves a listing of the repository, from which follows what the repository has not."""
     del hub.files["generation_config.json"]

@@ -88,6 +88,7 @@ class HubServer:
         self.refused: set[tuple[str, str]] = set()  # HEAD or GET, file
         self.gated: set[str] = set()  # repositories
         self.requests: list[tuple[str, str, str]] = []  # HEAD or GET, revision, file
+        self.authorizations: set[str | None] = set()  # the headers of that name that came with them
         self.other_requests: list[str] = []  # what the client asks on its own account
         handler = type("Handler", (_Handler,), {"hub": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -130,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo, _, rest = unquote(self.path).strip("/").partition("/resolve/")
         revision, _, file = rest.rpartition("/")
         self.hub.requests.append((self.command, revision, file))
+        self.hub.authorizations.add(self.headers["Authorization"])
         if repo in self.hub.gated:
             self.refuse(403, "GatedRepo")
         elif repo != self.hub.repo:
