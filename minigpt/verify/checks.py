@@ -9,6 +9,7 @@ from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.verify.files import check_files
 from minigpt.verify.logits import Reference, check_greedy, check_logits, check_transformers
+from minigpt.verify.many import check_many
 from minigpt.verify.page import check_page
 from minigpt.verify.published import check_published
 from minigpt.verify.recording import check_recording
@@ -47,6 +48,7 @@ def model_checks(model: GPT2, stored: StoredModel, tokens: list[int]) -> Iterato
     reference = Reference.of(model, stored, tokens)
     yield from check_logits(model, reference)
     yield from check_greedy(model, reference)
+    yield check_many(model, reference)
 
 
 def fixed_tokens(model: GPT2, tokenizer: Tokenizer) -> list[int]:

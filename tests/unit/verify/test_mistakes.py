@@ -17,6 +17,7 @@ import minigpt.cache
 import minigpt.model
 import minigpt.weights
 from minigpt import GPT2, GPT2Config
+from minigpt.cache import KVCache
 from minigpt.verify.checks import model_checks
 from minigpt.verify.stored import StoredModel
 
@@ -368,3 +369,10 @@ def test_greedy_text_that_is_not_the_likeliest(tmp_path: Path, monkeypatch: pyte
     found = complaints(save(tmp_path))
     assert "greedy text of 20 tokens, with and without the cache: token 0 is another" in found
     assert re.search(r"the formula's likeliest: a token of \[.*\] is not the likeliest, by", found)
+
+
+def test_rows_that_are_mixed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = KVCache.take
+    wrong = lambda self, rows, other: right(self, [self.rows - 1 - row for row in rows], other)  # noqa: E731
+    monkeypatch.setattr(KVCache, "take", wrong)
+    assert "many prompts side by side, as alone: " in complaints(save(tmp_path))
