@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.outputs import real
+from minigpt.json_files import parse
 
+ENTRY = re.compile(rb"(\d{1,15}) ([01]) (\d{1,18})\n")  # a line of FILE.part.rows: index, failed, size
 DONE, FAILED = 1, 2  # what a row can be, if it is not still to come
 
 
@@ -47,11 +50,14 @@ class GrowingFile:
         first, *lines = rows.read_bytes().splitlines(keepends=True)
         kept = [first]
         for line in lines:
-            fields = line.split()
-            if not line.endswith(b"\n") or len(fields) != 3 or int(fields[2]) > there:
+            entry = ENTRY.fullmatch(line)
+            if entry is None:
                 break
-            self.status[int(fields[0])] = FAILED if int(fields[1]) else DONE
-            size = int(fields[2])
+            index, failed, end = map(int, entry.groups())
+            if index >= len(self.status) or not size < end <= there:
+                break
+            self.status[index] = FAILED if failed else DONE
+            size = end
             kept.append(line)
         return size, b"".join(kept)
 
@@ -91,7 +97,7 @@ def begun(file: str) -> dict[str, Any] | None:
         return None
     try:
         with rows.open("rb") as opened:
-            job = json.loads(opened.readline())
+            job = parse(opened.readline(), rows)
     except (FileNotFoundError, ValueError):
         job = None
     if not isinstance(job, dict):

@@ -237,13 +237,26 @@ def test_other_prompts_and_another_model_are_refused(
 
 def test_a_part_that_nothing_explains_is_refused(folder: Path) -> None:
     (folder / "out.jsonl.part").write_text("precious")
-    for content in (None, b"{", b"[]\n"):
+    for content in (None, b"{", b"[]\n", b"[" * 100_000, b"\xff\n"):
         if content is not None:
             (folder / "out.jsonl.part.rows").write_bytes(content)
         result = call(*FLAGS, *JSON)
         assert result.code == 2
         assert "which says what it holds, is missing or damaged: remove them" in result.mistake
     assert (folder / "out.jsonl.part").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "spoiled", [b"0 0", b"9 0 1\n", b"0 0 99999999\n", b"0 2 5\n", b"-1 0 5\n", b"\xff\n", b"0 0 0\n"]
+)
+def test_a_line_that_cannot_be_is_where_it_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spoiled: bytes
+) -> None:
+    part, rows = unfinished(monkeypatch)
+    first, second, *others = rows.splitlines(keepends=True)
+    Path("out.jsonl.part.rows").write_bytes(b"".join([first, second, spoiled, *others]))
+    assert call(*FLAGS, *JSON).code == 1
+    assert written(folder) == records(part.decode())
 
 
 def test_kill_and_go_on(folder: Path) -> None:

@@ -26,6 +26,8 @@ TRAIN = (
 COMMANDS = {
     "train": TRAIN,
     "generate": ("generate", "Once", "--model", "model", "--max-new-tokens", "3", "--output", "out.txt"),
+    "prompts": ("generate", "--prompts", "prompts.txt", "--model", "model", "--max-new-tokens", "3", "--threads", "1",
+                "--output", "texts.txt"),
     "lattice": ("generate", "Once", "--model", "model", "--num-beams", "2", "--max-new-tokens", "2",
                 "--lattice", "beams.json"),
     "page": ("explore", "Once", "--model", "model", "--max-new-tokens", "2", "-o", "page.html"),
@@ -49,7 +51,8 @@ class Bench:
         (self.original / "prompts.jsonl").write_text(
             '{"prompt": "Once", "topic": "cats"}\n{}\n{"prompt": "It ran"}\n'
         )
-        for name in ("out.txt", "beams.json", "page.html"):
+        (self.original / "prompts.txt").write_text("Once\nThe king\nA mouse ran\nx\n")
+        for name in ("out.txt", "beams.json", "texts.txt", "page.html"):
             (self.original / name).write_text("old\n")
         self.clean: dict[str, dict[str, bytes]] = {}
 
@@ -66,8 +69,10 @@ class Bench:
         for path in self.folder.rglob("*"):
             name = str(path.relative_to(self.folder))
             timed = path.name == "metrics.jsonl" or path.suffix == ".png" or "checkpoints" in path.parts
-            if path.is_file() and ".unfinished-" not in name and not timed:
+            if path.is_file() and ".unfinished-" not in name and ".part" not in name and not timed:
                 found[name] = path.read_bytes()
+            if name == "texts.txt":  # texts come as they are finished, in whatever order
+                found[name] = b"--- ".join(sorted(found[name].split(b"--- ")))
         return found
 
     def undisturbed(self, command: str) -> dict[str, bytes]:

@@ -275,7 +275,10 @@ def test_prompts(place: Place, data: DataObject) -> None:
     name = data.draw(st.sampled_from(["prompts.jsonl", "a.txt"]))
     file = place.fresh() / name
     if data.draw(st.booleans()):
-        entry = st.fixed_dictionaries({"prompt": values | st.text()}, optional={"id": values, "text": values})
+        entry = st.fixed_dictionaries(
+            {"prompt": values | st.text()},
+            optional=dict.fromkeys(("id", "text", "max_new_tokens", "seed"), values),
+        )
         file.write_bytes(b"\n".join(dump(data.draw(values | entry)) for _ in range(3)))
     else:
         file.write_bytes(mutate_bytes(data, file.read_bytes()))
