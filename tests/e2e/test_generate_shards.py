@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +185,26 @@ def test_a_killed_job_goes_on(model: Path, tmp_path: Path, blocks: int) -> None:
     assert call(*flags, "--out", whole).code == 0
     process = start(*flags, "--out", tmp_path / "out")
     while process.poll() is None and len([*(tmp_path / "out" / "_job").glob("block-*")]) < blocks:
-        os.sched_yield()
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert wait(process).code in (-signal.SIGKILL, 0)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "_job").glob("block-*")}
     assert call(*flags, "--out", tmp_path / "out").code == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert without_logprobs(lines(tmp_path / "out")) == without_logprobs(lines(whole))
+
+
+def test_ctrl_c_keeps_the_blocks_that_are_done(model: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "in", 2000)
+    flags = ("--prompts", prompts, "--out", tmp_path / "out", "--model", model, *SAMPLING, "--shard-rows", 8)
+    process = start(*flags, "--threads", 1)
+    while process.poll() is None and not [*(tmp_path / "out" / "_job").glob("block-*")]:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    result = wait(process)
+    n = len(lines(tmp_path / "out"))
+    assert (result.code, 8 <= n < 2002) == (130, True)
+    assert f"interrupted: {n:,} of 2,002 prompts are done; the same command goes on from there" in result.err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ONE_THREAD, Result, call, save, start, tiny, wait
+from command import ONE_THREAD, Result, call, save, start, tiny
 from heavy import heavy
 
 cluster_utils = heavy("ray.cluster_utils")
@@ -108,6 +108,12 @@ def wait_until(process: subprocess.Popen[bytes], reached: Callable[[], bool]) ->
         time.sleep(0.02)  # the core is needed by others
 
 
+def finished(process: subprocess.Popen[bytes]) -> Result:
+    """How a command ended; that a node is lost is noticed after half a minute."""
+    out, err = process.communicate(timeout=400)
+    return Result(process.returncode, out.decode(), err.decode())
+
+
 def same_rows(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> int:
     """Asserts that the rows are the same, up to rounding; how many texts part at a choice that rounding decides."""
     assert [row["id"] for row in there] == [row["id"] for row in here]
@@ -144,7 +150,7 @@ def test_a_worker_and_then_a_node_are_lost_and_no_prompt_is(
     wait_until(process, lambda: n_done(out) >= 8)
     nodes.lose_second()
     at_loss = n_done(out)
-    result = wait(process)
+    result = finished(process)
     assert result.code == 0, result.err
     assert "2,000 prompts read, 2,000 written, 0 rejected" in result.err
     assert len(first) == 2
@@ -165,10 +171,10 @@ def test_the_driver_is_killed_and_given_again(nodes: TwoNodes, model: Path, tmp_
     process = start(*there)
     wait_until(process, lambda: n_done(out) >= 2)
     process.kill()
-    wait(process)
+    finished(process)
     before = {file: file.stat().st_mtime_ns for file in (out / "_job").glob("block-*")}
     assert 2 <= len(before) < 30
-    result = wait(start(*there))
+    result = finished(start(*there))
     assert result.code == 0, result.err
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert same_rows(rows(out), rows(tmp_path / "here")) == 0
@@ -180,7 +186,7 @@ def test_losses_are_those_of_one_process(nodes: TwoNodes, model: Path, tmp_path:
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(f"Number {i} was a cat." for i in range(40)))
     flags = (tmp_path / "a.txt", "--model", model, "--shard-rows", 8, "--threads", 1)
     for where in (("--out", tmp_path / "here"), ("--out", tmp_path / "there", "--ray", nodes.address)):
-        result = wait(start(*flags, *where, python=("-m", "minigpt.score")))
+        result = finished(start(*flags, *where, python=("-m", "minigpt.score")))
         assert result.code == 0, result.err
     here, there = (
         [row for file in sorted(out.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
@@ -206,7 +212,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line(nodes: TwoNodes, model: Path, t
 
 
 def _last_line(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    result: Result = wait(process)
+    result: Result = finished(process)
     assert "Traceback" not in result.err
     return result.code, result.err.splitlines()[-1]
 
@@ -224,6 +230,6 @@ def test_without_an_address_ray_starts_here(model: Path, tmp_path: Path) -> None
         "--quiet",
     )
     assert call(*flags, "--out", tmp_path / "here").code == 0
-    result = wait(start(*flags, "--out", tmp_path / "out", "--shard-rows", 2, "--ray", "--workers", 1))
+    result = finished(start(*flags, "--out", tmp_path / "out", "--shard-rows", 2, "--ray", "--workers", 1))
     assert (result.code, result.out) == (0, ""), result.err
     assert same_rows(rows(tmp_path / "out"), rows(tmp_path / "here")) == 0
