@@ -57,11 +57,14 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(chromium: Browser) -> Iterator[Open]:
-    """A function that opens a file, and shows the state in its second argument: `view=lens&token=3`."""
+    """A function that opens a file, and shows the state in its second argument: `view=lens&token=3`.
+
+    `script` runs before those of the page.
+    """
     contexts: list[BrowserContext] = []
     noise: list[str] = []  # whatever the page asked for or said, which must be nothing
 
-    def opened(file: Path, state: str = "", **options: Any) -> Page:
+    def opened(file: Path, state: str = "", *, script: str = "", **options: Any) -> Page:
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         context.set_offline(True)
@@ -74,8 +77,10 @@ def open_page(chromium: Browser) -> Iterator[Open]:
         page.on("pageerror", lambda error: noise.append(f"error: {error}"))
         page.on("dialog", lambda dialog: noise.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: request.is_navigation_request() or noise.append(request.url))
+        if script:
+            page.add_init_script(script)
         page.goto(f"{file.as_uri()}#{state}")
-        page.wait_for_selector("html[data-ready]", state="attached")
+        page.wait_for_selector("html[data-ready], #failure:not([hidden])", state="attached")
         return page
 
     yield opened

@@ -212,6 +212,9 @@ def test_two_runs_stand_side_by_side(pair: Path, open_page: Open) -> None:
     row = page.locator("#compare-table tr.current").inner_text().split("\t")
     assert row[:2] + row[3:4] == ["7", "·king", "·queen"]
     assert float(row[4]) - float(row[2]) == pytest.approx(float(row[5].replace("−", "-")), abs=0.011)
+    predictions = [row.split("\t") for row in page.locator("#compare-predictions tbody tr").all_inner_texts()]
+    assert 5 <= len(predictions) <= 10
+    assert all(float(a[:-1]) <= 100 for _, a, b, _ in predictions if a != "–")
     before = page.evaluate("document.querySelector('.token').style.backgroundColor")
     page.select_option("#difference", "attention")
     assert page.evaluate("document.querySelector('.token').style.backgroundColor") != before
@@ -229,6 +232,29 @@ def test_a_table_is_copied_as_text(story: Path, open_page: Open) -> None:
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
     assert lines[0] == "Key\tPosition\tWeight"
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"format":"minigpt-page-1"', '"format":"minigpt-page-2"', "its data is not of the format minigpt-page-1"),
+        ('"pieces":["Once"', '"pieces":', "The page could not be shown: "),
+    ],
+)
+def test_a_page_that_is_damaged_says_so(
+    story: Path, open_page: Open, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = story.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (tmp_path / "damaged.html").write_text(text.replace(old, new), encoding="utf-8")
+    page = open_page(tmp_path / "damaged.html")
+    assert message in page.inner_text("#failure")
+    assert not page.is_visible("#main")
+
+
+def test_a_browser_that_is_too_old_is_told_what_it_lacks(story: Path, open_page: Open) -> None:
+    page = open_page(story, script="delete globalThis.DecompressionStream")
+    assert "it needs DecompressionStream" in page.inner_text("#failure")
 
 
 def test_a_character_of_several_tokens_is_named_at_each(hostile: Path, open_page: Open) -> None:

@@ -54,6 +54,13 @@ def test_every_step_of_a_run(story: Path, explored: Explored, open_page: Open) -
             assert_same(ids, shown, Sliders(*settings)(logits))
 
 
+def test_where_the_sliders_start_they_say_what_the_run_did(story: Path, open_page: Open) -> None:
+    page = open_page(story)
+    for step in load(story)["runs"][0]["steps"]:
+        ids, shown, _ = page.evaluate(OF_A_STEP, [step["position"], named(0.8, 40, 0.92)])
+        assert shown[ids.index(step["chosen"])] == pytest.approx(step["after"]["probability"], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "logits",
     [

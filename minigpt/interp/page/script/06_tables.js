@@ -7,6 +7,16 @@ const asPiece = (name) => ({ name, kind: "piece" });
 const asNumber = (name) => ({ name, kind: "number" });
 const asBar = (name) => ({ name, kind: "number", bar: true });
 
+/** Lets the keyboard scroll a box, and makes it no stop where there is nothing to scroll. */
+function reachable(box) {
+  const resized = new ResizeObserver(() => {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  });
+  resized.observe(box);
+  if (box.firstElementChild) resized.observe(box.firstElementChild);
+}
+
 /** A table with a heading and a button that copies it; its cells are replaced when what it shows changes. */
 class Table {
   constructor(container) {
@@ -15,12 +25,10 @@ class Table {
     this.head = el("thead");
     this.body = el("tbody");
     this.after = el("p", { class: "count" });
-    const table = el("table", { "aria-labelledby": this.title.id }, this.head, this.body);
-    container.replaceChildren(
-      el("div", { class: "table-head" }, this.title, this.copy),
-      el("div", { class: "scroll", role: "region", tabindex: "0", "aria-labelledby": this.title.id }, table),
-      this.after,
-    );
+    const label = { "aria-labelledby": this.title.id };
+    const box = el("div", { class: "scroll", role: "region", ...label }, el("table", label, this.head, this.body));
+    container.replaceChildren(el("div", { class: "table-head" }, this.title, this.copy), box, this.after);
+    reachable(box);
   }
 
   /** Shows rows: [{ cells, current: it is the selected one, gone: it is struck out, badge: a word after the piece }]. */

@@ -49,6 +49,7 @@ const attentionView = {
       if (click && layer >= 0 && head >= 0) set({ layer, head });
     });
     this.table = new Table($("attention-table"));
+    reachable($("grid-scroll"));
     $("pictures").classList.toggle("wide", config.n_head > 6);
   },
 

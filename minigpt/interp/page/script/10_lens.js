@@ -61,6 +61,7 @@ const lensView = {
       if (cell) set({ token: Number(cell.dataset.i), layer: Math.max(Number(cell.dataset.row) - 1, 0) });
     });
     $("lens-window").replaceChildren(this.window);
+    reachable($("lens-window"));
   },
 
   show(run) {

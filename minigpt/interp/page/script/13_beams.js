@@ -85,6 +85,7 @@ const beamsView = {
       picture.append(svg("text", { class: kind, x: left[node.column], y: y(node) + 5 }, label(node)));
     }
     $("beam-picture").replaceChildren(picture);
+    reachable($("beam-picture"));
   },
 };
 

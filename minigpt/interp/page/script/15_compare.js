@@ -47,6 +47,7 @@ const compareView = {
     const shared = Math.min(...runs.map((run) => run.length));
     this.plot = new Plot($("compare-plot"), (x, y, click) => pointed(this.plot.positionAt(x, shared), click));
     this.table = new Table($("compare-table"));
+    this.predictions = new Table($("compare-predictions"));
     this.heads = new Table($("compare-heads"));
     this.keys = new Table($("compare-keys"));
   },
@@ -59,6 +60,7 @@ const compareView = {
       drawBars(context, ratio, width, height, values, { name: "diverging", low: -high, high }));
     this.plot.frame((Math.min(state.token, n - 1) * width) / n, 0, Math.max(width / n, 2), height);
     this.showPositions();
+    this.showPredictions();
     this.showHeads();
     this.showKeys();
   },
@@ -75,6 +77,24 @@ const compareView = {
     const columns = [asNumber("Position"), asPiece("A"), asNumber("A, bits"), asPiece("B"), asNumber("B, bits"),
       asNumber("B − A")];
     this.table.fill("Side by side, around the selected position", columns, rows);
+  },
+
+  /** The likeliest next tokens of either run, as far as the page holds their probabilities. */
+  showPredictions() {
+    const [a, b] = runs.map((run) => {
+      const top = state.token < run.length ? lensAt(run, run.lens.points.length - 1, state.token).top : [];
+      return new Map(top.filter(({ id }) => id !== null).map(({ id, probability }) => [id, probability]));
+    });
+    const share = (p) => (p === undefined ? "–" : percent(p));
+    const ids = [...new Set([...a.keys(), ...b.keys()])];
+    ids.sort((one, other) => Math.max(a.get(other) ?? 0, b.get(other) ?? 0) - Math.max(a.get(one) ?? 0, b.get(one) ?? 0));
+    const rows = ids.map((id) => {
+      const difference = signed(100 * (b.get(id) - a.get(id)), 1); // – where only one of them is held
+      return { cells: [pieceOf(id), share(a.get(id)), share(b.get(id)), difference] };
+    });
+    const columns = [asPiece("Next token"), asNumber("A"), asNumber("B"), asNumber("B − A, points")];
+    const after = "The five likeliest of each; –: not among them.";
+    this.predictions.fill(`What each would write after position ${state.token}`, columns, rows, after);
   },
 
   showHeads() {

@@ -11,6 +11,7 @@ const helpView = {
 // A view says how it colours the text (`paint`: a value from 0 to 1 for each token of a run, and a legend), what it
 // reads off for the selected token (`read`), and how its panel is drawn (`show`).
 const views = [attentionView, lensView, choicesView, surprisalView, beamsView, cacheView, compareView, helpView];
+const FORMAT = "minigpt-page-1";
 let strips = [];
 
 /** Brings the page in line with the state. */
@@ -50,7 +51,9 @@ function showLegend({ title, low, high, name, swatches = GRADIENT }) {
 }
 
 async function start() {
-  data = await unpackedAll(JSON.parse($("data").textContent));
+  const packed = JSON.parse($("data").textContent);
+  if (packed.format !== FORMAT) throw new Error(`its data is not of the format ${FORMAT}`);
+  data = await unpackedAll(packed);
   config = data.config;
   vocabulary = new Map(Object.entries(data.vocabulary));
   runs = data.runs.map(prepared);
