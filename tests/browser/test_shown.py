@@ -237,7 +237,11 @@ def test_a_table_is_copied_as_text(story: Path, open_page: Open) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"format":"minigpt-page-1"', '"format":"minigpt-page-2"', "its data is not of the format minigpt-page-1"),
+        (
+            '"format":"minigpt-page-1"',
+            '"format":"minigpt-page-2"',
+            "its data is not of the format minigpt-page-1",
+        ),
         ('"pieces":["Once"', '"pieces":', "The page could not be shown: "),
     ],
 )
