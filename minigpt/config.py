@@ -1,4 +1,4 @@
-"""The numbers that fix a GPT-2, under the names that its own config.json uses."""
+"""The hyperparameters of a GPT-2, under the names that its own config.json uses."""
 
 from __future__ import annotations
 

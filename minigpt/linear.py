@@ -1,4 +1,4 @@
-"""A linear layer that keeps its weights the way GPT-2's files do, and what other kinds of weights must do."""
+"""A linear layer in GPT-2's Conv1D layout (transposed weight), and what other kinds of weights must do."""
 
 from __future__ import annotations
 

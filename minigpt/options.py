@@ -285,7 +285,7 @@ def check_options(instance: object) -> None:
 
 
 def check_count(name: str, value: int | None, least: int = 1) -> None:
-    """Refuses a number of things that cannot be: too few, or more than can exist. None is no number, and passes.
+    """Refuses a number of things that cannot be: too few, or more than can exist. None passes.
 
     Raises:
         InvalidRequest: it is refused.

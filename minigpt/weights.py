@@ -31,7 +31,7 @@ NAMES = {  # checkpoint -> ours ("#" is the layer)
     "lm_head": "head",
 }
 THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
-EMBEDDING, HEAD = "token_embedding.weight", "head.weight"  # the pair that GPT-2 ties
+EMBEDDING, HEAD = "token_embedding.weight", "head.weight"  # which GPT-2 ties
 
 # What wrappers put before the names: DDP, torch.compile, transformers and models that hold a GPT-2.
 # They compose in any order, so they are taken off one by one.

@@ -1,4 +1,4 @@
-"""Measures speed against other programs, all in the same run and taking turns.
+"""Measures speed against other programs, interleaved in one run.
 
     python scripts/bench.py                                      print the tables
     python scripts/bench.py --update docs/benchmarks.md          and put them between the page's bench marks

@@ -1,4 +1,4 @@
-"""Measures lossless drafts: greedy text of the bundled model with prompt lookup against without.
+"""Measures lossless speculative decoding: greedy text of the bundled model with prompt lookup against without.
 
     python scripts/bench_drafts.py --corpus ../shared/corpus                       print the table
     python scripts/bench_drafts.py --corpus ../shared/corpus --update docs/benchmarks.md    and put it into the file
@@ -79,7 +79,7 @@ def table(model: GPT2, prompts: list[list[int]], rounds: int) -> str:
     for name, batches, options in [
         (f"{n} prompts, one at a time", alone, {}),
         (f"the {n} side by side", [prompts], {}),
-        ("3 one at a time, no run of 3 tokens twice", alone[:3], {"no_repeat_ngram_size": 3}),
+        ("3 one at a time, no repeated 3-grams", alone[:3], {"no_repeat_ngram_size": 3}),
     ]:
         lines.append(row(name, model, batches, rounds, **options))
         print(lines[-1], flush=True)

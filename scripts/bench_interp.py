@@ -1,4 +1,4 @@
-"""Measures what recording costs: one forward pass with it against one without, taking turns.
+"""Measures what recording costs: one forward pass with it against one without, interleaved.
 
 python scripts/bench_interp.py                                       print the table
 python scripts/bench_interp.py --update docs/interpretability.md     and put it, and the table of points, into the page

@@ -49,7 +49,7 @@ def described(known: dict[str, Any]) -> str:
     if s["optimizer"] == "muon":
         rates = f"Muon for the matrices inside the blocks, learning rate {s['lr']:g}, AdamW for the rest, {s['adamw_lr']:g}"
     ending = (
-        "then a cosine to zero"
+        "then cosine decay to zero"
         if s["schedule"] == "cosine"
         else f"constant, then {s['decay']:,} steps down to zero"
     )

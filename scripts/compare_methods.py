@@ -62,20 +62,20 @@ def ordering(record: dict[str, Any]) -> str:
 
 
 def refrains(record: dict[str, Any]) -> str:
-    """How sure the repetition of those that draw lots is, and of what the human one is made."""
+    """The standard errors of the repetition of sampled and human texts, and how few texts most of the human one comes from."""
     tokenizer = Tokenizer.from_pretrained()
     drawing = [row for row in record["methods"] if row["name"] in PUBLISHED and row["name"] not in MAXIMISING]
     rows = [record["human"], *drawing]
     shares = {row["name"]: [repetition([tokenizer.encode(text)]) for text in row["texts"]] for row in rows}
     errors = {name: stdev(each) / math.sqrt(len(each)) for name, each in shares.items()}
-    figures = [f"{row['name']}: {told('rep_4', row['figures'])} ± {errors[row['name']]:.1%}" for row in rows]
+    figures = [f"{row['name']}: {shown('rep_4', row['figures'])} ± {errors[row['name']]:.1%}" for row in rows]
     human = sorted(shares[record["human"]["name"]], reverse=True)
     most = next(n for n in range(len(human) + 1) if sum(human[:n]) >= sum(human) / 2)
     return (
-        f"Why: with their standard errors over the texts, these repetitions are {'; '.join(figures)}. What lies within two errors"
-        f" is not told apart by so few texts. Half of what humans repeat stands in {most} of {len(human)} texts: tales have"
-        " refrains. A small model forgets them within a page, so what it draws freely repeats a little less than"
-        " humans, and a cut-off that makes it say likelier things can come nearer by accident."
+        f"With their standard errors over the texts, these are the repetitions: {'; '.join(figures)}. Differences within two standard"
+        f" errors are not significant. {most} of the {len(human)} human texts have half of all that is repeated: fairy tales repeat"
+        " refrains. A small model does not reproduce them, so samples of the whole distribution repeat slightly less than humans, and a"
+        " truncated distribution, which repeats more, can come nearer by accident."
     )
 
 
@@ -92,7 +92,7 @@ def departing(
 ) -> list[str]:
     """Those of the methods that are not on that side of the human."""
     return [
-        f"{name} has {told(figure, methods[name])}, humans {told(figure, human)}"
+        f"{name} has {shown(figure, methods[name])}, humans {shown(figure, human)}"
         for name in names
         if not holds(methods[name][figure], human[figure])
     ]
@@ -107,14 +107,14 @@ def nearer(
         return abs(scale(methods[name][figure]) - scale(human[figure]))
 
     return [
-        f"{name} is nearer ({told(figure, methods[name])}; nucleus {told(figure, methods['nucleus 0.95'])},"
-        f" humans {told(figure, human)})"
+        f"{name} is nearer ({shown(figure, methods[name])}; nucleus {shown(figure, methods['nucleus 0.95'])},"
+        f" humans {shown(figure, human)})"
         for name in PUBLISHED
         if distance(name) < distance("nucleus 0.95")
     ]
 
 
-def told(figure: str, figures: Figures) -> str:
+def shown(figure: str, figures: Figures) -> str:
     return COLUMNS[figure][1](figures[figure])
 
 

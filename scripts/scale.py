@@ -167,7 +167,7 @@ def measured_table() -> Iterator[str]:
 
 
 def published_tables() -> Iterator[str]:
-    yield f"Memory of each GPU, in GB, for {ROWS} windows at once; in brackets with `--gradient-checkpointing`:\n"
+    yield f"Memory of each GPU, in GB, for {ROWS} sequences per batch; in brackets with `--gradient-checkpointing`:\n"
     yield head()
     for name, config in SIZES.items():
         plans = [[Plan(config, ROWS, processes=n, recompute=r) for r in (False, True)] for n in GPUS]

@@ -3,7 +3,7 @@
     python scripts/train_bundled.py --corpus ../shared/corpus --work build/bundled    (again, to resume)
 
 Every step is one of minigpt's own commands. The folder holds train.txt, val.txt and MANIFEST.tsv, which
-lists the books; nothing of val.txt enters training or the vocabulary. Ctrl-C keeps what was done.
+lists the books; nothing of val.txt enters training or the vocabulary. Ctrl-C saves a checkpoint.
 """
 
 from __future__ import annotations

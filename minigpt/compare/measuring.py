@@ -35,7 +35,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of texts, and by whom: the model that wrote them, and perhaps a judge."""
+    """The metrics of texts, under the generating model, and perhaps under an evaluator model."""
 
     model: GPT2
     tokenizer: Tokenizer

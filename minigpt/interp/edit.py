@@ -113,7 +113,7 @@ class Places:
 
     @property
     def names(self) -> frozenset[str]:
-        """What it must be shown: rows that are named must stay where they are, which the first layer's keys tell."""
+        """What it must be shown: rows that are named must stay where they are, which the first layer's keys show."""
         return frozenset() if self.rows is None else frozenset([KEYS_0])
 
     def require_rows_in_place(self, keys: Tensor, current: Pass) -> None:

@@ -55,7 +55,7 @@ class Pass:
 
 
 class RowTracker:
-    """Notices when the rows of a cache were moved between two passes: no length tells of that, but the keys do."""
+    """Notices when the rows of a cache were moved between two passes: no length shows that, but the keys do."""
 
     def __init__(self) -> None:
         self._keys: Tensor | None = None

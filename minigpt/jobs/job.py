@@ -12,7 +12,7 @@ from minigpt.jobs.rows import Row
 Work = Callable[
     [Sequence[Row], int], Iterator[Outcome]
 ]  # rows, and how many rows of the input come before them
-Report = Callable[[int], object]  # is told how many more rows are done
+Report = Callable[[int], object]  # is called with how many more rows are done
 
 
 @dataclass(frozen=True)

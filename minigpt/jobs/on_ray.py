@@ -41,7 +41,9 @@ class RayCluster:
         Raises:
             OSError: it cannot be reached.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of a cluster that starts here
+        os.environ.setdefault(
+            "RAY_USAGE_STATS_ENABLED", "0"
+        )  # a cluster that starts here sends no statistics
         os.environ.setdefault(
             "RAY_BACKEND_LOG_LEVEL", "fatal"
         )  # else the core's remarks stand among ours on stderr
@@ -81,7 +83,7 @@ class RayWorker:
         try:
             self._worker = self._worker or self._job.worker()
             return {**self._worker.do(Block(**row))._asdict(), "code": 0, "error": ""}
-        except (Failure, InvalidRequest, OSError) as error:  # for the driver, which has somebody to tell
+        except (Failure, InvalidRequest, OSError) as error:  # for the driver, which reports them
             code = getattr(error, "code", BAD_FLAGS if isinstance(error, InvalidRequest) else FAILED)
             return {**Done(row["number"], 0, 0, 0, 0)._asdict(), "code": code, "error": str(error)}
 

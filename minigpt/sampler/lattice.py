@@ -95,7 +95,7 @@ class Lattice:
         return next(iter(last.finished), None)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens, by the strings that were saved; U+FFFD for what they do not tell."""
+        """The text of some tokens, by the strings that were saved; U+FFFD for a token without one."""
         return "".join(self.token_strings.get(token, "\ufffd") for token in tokens)
 
     def saved(self, prompt_index: int = 0) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Lattice:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no such file, or its beams do not hang together; the message names the file.
+            ValueError: it is no such file, or a beam refers to a parent that does not exist; the message names the file.
         """
         try:
             content = expect(dict, parse(read_whole(Path(path)), "the file"), "the file")

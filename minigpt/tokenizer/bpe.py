@@ -28,7 +28,9 @@ def spell(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[s
     """
     spelled = {character: bytes([byte]) for character, byte in BYTES.items() if character in vocab}
     if not spelled:
-        raise ValueError("the vocabulary has none of the 256 bytes: it is empty, or not of GPT-2's kind")
+        raise ValueError(
+            "the vocabulary has none of the 256 bytes: it is empty, or not byte-level as GPT-2's is"
+        )
     for number, (left, right) in enumerate(merges, start=1):
         if left not in spelled or right not in spelled:
             raise ValueError(

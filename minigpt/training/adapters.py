@@ -105,7 +105,7 @@ def load_adapter(model: GPT2, directory: str | os.PathLike[str]) -> None:
     """Attaches the adapters that a directory holds, written by `save_adapter` or by PEFT; they can be trained on.
 
     Which layers have one is read from the tensors' names. Options of PEFT that make something else of it
-    than LoRA are refused by name. If anything is wrong, the model stays as it was.
+    than LoRA raise an error that names them. If anything is wrong, the model stays as it was.
 
     Raises:
         OSError: there is no adapter.

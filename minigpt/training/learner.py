@@ -91,7 +91,7 @@ def _optimisers(model: GPT2, s: Settings) -> optim.Optimisers:
 
 
 def _share(step: int, s: Settings) -> float:
-    """The share of the highest learning rates that a step is given."""
+    """The share of the peak learning rates that a step is given."""
     assert s.warmup is not None
     if s.schedule == "cosine":
         return cosine(step, s.steps, s.warmup)

@@ -20,9 +20,9 @@ def muon_and_adamw(
     Args:
         model: a GPT-2, whole in this process.
         lr: Muon's highest learning rate.
-        weight_decay: of matrices, in both.
+        weight_decay: applied to matrices, in both.
         adamw_lr: AdamW's highest learning rate.
-        beta2: AdamW's memory of squared gradients.
+        beta2: of AdamW, the decay rate of its mean of squared gradients.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 

@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a share of its highest value: warm-up, then a cosine, or a plateau and a decay."""
+"""The learning rate over a run, as a share of its peak: warm-up, then cosine decay, or a plateau and a decay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
-    """The share of the highest learning rate at a step: up in a line, then down to zero along a cosine.
+    """The share of the peak learning rate at a step: up in a line, then down to zero along a cosine.
 
     Args:
         step: counted from 0.
@@ -24,7 +24,7 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def wsd(step: int, steps: int, warmup: int, decay: int) -> float:
-    """The share of the highest learning rate at a step: up in a line, constant, at the end down in a line to zero.
+    """The share of the peak learning rate at a step: up in a line, constant, at the end down in a line to zero.
 
     Until the decay begins, nothing depends on `steps`: a run can be ended at any time by a decay, or continued.
 

@@ -1,4 +1,4 @@
-"""Every check of a model, in the order in which they tell most."""
+"""Every check of a model, the most informative first."""
 
 from __future__ import annotations
 

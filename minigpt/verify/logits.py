@@ -160,7 +160,7 @@ def check_greedy(model: GPT2, reference: Reference) -> Iterator[Check]:
 
 
 def _all_ties(logits: Tensor, step: int, tie: float) -> bool:
-    """Whether the two likeliest tokens of a step are too near to tell apart."""
+    """Whether the two likeliest tokens of a step are too close to decide between."""
     first, second = logits[step].topk(2).values
     return float(first - second) <= tie
 

@@ -55,10 +55,10 @@ def rows(checks: Sequence[Check]) -> list[list[str]]:
 
 def remarks(checks: Sequence[Check]) -> list[str]:
     """A line for each check that failed or was not made, the failures first."""
-    told = [one for one in checks if one.verdict != "ok"]
+    noted = [one for one in checks if one.verdict != "ok"]
     return [
         f"{one.verdict}: {one.name}: {one.detail}"
-        for one in sorted(told, key=lambda c: c.verdict != "failed")
+        for one in sorted(noted, key=lambda c: c.verdict != "failed")
     ]
 
 

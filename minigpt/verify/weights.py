@@ -106,7 +106,7 @@ def check_loaded(model: GPT2, stored: StoredModel) -> Check:
 
 
 def _embedding_faults(model: GPT2, stored: StoredModel) -> list[str]:
-    """The pair that GPT-2 ties: what the model embeds with, and what it predicts with."""
+    """The tied weights: what the model embeds with, and what it predicts with."""
     if model.quantization:
         return []
     faults = []

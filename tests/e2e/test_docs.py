@@ -101,3 +101,9 @@ def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert [name for name in COMMANDS if f"| `{name}` |" not in readme] == []
     assert len(readme.splitlines()) <= 200
+
+
+def test_the_code_tour_leads_into_every_folder() -> None:
+    tour = (ROOT / "docs" / "code-tour.md").read_text("utf-8")
+    library = {path.parent.name for path in (ROOT / "minigpt").glob("*/__init__.py")} - {*COMMANDS}
+    assert {name for name in library if f"(../minigpt/{name})" not in tour} == set()

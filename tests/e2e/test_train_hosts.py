@@ -1,4 +1,4 @@
-"""`minigpt.train` on two hosts, one torchrun agent on each: the run of one process, up to the order of sums.
+"""`minigpt.train` on two hosts, one torchrun agent on each: the run of one process, up to floating-point summation order.
 
 The hosts are two loopback addresses, or two network namespaces where the machine allows them; a host dies by SIGKILL
 to its agent and its worker. Everything is over gloo, on the CPU.

@@ -1,4 +1,4 @@
-"""`minigpt.train` in two processes, started by torchrun: the run of one process, up to the order of sums.
+"""`minigpt.train` in two processes, started by torchrun: the run of one process, up to floating-point summation order.
 
 The processes talk over gloo, on the CPU. Each start takes seconds, so most tests look at the same few runs.
 """

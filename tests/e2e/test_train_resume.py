@@ -1,4 +1,4 @@
-"""Going on with a run: begun, finished, damaged, or ended by a full disk or a loss that is no number."""
+"""Going on with a run: begun, finished, damaged, or ended by a full disk or a loss that is NaN or infinite."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def assert_close(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
 
 
 def assert_like(run: Path, other: Path) -> None:
-    """The same run, up to the order of sums: losses, validations, learning rates, weights; no step twice."""
+    """The same run, up to floating-point summation order: losses, validations, learning rates, weights; no step twice."""
     (lines, models), (other_lines, other_models) = learned(run), learned(other)
     assert [line["step"] for line in lines] == list(range(1, len(other_lines) + 1))
     for line, other_line in zip(lines, other_lines, strict=True):

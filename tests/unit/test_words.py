@@ -34,8 +34,24 @@ OURS = [  # what to write instead stands behind each
     r"\bknows? (it|them|one) by heart\b",
     r"\bnothing is left to chance\b",  # decoding is deterministic
     r"\bgreat(est)? likeness\b",  # cosine similarity
+    r"\bhang together\b",  # a beam refers to a parent that does not exist
+    r"\bstands? behind is\b",  # may only continue
+    r"\bof GPT-2's kind\b",  # GPT-2-style
+    r"\bhis coefficient\b",
+    r"\bdraws? freely\b",  # samples
+    r"\bnot told apart\b",  # not significant
+    r"\bwindows at once\b",  # sequences per batch
+    r"\bthen a cosine\b",  # cosine decay
+    r"\bup to the order of sums\b",  # floating-point summation order
+    r"\btaking turns\b",  # interleaved
 ]
-FILES = [*PACKAGE.rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+SOURCES = [
+    path
+    for folder in ("scripts", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+    if path != Path(__file__)
+]
+FILES = [*PACKAGE.rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCES]
 
 
 @pytest.mark.parametrize("phrase", OURS)

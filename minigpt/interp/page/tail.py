@@ -16,7 +16,7 @@ DEGREE = 31
 def fit(logits: Tensor) -> Tensor:
     """The coefficients of log sum exp((logit - largest) / T), a Chebyshev series in ln T over `TEMPERATURES`.
 
-    The function is smooth in ln T: for predictions of GPT-2's kind 32 coefficients are right to 1e-9.
+    The function is smooth in ln T: for predictions such as GPT-2's 32 coefficients are right to 1e-9.
 
     Shapes: (n,), finite  ->  (DEGREE + 1,), float64
 

@@ -109,7 +109,7 @@ class Search:
         return self.choose(totals.flatten(), n, len(self.live[0].tokens))
 
     def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
-        """Of the candidates in order, those that are finished; who stands behind is there to go on."""
+        """Of the candidates in order, those that are finished; candidates beyond the first `num_beams` may only continue."""
         return [hypothesis for hypothesis in grown[: self.beam.num_beams] if hypothesis.finish_reason]
 
     def going_on(self, unfinished: list[Hypothesis]) -> list[Hypothesis]:

@@ -81,7 +81,7 @@ class DraftLength:
 
     Args:
         most: how many tokens to draft at most.
-        clock: tells the seconds.
+        clock: returns seconds.
     """
 
     most: int

@@ -40,7 +40,7 @@ class RandomStream:
     def __init__(
         self, seed: int, prompt: str | Sequence[int], index: int = 0, purpose: str = "token"
     ) -> None:
-        # JSON tells all of these apart: a list from a string of digits, [1, 23] from [12, 3].
+        # JSON distinguishes all of these: a list from a string of digits, [1, 23] from [12, 3].
         named = json.dumps([purpose, seed, index, prompt if isinstance(prompt, str) else list(prompt)])
         self._key = blake2b(named.encode("ascii"), digest_size=32).digest()
 

@@ -41,7 +41,7 @@ class Reader(Protocol):
     and `read_next`. A strategy that looks ahead is both reader and picker: `pick` is given the processed
     scores and the texts before any of them is read on, see `minigpt.sampler.engine.look_ahead`.
 
-    Each text tells its prompt, its tokens and its limit (`text.request`), so what is read for one text can
+    Each sequence has its prompt and its limit (`sequence.request`) and its tokens, so what is read for one text can
     be made to depend on that text alone.
     """
 

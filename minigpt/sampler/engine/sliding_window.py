@@ -99,7 +99,7 @@ class Sliding:
 
     A stride of 1 is the naive crop to the last W tokens: the most context, but all of it is read again for
     every new token. The default, half the window, always leaves at least half of it as context, and reads
-    about one token again for each new one. `cost` tells how much it came to.
+    about one token again for each new one. `cost` counts them.
 
     Args:
         model: any language model with a window.

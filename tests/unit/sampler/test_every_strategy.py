@@ -26,7 +26,7 @@ MODEL, OTHER = tiny_gpt2(), tiny_gpt2(seed=1)
 
 
 def strategy(name: str, **options: Any) -> Strategy:
-    """The strategy as it comes, where it draws lots with a seed, where it needs a second model with one."""
+    """The strategy as it comes, where it samples with a seed, where it needs a second model with one."""
     kind = find(name)
     own: dict[str, Any] = {name: OTHER for name, option in options_of(kind).items() if option.required}
     if "seed" in options_of(kind):
