@@ -50,6 +50,9 @@ MEASURED = {
         True,
     ),
     "gpt2's width, 4 layers": Plan(GPT2Config(n_layer=4, n_positions=256), 4, 2, dtype="float32"),
+    "width 512, 8 layers, bfloat16, 2 processes": Plan(
+        GPT2Config(n_layer=8, n_head=8, n_embd=512, n_positions=128, vocab_size=2048), 4, 2, 2
+    ),
     "gpt2's width, 4 layers, 2 processes": Plan(GPT2Config(n_layer=4, n_positions=256), 4, 2, 2, "float32"),
 }
 

@@ -28,7 +28,8 @@ class BlockMuon(torch.optim.Muon):
     al. 2025 (arXiv:2502.16982), section 2.2.
 
     Args:
-        matrices: by name; whole in this process.
+        matrices: by name; whole or sharded (DTensor, which then exchanges them in each of the five iterations that make
+            one orthogonal).
         lr: the learning rate.
         weight_decay: taken off at every step, times the learning rate.
 

@@ -18,7 +18,7 @@ def muon_and_adamw(
     """Muon over the matrices inside the blocks; AdamW over embeddings, norms, biases and an untied head.
 
     Args:
-        model: a GPT-2, whole in this process.
+        model: a GPT-2, whole or sharded.
         lr: Muon's highest learning rate.
         weight_decay: applied to matrices, in both.
         adamw_lr: AdamW's highest learning rate.

@@ -143,11 +143,6 @@ class Settings:
         self._check_optimisation()
 
     def _check_optimisation(self) -> None:
-        if self.optimizer == "muon" and self.shard:
-            raise ValueError(
-                "--shard splits every matrix over the processes, and Muon needs it whole: leave --shard out, "
-                "or begin a run with --optimizer adamw"
-            )
         if self.adamw_lr is not None and self.optimizer == "adamw":
             raise ValueError("--adamw-lr is the rate beside Muon: with --optimizer adamw, give --lr alone")
         if self.decay is not None and self.schedule != "wsd":

@@ -91,6 +91,12 @@ def test_muon_trains_new_models_and_adamw_all_others() -> None:
     assert Settings(adamw_lr=0.2).settled(768).adamw_lr == 0.2
 
 
+def test_a_run_keeps_its_optimiser_when_it_is_sharded() -> None:
+    assert Settings(shard=True).settled(768).optimizer == "adamw"
+    assert Settings(shard=True, optimizer="muon").settled(768).optimizer == "muon"
+    assert Settings().settled(768).resumed({"shard": True}).settled(768).optimizer == "muon"
+
+
 def test_only_wsd_has_a_decay() -> None:
     assert Settings(steps=500).settled(768).decay is None
     assert Settings(steps=500, schedule="wsd").settled(768).decay == 100
@@ -98,10 +104,6 @@ def test_only_wsd_has_a_decay() -> None:
 
 
 def test_optimisers_and_schedules_that_do_not_go_together() -> None:
-    with pytest.raises(ValueError, match="--shard splits every matrix over the processes, and Muon needs it"):
-        Settings(optimizer="muon", shard=True)
-    with pytest.raises(ValueError, match="--shard splits every matrix over the processes, and Muon needs it"):
-        Settings().settled(768).resumed({"shard": True})
     with pytest.raises(ValueError, match="--adamw-lr is the rate beside Muon: with --optimizer adamw, give"):
         Settings(init="x", adamw_lr=0.1).settled(768)
     with pytest.raises(ValueError, match="--decay 7 belongs to --schedule wsd: add it, or leave --decay out"):
