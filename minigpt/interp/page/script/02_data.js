@@ -1,8 +1,7 @@
 // The data
 
 const ARRAYS = {
-  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int32: Int32Array,
-  float32: Float32Array, float64: Float64Array,
+  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array, float64: Float64Array,
 };
 
 /**
@@ -38,7 +37,7 @@ const spoken = (piece) => piece.replaceAll("·", " ").replaceAll("⏎", " line b
 /** A token by its position and its piece, and the character of which it is a part. */
 function named(run, i) {
   const character = run.characterOf.get(i);
-  return `${i} “${run.pieces[i]}”` + (character ? ` (a part of ${character})` : "");
+  return `${i} “${run.pieces[i]}”` + (character ? ` (a part of ${character.shown})` : "");
 }
 
 /** A character that may be shown: neither one that turns the writing round nor half of one. */
@@ -63,8 +62,9 @@ function prepared(run, number) {
   run.opening = shortened(plain(run.pieces.slice(0, run.prompt_length).join("")), 100);
   run.stepAt = new Map(run.steps.map((step) => [step.position, step]));
   run.characterOf = new Map();
-  for (const [first, last, character] of run.characters) {
-    for (let i = first; i <= last; i++) run.characterOf.set(i, visible(character));
+  for (const [first, last, text] of run.characters) {
+    const character = { first, last, shown: visible(text) };
+    for (let i = first; i <= last; i++) run.characterOf.set(i, character);
   }
   const surprisal = Array.from(run.surprisal.values).filter(Number.isFinite);
   run.meanSurprisal = surprisal.reduce((sum, x) => sum + x, 0) / surprisal.length;
@@ -92,15 +92,9 @@ function attentionRow(run, layer, head, query) {
   return { keys, mass: mass.values[row] / 255 };
 }
 
-/** The row of the lens that shows what leaves a block. */
-function lensRow(run, layer) {
-  const row = run.lens.points.findLastIndex((point) => `${point}.`.startsWith(`blocks.${layer}.`));
-  return row < 0 ? run.lens.points.length - 1 : row;
-}
-
-function layerName(point) {
-  return point === "embed" ? "embedding" : point.replace(/^blocks\.(\d+)(\.resid_post)?$/, "layer $1");
-}
+/** The row of the lens that shows what leaves a layer; the first one shows the embedding. */
+const lensRow = (layer) => layer + 1;
+const rowName = (row) => (row === 0 ? "embedding" : `layer ${row - 1}`);
 
 /** The last token of a full context is shown and was never read: nothing is known of it. */
 const isUnread = (run, position) => position >= run.read;
@@ -118,4 +112,7 @@ function lensAt(run, row, position) {
   const following = rank.values[at] || NaN; // 0: nothing follows
   return { top, rank: following, entropy: entropy.values[at], kl: kl.values[at] };
 }
+
+/** The model's own prediction after a position: the last row of the lens. */
+const predictionAfter = (run, position) => lensAt(run, config.n_layer, position);
 

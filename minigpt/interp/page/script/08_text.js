@@ -23,14 +23,15 @@ class Strip {
     const generated = i >= run.prompt_length;
     const character = run.characterOf.get(i);
     const isFirstGenerated = generated && i === run.prompt_length && i > 0;
-    const isPart = character && run.characterOf.get(i - 1) === character;
+    const isPart = character && i > character.first;
     const kinds = ["token", generated && "generated", isFirstGenerated && "boundary", isPart && "part"];
+    const origin = (character ? `, a part of ${character.shown}` : "") + (generated ? ", generated" : "");
     const token = el("span", {
       class: kinds.filter(Boolean).join(" "), role: "option", tabindex: "-1", "aria-selected": "false", "data-i": i,
-      "aria-label": `${i}: ${spoken(piece)}${character ? `, a part of ${character}` : ""}${generated ? ", generated" : ""}`,
+      "aria-label": `${i}: ${spoken(piece)}${origin}`,
       dir: "auto",
     }, piece);
-    if (isPart && run.characterOf.get(i + 1) !== character) token.append(el("span", { class: "whole" }, character));
+    if (isPart && i === character.last) token.append(el("span", { class: "whole" }, character.shown));
     this.list.append(token);
     if (/⏎$/.test(piece)) this.list.append(el("span", { class: "break", role: "presentation" }));
     return token;
@@ -72,7 +73,7 @@ class Strip {
   }
 
   focus() {
-    this.tokens[Math.min(state.cursor, this.run.length - 1)].focus({ preventScroll: false });
+    this.tokens[Math.min(state.cursor, this.run.length - 1)].focus();
   }
 
   /** Shows values from 0 to 1 as colours; only tokens whose colour changes are touched. */

@@ -35,7 +35,7 @@ const lensView = {
   },
 
   paint(run) {
-    const quantity = this.quantity(run), row = lensRow(run, state.layer);
+    const quantity = this.quantity(run), row = lensRow(state.layer);
     const values = Float32Array.from(run.pieces, (_, i) => quantity.of(lensAt(run, row, i)));
     return { ...quantity, values, title: `${quantity.title}, after each token, layer ${state.layer}` };
   },
@@ -43,7 +43,7 @@ const lensView = {
   read(run) {
     const here = state.cursor;
     if (isUnread(run, here)) return `${named(run, here)} ${UNREAD}`;
-    const at = lensAt(run, lensRow(run, state.layer), here), [best] = at.top;
+    const at = lensAt(run, lensRow(state.layer), here), [best] = at.top;
     const prediction = `After ${named(run, here)}, layer ${state.layer} would predict `
       + `“${pieceOf(best.id)}” ${percent(best.probability)}.`;
     return here + 1 < run.length ? `${prediction} ${named(run, here + 1)} follows, rank ${this.rank(at)}.` : prediction;
@@ -75,13 +75,13 @@ const lensView = {
 
   /** Layers upwards, as many positions as there is room for. */
   showWindow(run, first, columns) {
-    const quantity = this.quantity(run), selected = lensRow(run, state.layer);
+    const quantity = this.quantity(run), selected = lensRow(state.layer);
     const positions = Array.from({ length: columns }, (_, i) => first + i);
     const kind = (isCurrent) => (isCurrent ? "piece current" : "piece");
     const names = positions.map((i) =>
       el("th", { scope: "col", class: kind(i === state.token), title: `position ${i}` }, run.pieces[i]));
     const lines = [];
-    for (let row = run.lens.points.length - 1; row >= 0; row--) {
+    for (let row = config.n_layer; row >= 0; row--) {
       const cells = positions.map((i) => {
         const at = lensAt(run, row, i), piece = pieceOf(at.top[0].id);
         const attributes = { "data-i": i, "data-row": row, title: `${piece}: ${quantity.text(at)}` };
@@ -89,13 +89,13 @@ const lensView = {
         return painted(cell, quantity.name, quantity.of(at));
       });
       const isCurrent = row === selected && "current";
-      lines.push(el("tr", {}, el("th", { scope: "row", class: isCurrent }, layerName(run.lens.points[row])), ...cells));
+      lines.push(el("tr", {}, el("th", { scope: "row", class: isCurrent }, rowName(row)), ...cells));
     }
     this.window.replaceChildren(el("thead", {}, el("tr", {}, el("td"), ...names)), el("tbody", {}, ...lines));
   },
 
   showMap(run, first, columns) {
-    const quantity = this.quantity(run), n = run.length, rows = run.lens.points.length;
+    const quantity = this.quantity(run), n = run.length, rows = config.n_layer + 1;
     const [width, height] = [this.map.width, rows * 9];
     this.map.draw(width, height, `${run.number} ${state.quantity}`, (context, ratio) => {
       const colours = ramp(quantity.name), step = this.map.canvas.width / n, tall = this.map.canvas.height / rows;
@@ -112,13 +112,13 @@ const lensView = {
 
   showTable(run) {
     const here = state.token, lines = [];
-    for (let row = run.lens.points.length - 1; row >= 0; row--) {
+    for (let row = config.n_layer; row >= 0; row--) {
       const at = lensAt(run, row, here), [best, ...others] = at.top;
       const then = others.map(({ id, probability }) => `${pieceOf(id)} ${percent(probability)}`).join("  ");
       const numbers = [this.rank(at), bits(at.entropy), bits(at.kl)];
       lines.push({
-        cells: [layerName(run.lens.points[row]), pieceOf(best.id), percent(best.probability), then, ...numbers],
-        current: row === lensRow(run, state.layer),
+        cells: [rowName(row), pieceOf(best.id), percent(best.probability), then, ...numbers],
+        current: row === lensRow(state.layer),
       });
     }
     const columns = [asText("Layer"), asPiece("Likeliest"), asNumber("Probability"), asList("Then"),

@@ -73,6 +73,8 @@ const choicesView = {
       notes.push(`With these settings the kept set goes beyond them: ${percent(now.rest)} of the probability lies on `
         + "tokens that are not listed, none of which is removed in the numbers here.");
     }
+    const { temperature } = run.sampling;
+    if (temperature < 0.1 || temperature > 2) notes.push(`The run's temperature was ${temperature}, beyond the slider.`);
     if (earlier.length) notes.push(`The probabilities are those after ${earlier.join(", ")}.`);
     if (later.length) notes.push(`The run also had ${later.join(", ")}, which the sliders leave out.`);
     $("choice-note").hidden = notes.length === 0;
@@ -115,7 +117,7 @@ const choicesView = {
       + "Generated tokens are underlined in the text.";
     const columns = [asPiece("Token"), asBar("Probability")];
     if (state.token === 0) return this.table.fill("The first token is predicted by nothing", columns, []);
-    const { top } = lensAt(run, run.lens.points.length - 1, state.token - 1);
+    const { top } = predictionAfter(run, state.token - 1);
     const rows = top.map(({ id, probability }) =>
       ({ cells: [pieceOf(id), [percent(probability), probability]], current: id === run.tokens[state.token] }));
     return this.table.fill(`What the model would have written instead of ${name}`, columns, rows);

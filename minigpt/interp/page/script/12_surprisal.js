@@ -17,7 +17,7 @@ function surprisalText(run, i) {
 /** What the model expected in place of a token. */
 function expectedText(run, i) {
   if (i === 0) return "";
-  const [best] = lensAt(run, run.lens.points.length - 1, i - 1).top;
+  const [best] = predictionAfter(run, i - 1).top;
   const share = percent(best.probability);
   return best.id === run.tokens[i] ? `It was the likeliest, ${share}.` : `Likeliest was “${pieceOf(best.id)}” ${share}.`;
 }

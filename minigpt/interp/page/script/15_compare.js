@@ -82,7 +82,7 @@ const compareView = {
   /** The likeliest next tokens of either run, as far as the page holds their probabilities. */
   showPredictions() {
     const [a, b] = runs.map((run) => {
-      const top = state.token < run.length ? lensAt(run, run.lens.points.length - 1, state.token).top : [];
+      const top = state.token < run.length ? predictionAfter(run, state.token).top : [];
       return new Map(top.filter(({ id }) => id !== null).map(({ id, probability }) => [id, probability]));
     });
     const share = (p) => (p === undefined ? "–" : percent(p));
