@@ -26,6 +26,8 @@ ABOUT = """Generate text with GPT-2.
 The text goes to stdout, everything else to stderr. Several texts are separated by a line "---".
 The default model is bundled and writes fairy tales; --model gpt2 downloads OpenAI's.
 """
+MANY = """A text's random numbers follow from --seed and its prompt's id: the one given, or the file's name, a colon and
+the number of its line. Workers, shards, restarts and the order of arrival change no token."""
 EPILOG = """strategies:
 {strategies}
 
@@ -64,7 +66,7 @@ def parser() -> Parser:
     )
     _add_beam_flags(groups["beams"])
     _add_output_flags(parser.add_argument_group("output"))
-    add_job_flags(parser.add_argument_group("many prompts"), "as the input; jsonl for .txt")
+    add_job_flags(parser.add_argument_group("many prompts", MANY), "as the input; jsonl for .txt")
     return parser
 
 

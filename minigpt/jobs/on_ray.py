@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from minigpt.jobs.output import Done
 from minigpt.lazy import ray, ray_data
 
 LOCAL = "local"  # the address that starts Ray on this machine
+STDERR = 2  # its number among the files of a process
 PATIENCE = 10.0  # seconds until a cluster that does not answer counts as not there
 
 
@@ -51,9 +52,10 @@ class RayCluster:
         try:
             if host and port.isdecimal():  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), PATIENCE).close()
-            ray.init(
-                address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
-            )  # fmt: skip
+            with _nothing_on_stderr():  # Ray's core says there how it logs; what goes wrong is raised
+                ray.init(
+                    address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+                )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(f"Ray at {self.address}: {error}") from error
         try:
@@ -68,6 +70,19 @@ class RayCluster:
         there = ray.cluster_resources()
         room = there.get("GPU", 0) // self.gpus if self.gpus else there.get("CPU", 1) // self.cpus
         return max(1, int(room))
+
+
+@contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """Keeps what libraries in C write to stderr from it."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # it is closed
+            kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, STDERR)
+            os.close(nowhere)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, STDERR)
+        yield
 
 
 class RayWorker:

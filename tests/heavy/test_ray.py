@@ -231,5 +231,5 @@ def test_without_an_address_ray_starts_here(model: Path, tmp_path: Path) -> None
     )
     assert call(*flags, "--out", tmp_path / "here").code == 0
     result = finished(start(*flags, "--out", tmp_path / "out", "--shard-rows", 2, "--ray", "--workers", 1))
-    assert (result.code, result.out) == (0, ""), result.err
+    assert (result.code, result.out, result.err) == (0, "", "")
     assert same_rows(rows(tmp_path / "out"), rows(tmp_path / "here")) == 0
