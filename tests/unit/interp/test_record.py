@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,15 @@ def test_nested_recordings_end_in_any_order() -> None:
     inner.__exit__(None, None, None)
     assert first["logits"].shape == (1, 7, 23)
     assert second["embed"].shape == (1, 7, 16)
+
+
+def test_a_model_that_was_recorded_is_freed_with_its_last_reference() -> None:
+    model = tiny_gpt2()
+    record_text(model, [1, 2])
+    there = weakref.ref(model)
+    del model
+    gc.collect()
+    assert there() is None
 
 
 def test_a_hundred_recordings_grow_no_memory() -> None:
