@@ -200,6 +200,25 @@ def test_a_source_of_a_padded_batch_is_aligned_by_real_tokens() -> None:
                 close(together[row, pad[row] :], logits(text)[0])
 
 
+@pytest.mark.parametrize("point", ["blocks.0.resid_post", "blocks.1.attn.pattern", "blocks.0.attn.v"])
+def test_what_is_generated_after_a_short_source_is_not_patched_beside_a_longer_one(point: str) -> None:
+    both = record_text(MODEL, [OTHER[:4], TEXT])
+    batch, pad = torch.tensor([[0] * 3 + TEXT[:4], OTHER]), torch.tensor([3, 0])
+
+    def continued(passes: int) -> Tensor:
+        """Two tokens after the texts, one by one; the patch is open for so many of the three passes."""
+        cache = MODEL.new_cache(9, rows=2, pad=pad)
+        parts = [batch, torch.tensor([[6], [7]]), torch.tensor([[8], [9]])]
+        with patch(MODEL, point, both):
+            for part in parts[:passes]:
+                last = MODEL.next_logits(part, cache)
+        for part in parts[passes:]:
+            last = MODEL.next_logits(part, cache)
+        return last
+
+    close(continued(3), continued(1))
+
+
 def test_interventions_compose_in_the_order_of_opening() -> None:
     twice = lambda value: value * 2  # noqa: E731
     plus = lambda value: value + 1  # noqa: E731
