@@ -73,6 +73,7 @@ def test_where_the_earlier_occurrence_moves_it_is_found_through_the_previous_tok
 
     assert float(METRIC(before)) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.k", [0]) == pytest.approx(-20, abs=0.01)  # the whole effect
+    assert through("blocks.1.attn.k", [1]) == pytest.approx(20, abs=0.01)  # the other head reads nothing of it
     assert through("blocks.1.attn.q", [0]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.v", [0]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.resid_post") == pytest.approx(20, abs=0.01)  # nothing directly
@@ -193,3 +194,5 @@ def test_what_cannot_be_swept_is_refused() -> None:
         path_patching(MODEL, CLEAN, BLOCK, (0, 0), "blocks.1.attn.k")
     with pytest.raises(ValueError, match=r"blocks.0.attn.k is computed before head 0.0"):
         path_patching(MODEL, CLEAN, CORRUPT, (0, 0), "blocks.0.attn.k")
+    with pytest.raises(ValueError, match=r"blocks.0.attn.z is computed before head 0.0"):
+        path_patching(MODEL, CLEAN, CORRUPT, (0, 0), "blocks.0.attn.z")
