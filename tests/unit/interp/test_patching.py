@@ -73,7 +73,9 @@ def test_where_the_earlier_occurrence_moves_it_is_found_through_the_previous_tok
 
     assert float(METRIC(before)) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.k", [0]) == pytest.approx(-20, abs=0.01)  # the whole effect
-    assert through("blocks.1.attn.k", [1]) == pytest.approx(20, abs=0.01)  # the other head reads nothing of it
+    assert through("blocks.1.attn.k", [1]) == pytest.approx(
+        20, abs=0.01
+    )  # the other head reads nothing of it
     assert through("blocks.1.attn.q", [0]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.v", [0]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.resid_post") == pytest.approx(20, abs=0.01)  # nothing directly
