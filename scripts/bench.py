@@ -27,6 +27,7 @@ from pathlib import Path
 import bench_sides
 import torch
 import transformers
+from bench_many import many_table
 from bench_sides import Prompts, Side
 from pages import put
 from tqdm import tqdm
@@ -60,6 +61,7 @@ WORKLOADS = {
     "bundled": Workload("bundled model, 8 + 200", (1, 8), 200, 200, bundled=True),
 }
 
+MANY = "many"  # a workload with a table of its own; see bench_many.py
 Times = dict[str, list[float]]  # seconds of each side, round by round
 
 
@@ -203,7 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, MANY], default=[*WORKLOADS, MANY])
     parser.add_argument("--json", type=Path, metavar="FILE", help="every time that was measured")
     parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of the ratios")
     parser.add_argument(
@@ -213,10 +215,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(args.workloads, args.rounds, Path(folder))
+        measured = measure([key for key in args.workloads if key != MANY], args.rounds, Path(folder))
         memory = "\n".join(memory_table(Path(folder)))
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
-    text = "\n".join(speed_table(measured)) + f"\n\n{memory}\n\n{what}; {machine()}, by `make bench`.\n"
+    many = "\n".join(many_table(200, 3)) + "\n\n" if MANY in args.workloads else ""
+    text = "\n".join(speed_table(measured)) + f"\n\n{many}{memory}\n\n{what}; {machine()}, by `make bench`.\n"
     print(text)
     for page in args.update:
         put(text, page, "bench")
