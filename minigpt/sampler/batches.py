@@ -7,12 +7,13 @@ from itertools import chain, islice
 
 from minigpt.errors import InvalidRequest
 from minigpt.sampler.engine.inference import in_inference
-from minigpt.sampler.engine.scheduler import Scheduler
+from minigpt.sampler.engine.scheduler import Scheduler, rows_and_memory
 from minigpt.sampler.events import Failed, Finished, LanguageModel, Request
 from minigpt.sampler.running import ready, run
 from minigpt.sampler.strategy import Strategy
 
 ROWS = 8  # prompts at once, unless it is said how many
+NO_LIMIT = 1 << 63  # bytes
 READ_AHEAD = 256  # prompts: so many are at hand to be sorted, however many there are
 
 Numbered = tuple[int, Request]
@@ -57,11 +58,12 @@ def continuously(
                     request = error
             yield i, request
 
+    rows, memory = rows_and_memory(model.device) if rows_at_once is None else (rows_at_once, NO_LIMIT)
     while True:
         reader = strategy.row_reader(model)
         assert reader is not None
         try:
-            for event in in_inference(models, Scheduler(reader, strategy, rows_at_once).run(noted())):
+            for event in in_inference(models, Scheduler(reader, strategy, rows, memory).run(noted())):
                 at_work.pop(event.prompt_index, None)
                 yield event
         except InvalidRequest:

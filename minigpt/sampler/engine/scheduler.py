@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from minigpt.errors import InvalidRequest
+from minigpt.lazy import torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose, require_possible
 from minigpt.sampler.engine.decode_loop import added, finished, processed
@@ -21,8 +22,8 @@ from minigpt.sampler.engine.reader import Known, Prediction, RowReader
 from minigpt.sampler.events import Failed, Finished, Request
 from minigpt.sampler.strategy import Strategy
 
-ROWS = 32  # texts at once, if they fit MEMORY; from there on a processor is busy, and more rows cost as much more
-MEMORY = 2 << 30  # bytes for the keys and values of all rows
+CPU_ROWS, GPU_ROWS = 32, 128  # texts at once; with more, each step takes as much longer
+CPU_MEMORY = 2 << 30  # bytes for the keys and values of all rows; on a GPU half of what is free
 SLACK = 128  # tokens of room beyond the longest text, after which all move to the front
 SHARED = 8  # tokens that a prompt must share with a text for it to be worth while
 PASS = 32  # tokens of padding that cost no more than one pass more
@@ -37,11 +38,12 @@ class Scheduler:
     Args:
         reader: reads the texts; its memory is empty.
         strategy: chooses the tokens.
-        rows: how many texts at once; as many as pay off and fit the memory unless given.
+        rows: how many texts at once, at most.
+        memory: how many bytes their keys and values may take; one row is taken in any case.
     """
 
-    def __init__(self, reader: RowReader, strategy: Strategy, rows: int | None = None) -> None:
-        self.reader, self.strategy, self.rows = reader, strategy, rows
+    def __init__(self, reader: RowReader, strategy: Strategy, rows: int, memory: int) -> None:
+        self.reader, self.strategy, self.rows, self.memory = reader, strategy, rows, memory
         self.sequences: list[ActiveSequence] = []  # text i is in row i
         self._groups: dict[int, list[ActiveSequence]] = {}  # the texts of every prompt that is not finished
         self._room = 0
@@ -52,14 +54,16 @@ class Scheduler:
         One that is an error already has failed with it.
         """
         waiting = self._waiting(requests)
-        for first in waiting:
-            if isinstance(first, ActiveSequence):
+        new, rows = list[ActiveSequence | Failed](), 0
+        for item in waiting:
+            if isinstance(item, Failed):
+                yield item
+                continue
+            rows = rows or self._rows_that_fit(_length(item))  # the longest come first
+            new.append(item)
+            if len(new) == rows:
                 break
-            yield first
-        else:
-            return
-        rows = self.rows or self._rows_that_fit(_length(first))
-        yield from self._begin([first, *islice(waiting, rows - 1)], range(rows))
+        yield from self._begin(new, range(len(new)))
         while True:
             yield from self._replace(waiting)
             if not self.sequences:
@@ -84,7 +88,7 @@ class Scheduler:
 
     def _rows_that_fit(self, n_tokens: int) -> int:
         a_row = (n_tokens + SLACK) * self.reader.bytes_per_token()
-        return max(1, min(ROWS, MEMORY // a_row))
+        return max(1, min(self.rows, self.memory // a_row))
 
     def _reserve(self, new: Sequence[ActiveSequence]) -> None:
         longest = max(map(_length, new))
@@ -157,6 +161,14 @@ class Scheduler:
                 for other in group:
                     other.finish_reason = "failed"
                 yield Failed(sequence.prompt_index, error)
+
+
+def rows_and_memory(device: torch.device) -> tuple[int, int]:
+    """How many texts at once pay off on a device, and the bytes that their keys and values may take."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return GPU_ROWS, free // 2
+    return CPU_ROWS, CPU_MEMORY
 
 
 def _length(sequence: ActiveSequence) -> int:

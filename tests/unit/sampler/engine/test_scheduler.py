@@ -123,10 +123,10 @@ def test_whatever_a_processor_raises_concerns_one_prompt(decode: Any) -> None:
 
 
 def test_rows_that_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = requests([[i, 5] for i in range(12)])  # 5 tokens of each are read
-    a_row = (5 + scheduler.SLACK) * MODEL.new_cache(1).nbytes
+    asked = requests([[i] * n for i, n in enumerate([2, 9, *[3] * 10])])  # of the longest 12 tokens are read
+    a_row = (12 + scheduler.SLACK) * MODEL.new_cache(1).nbytes
     for memory, rows in ((3 * a_row + 1, 3), (1, 1), (10**9, 12)):
-        monkeypatch.setattr(scheduler, "MEMORY", memory)
+        monkeypatch.setattr(scheduler, "CPU_MEMORY", memory)
         model = Watched()
         written(decode_many(model, asked, Greedy()))  # type: ignore[arg-type]
         assert max(n for n, _ in model.reads) == rows
@@ -146,6 +146,6 @@ def test_generate_decodes_long_lists_so() -> None:
     model = Watched()
     groups = generate(model, prompts, max_new_tokens=3, end_tokens=[])  # type: ignore[arg-type]
     assert {i: group[0].tokens for i, group in enumerate(groups)} == expected(requests(prompts, 3))
-    assert max(rows for rows, _ in model.reads) == scheduler.ROWS
+    assert max(rows for rows, _ in model.reads) == scheduler.CPU_ROWS
     with pytest.raises(InvalidRequest, match="no token is left to choose after 2 prompt tokens"):
         generate(MODEL, prompts, Greedy(processors=(lambda logits, tokens: logits - float("inf"),)))
