@@ -61,7 +61,7 @@ PEAK, UTILISATION, GPU_MEMORY, IN_HOST = 989e12, 0.4, 80e9, 8
 BETWEEN_GPUS, BETWEEN_HOSTS = 450e9, 50e9  # bytes a second in each direction: NVLink; 400 Gbit/s for each GPU
 SIZES = {name: config for name, config in PUBLISHED.items() if name != "distilgpt2"}  # those of GPT-2 itself
 GPUS = (1, 2, 4, 8, 16, 32, 64)
-ROWS, BATCH = 8, 512  # windows in a pass of a GPU; in a step, as GPT-2 (Radford et al. 2019, section 2.3)
+ROWS, BATCH = 8, 512  # sequences in a pass of a GPU; in a step, as GPT-2 (Radford et al. 2019, section 2.3)
 TOKENS = 9e9  # of OpenWebText
 
 
@@ -176,7 +176,7 @@ def published_tables() -> Iterator[str]:
         plans = [[Plan(config, ROWS, processes=n, recompute=r) for r in (False, True)] for n in GPUS]
         cells = [f"{gigabytes(kept)} ({gigabytes(less)})" for kept, less in plans]
         yield f"| {name} | {' | '.join(cells)} |"
-    yield f"\nHours for {TOKENS / 1e9:.0f} billion tokens, {BATCH} windows of 1,024 a step:\n"
+    yield f"\nHours for {TOKENS / 1e9:.0f} billion tokens, {BATCH} sequences of 1,024 a step:\n"
     yield head()
     for name, config in SIZES.items():
         yield f"| {name} | {' | '.join(hours(config, n) for n in GPUS)} |"

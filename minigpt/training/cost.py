@@ -20,7 +20,7 @@ class Plan:
 
     Args:
         config: its shape; every window fills the context length.
-        rows: windows that a process reads at once, --batch-size / processes.
+        rows: sequences in a batch of one process, --batch-size / processes.
         accumulate: such batches for each step.
         processes: which share weights and optimiser among them (--shard), one on each GPU.
         dtype: of matrix products, "bfloat16" or "float32"; weights are float32.
