@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -74,7 +73,7 @@ def side_by_side(folder: Path, n_prompts: int) -> tuple[float, float]:
         time.sleep(0.1)
     half = write_prompts(folder / "half.jsonl", n_prompts // 2)
     finish([start(half, out, *flags) for out in outs[1:]])
-    ray.send_signal(signal.SIGINT)
+    ray.terminate()
     ray.wait()
     ends = [blocks(out) for out in outs]
     begin, end = max(of_one[0][0] for of_one in ends), min(of_one[-1][0] for of_one in ends)
