@@ -79,6 +79,17 @@ TRAIN = (
     "--n-embd", "8", "--context", "8", "--batch-size", "2", "--checkpoint-every", "1", "--eval-every", "2",
     "--dtype", "float32", "--eval-tokens", "20", "--threads", "1",
 )  # fmt: skip
+MANY = (
+    "generate",
+    "--prompts",
+    "prompts.jsonl",
+    "--max-new-tokens",
+    "2",
+    "--model",
+    "model",
+    "--threads",
+    "1",
+)
 WRITE = ("generate", "Once", "--model", "model", "--max-new-tokens", "3", "--threads", "1")
 
 
@@ -282,7 +293,7 @@ def test_prompts(place: Place, data: DataObject) -> None:
         file.write_bytes(b"\n".join(dump(data.draw(values | entry)) for _ in range(3)))
     else:
         file.write_bytes(mutate_bytes(data, file.read_bytes()))
-    generate = ["generate", "--prompts", name, "--max-new-tokens", "2", "--model", "model", "--threads", "1"]
+    generate = ["generate", "--prompts", name, *MANY[3:]]
     job = [
         "--out",
         "shards",
@@ -297,6 +308,29 @@ def test_prompts(place: Place, data: DataObject) -> None:
              ["score", name, "--text-field", "prompt", "--model", "model", "--threads", "1", *job]]
         )
     )  # fmt: skip
+    keeps_the_promise(place, place.run(*argv), CODES | {1})
+
+
+@seed(SEED)
+@fuzz
+@given(data=st.data())
+def test_the_folder_of_a_job(place: Place, data: DataObject) -> None:
+    """Its manifest, the records of its blocks and its shards, when the same command is given again."""
+    place.fresh()
+    argv = [
+        *MANY,
+        "--out",
+        "shards",
+        "--shard-rows",
+        "1",
+        "--format",
+        data.draw(st.sampled_from(["jsonl", "parquet"])),
+    ]
+    assert place.run(*argv).code == 0
+    spoil(
+        data,
+        data.draw(st.sampled_from(sorted(p for p in (place.folder / "shards").rglob("*") if p.is_file()))),
+    )
     keeps_the_promise(place, place.run(*argv), CODES | {1})
 
 
