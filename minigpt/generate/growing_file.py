@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.outputs import real
 from minigpt.json_files import parse
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ENTRY = re.compile(rb"(\d{1,15}) ([01]) (\d{1,18})\n")  # a line of FILE.part.rows: index, failed, size
 DONE, FAILED = 1, 2  # what a row can be, if it is not still to come
@@ -30,36 +36,40 @@ class GrowingFile:
 
     Raises:
         OSError: a file cannot be read or written.
+        Failure: another process writes to it.
     """
 
     def __init__(self, file: str, n_rows: int, job: dict[str, Any]) -> None:
         self.file, (self.part, rows) = real(file), _paths(file)
         self.status = bytearray(n_rows)  # a byte a row, for there may be millions
-        size, kept = 0, json.dumps(job).encode() + b"\n"
-        if begun(file) is not None:
-            size, kept = self._take_up(rows)
-        rows.write_bytes(kept)
-        self._rows = rows.open("ab", buffering=0)
+        self._size = 0  # of FILE.part
+        self._rows = rows.open("a+b", buffering=0)
+        _lock(self._rows, file)
+        if begun(file) is None:
+            self._rows.truncate(0)
+            self._rows.write(json.dumps(job).encode() + b"\n")  # before there is a FILE.part
+        else:
+            self._rows.truncate(self._take_up())
         self._part = self.part.open("ab", buffering=0)
-        self._part.truncate(size)
-        self._size = size
+        self._part.truncate(self._size)
 
-    def _take_up(self, rows: Path) -> tuple[int, bytes]:
-        """Marks the rows that are there; the size of FILE.part with them, and what FILE.part.rows says of them."""
-        there, size = self.part.stat().st_size, 0
-        first, *lines = rows.read_bytes().splitlines(keepends=True)
-        kept = [first]
+    def _take_up(self) -> int:
+        """Marks the rows that are in FILE.part; how much of FILE.part.rows is about them."""
+        there = self.part.stat().st_size
+        self._rows.seek(0)
+        first, *lines = self._rows.readall().splitlines(keepends=True)
+        known = len(first)
         for line in lines:
             entry = ENTRY.fullmatch(line)
             if entry is None:
                 break
             index, failed, end = map(int, entry.groups())
-            if index >= len(self.status) or not size < end <= there:
+            if index >= len(self.status) or not self._size < end <= there:
                 break
             self.status[index] = FAILED if failed else DONE
-            size = end
-            kept.append(line)
-        return size, b"".join(kept)
+            self._size = end
+            known += len(line)
+        return known
 
     def add(self, index: int, text: bytes, failed: bool) -> None:
         """Adds the results of a row."""
@@ -75,7 +85,7 @@ class GrowingFile:
         os.fsync(self._part.fileno())
         self.close()
         os.replace(self.part, self.file)
-        _paths(str(self.file))[1].unlink()
+        _paths(str(self.file))[1].unlink(missing_ok=True)
 
     def close(self) -> None:
         self._part.close()
@@ -107,6 +117,22 @@ def begun(file: str) -> dict[str, Any] | None:
             " remove them, or name another file",
         )
     return job
+
+
+def _lock(rows: FileIO, file: str) -> None:
+    """Keeps other processes out as long as this one lives, where the file system can do that."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        rows.close()
+        raise Failure(
+            BAD_FLAGS,
+            f"--output {file}: another process writes to {file}.part: wait for it, or name another file",
+        ) from None
+    except OSError:  # a network's disk without locks
+        return
 
 
 def _paths(file: str) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import re
@@ -257,6 +258,20 @@ def test_a_line_that_cannot_be_is_where_it_goes_on(
     Path("out.jsonl.part.rows").write_bytes(b"".join([first, second, spoiled, *others]))
     assert call(*FLAGS, *JSON).code == 1
     assert written(folder) == records(part.decode())
+
+
+def test_two_processes_do_not_write_to_one_file(folder: Path, interrupt_after: Callable[[int], None]) -> None:
+    interrupt_after(2)
+    call(*FLAGS, *JSON)
+    before = (folder / "out.jsonl.part").read_bytes()
+    with (folder / "out.jsonl.part.rows").open("ab") as rows:
+        fcntl.flock(rows, fcntl.LOCK_EX)
+        result = call(*FLAGS, *JSON)
+        assert result.code == 2
+        assert "another process writes to out.jsonl.part: wait for it" in result.mistake
+    assert (folder / "out.jsonl.part").read_bytes() == before
+    interrupt_after(len(ROWS) + 1)
+    assert call(*FLAGS, *JSON).code == 1
 
 
 def test_kill_and_go_on(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ from minigpt.data.prompt_rows import PromptRow
 from minigpt.options import options_of
 from minigpt.sampler import Completion, Greedy, PromptTooLong, Sample, Strategy, generate
 from minigpt.sampler.api import run
+from minigpt.sampler.batches import READ_AHEAD
 from minigpt.sampler.events import Finished
 from minigpt.sampler.many import Answer, complete_many
 from minigpt.sampler.registry import find, names
@@ -125,12 +128,17 @@ def test_rows_are_read_as_they_are_needed() -> None:
         nonlocal read
         while True:
             read += 1
-            yield PromptRow(str(read), "x" if read % 2 else "x" * 40, 1)
+            row = PromptRow(str(read), "x" if read % 2 else "x" * 40, 1)
+            kept.append(weakref.ref(row))
+            yield row
 
+    kept: list[weakref.ref[PromptRow]] = []
     answers = complete_many(MODEL, TOKENIZER, endless())
     for _ in range(3000):
         next(answers)
-    assert read < 4000
+    assert read < 3000 + 2 * READ_AHEAD
+    gc.collect()
+    assert sum(row() is not None for row in kept) < 2 * READ_AHEAD
 
 
 def test_limits_and_texts_are_those_of_complete() -> None:
