@@ -108,8 +108,8 @@ def _id(value: Any, default_id: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = expect(str, value, "the row", "id")
-    if not text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"its id is empty, or has half a surrogate pair: {text!r:.60}")
+    if len(text.splitlines()) != 1 or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"its id is empty, or has a line break or half a surrogate pair: {text!r:.60}")
     return text
 
 

@@ -49,11 +49,13 @@ class Results:
     tokenizer: Tokenizer
     seed: int | None
     output: Output
+    n_positions: int  # of the model
     prompt_tokens: int = 0
     generated: int = 0
     rows: int = 0
     failures: list[str] = field(default_factory=list)  # the first one's message
     n_failed: int = 0
+    n_cut: int = 0  # rows whose oldest tokens the model did not see
     began: float = field(default_factory=time.perf_counter)
 
     def answer(self, answer: Answer[PromptRow]) -> None:
@@ -64,6 +66,7 @@ class Results:
         assert answer.request is not None
         self.rows += 1
         self.prompt_tokens += len(answer.request.prompt)
+        self.n_cut += answer.request.dropped > 0 or len(answer.request.prompt) > self.n_positions
         self.generated += sum(len(text.tokens) for text in answer.completions)
         show = self._as_json if self.settings.json else self._as_text
         texts = [show(answer, i, completion) for i, completion in enumerate(answer.completions)]
@@ -136,7 +139,7 @@ def write_many(settings: GenerateSettings) -> int:
         if begun is not None:
             check_same(settings.output, begun, job)
         file = GrowingFile(settings.output, prompts.n_lines, job)
-    results = Results(settings, tokenizer, seed, file or Stdout())
+    results = Results(settings, tokenizer, seed, file or Stdout(), model.config.n_positions)
     answers = complete_many(
         model, tokenizer, _good_rows(prompts, file, results), strategy,
         stop=settings.stop, allow_special=settings.allow_special, stride=settings.stride,
@@ -202,4 +205,6 @@ def _tell(settings: GenerateSettings, results: Results, before: int, n_failed: i
         cli.note("generate", f"{before:,} prompts were done before")
     if code == INTERRUPTED and settings.output is not None:
         cli.note("generate", f"interrupted; the same command goes on from {settings.output}.part")
+    if results.n_cut:
+        cli.note("generate", f"left out the oldest tokens of {results.n_cut:,} prompts")
     cli.note("generate", results.summary())

@@ -119,6 +119,14 @@ def test_all_go_well(folder: Path) -> None:
     assert [each["id"] for each in written(folder)] == ["p.jsonl:1"]
 
 
+@pytest.mark.parametrize("how", ["truncate", "slide"])
+@pytest.mark.usefixtures("folder")
+def test_nothing_is_left_out_in_silence(how: str) -> None:
+    result = call(*FLAGS, "--overflow", how)
+    assert "minigpt.generate: left out the oldest tokens of 1 prompts" in result.err
+    assert "left out" not in call(*FLAGS).err
+
+
 def test_an_older_file_stands_until_all_are_done(
     folder: Path, interrupt_after: Callable[[int], None]
 ) -> None:
