@@ -19,7 +19,7 @@ class Plan:
     """How a model is to be trained.
 
     Args:
-        config: its shape; every window fills the context length.
+        config: its shape; every sequence fills the context length.
         rows: sequences in a batch of one process, --batch-size / processes.
         accumulate: such batches for each step.
         processes: which share weights and optimiser among them (--shard), one on each GPU.

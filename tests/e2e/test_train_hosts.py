@@ -246,3 +246,6 @@ def test_hosts_in_namespaces_of_their_own_with_caches_of_their_own(
     assert_like(out, alone)
     assert agents.notes("tokenised", 0) == agents.notes("tokenised", 1) == ["a text"]
     assert checkpoints(out) == checkpoints(alone)
+    shares = [file.stat().st_size for file in (out / "checkpoints" / checkpoints(out)[-1]).glob("*.distcp")]
+    assert len(shares) == 2
+    assert max(shares) < 0.6 * sum(shares)  # each writes its own; nobody has it all
