@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import minigpt
 from minigpt import GPT2
-from minigpt.interp import Recording, edit, record, record_text
+from minigpt.interp import Recording, edit, record, record_text, tensor_file
 from minigpt.interp.points import all_points
 from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, generate
 
@@ -422,8 +422,11 @@ def test_under_autocast_it_changes_nothing_either() -> None:
 def test_a_file_holds_what_memory_would_hold(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "seen.safetensors"
     with record(MODEL, to=path) as seen:
-        read_in_parts(TOKENS[:, :3], TOKENS[:, 3:4], TOKENS[:, 4:])
-        assert seen["blocks.0.attn.q"].shape == (1, 2, 7, 8)  # also before the file is whole
+        cache = MODEL.new_cache(7)
+        MODEL.next_logits(TOKENS[:, :3], cache)
+        assert seen["blocks.0.attn.q"].shape == (1, 2, 3, 8)  # also before the file is whole
+        MODEL.next_logits(TOKENS[:, 3:4], cache)
+        MODEL.next_logits(TOKENS[:, 4:], cache)
     with record(MODEL) as expected:
         read_in_parts(TOKENS[:, :3], TOKENS[:, 3:4], TOKENS[:, 4:])
     loaded = Recording.load(path, MODEL.config)
@@ -434,6 +437,14 @@ def test_a_file_holds_what_memory_would_hold(tmp_path: Path) -> None:
         assert stored[name].equal(expected[name])
     assert loaded.tokens.equal(TOKENS)
     assert [file.name for file in path.parent.iterdir()] == ["seen.safetensors"]
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_tensors_in_a_file_begin_at_a_multiple_of_eight(length: int, tmp_path: Path) -> None:
+    tensor_file.write(tmp_path / "x", ["n" * length], lambda name: torch.ones(3))
+    data = (tmp_path / "x").read_bytes()
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    assert load_file(tmp_path / "x")["n" * length].tolist() == [1, 1, 1]
 
 
 def test_a_file_of_a_padded_batch_in_half_precision(tmp_path: Path) -> None:

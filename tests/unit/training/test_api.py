@@ -119,7 +119,7 @@ def test_several_texts_and_a_share_as_a_number(text: Path) -> None:
 def test_mistakes(text: Path) -> None:
     with pytest.raises(ValueError, match="--data is required"):
         train(out=text.parent / "new")
-    with pytest.raises(ValueError, match=r"steps \(--steps\) must be a whole number of at least 1 .*, got 0"):
+    with pytest.raises(ValueError, match=r"steps \(--steps\) must be a whole number of at least 1, got 0"):
         tiny(text, steps=0)
     with pytest.raises(OSError, match="does not exist"):
         train(data=text, out=text.parent / "new", init=text.parent / "none" / "at" / "all")
