@@ -1,4 +1,4 @@
-"""Measures many prompts: continuous batching against plain batches, in the same run and taking turns.
+"""Measures many prompts: continuous batching against plain batches, interleaved in the same run.
 
     python scripts/bench_many.py                                   gpt2's shape, in float32 and int8, and the bundled model
     python scripts/bench_many.py --quarter --rounds 1              a quarter of gpt2's depth and vocabulary, and of the time
