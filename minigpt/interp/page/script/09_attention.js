@@ -62,8 +62,9 @@ const attentionView = {
 
   showTable(run, query) {
     const { keys, mass } = attentionRow(run, state.layer, state.head, query);
+    const most = keys.length ? keys[0].weight : 1; // the longest bar
     const rows = keys.filter(({ weight }) => weight > 0).slice(0, SHOWN_KEYS).map(({ key, weight }) => ({
-      cells: [run.pieces[key], key, [percent(weight), weight]],
+      cells: [run.pieces[key], key, [percent(weight), weight / most]],
       current: state.pinned && key === state.cursor,
       badge: key === query ? "itself" : undefined,
     }));
