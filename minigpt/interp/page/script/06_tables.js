@@ -1,6 +1,6 @@
 // Tables
 
-// Kinds of columns. A cell of a bar is [text, share of the whole].
+// Kinds of columns. A cell of a bar is [text, length from 0 to 1].
 const asText = (name) => ({ name });
 const asList = (name) => ({ name, kind: "list" });
 const asPiece = (name) => ({ name, kind: "piece" });
