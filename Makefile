@@ -80,6 +80,9 @@ readme: $(VENV)/ready ## the output that README.md and docs/ show
 docs: $(VENV)/ready ## the notebooks, run and written as pages into docs/notebooks (3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py
 
+bench-many: $(VENV)/ready ## many prompts: continuous batching against plain batches, on one thread
+	$(BIN)/python scripts/bench_many.py --threads 1 --update docs/benchmarks.md
+
 bench-quantization: $(VENV)/ready ## what weights of 8 and 16 bits lose, on held-out text
 	$(BIN)/python scripts/bench_quantization.py --corpus $(CORPUS) --update docs/benchmarks.md
 
@@ -101,4 +104,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-gpu test-hub bench bench-docs bench-quantization bench-train bench-drafts methods readme docs train size-study clean
+.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-gpu test-hub bench bench-docs bench-many bench-quantization bench-train bench-drafts methods readme docs train size-study clean

@@ -58,8 +58,8 @@ class PromptsFile:
 
 
 def job_of(settings: GenerateSettings, prompts: PromptsFile) -> dict[str, Any]:
-    """What the results depend on, as far as it is known before the model is loaded."""
-    return {"prompts": prompts.sha256, "flags": flags_of(settings)}
+    """What the results depend on, as far as it is known before the model is loaded; ids have the file's name."""
+    return {"prompts": f"{prompts.path.name} {prompts.sha256}", "flags": flags_of(settings)}
 
 
 def flags_of(settings: GenerateSettings) -> dict[str, str]:

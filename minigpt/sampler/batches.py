@@ -29,6 +29,7 @@ def decode_many(
 
     A prompt that is an error already fails with it.
     """
+    # The memory of a sliding window, or of a model of another make, may have no rows that can be replaced.
     continuous = strategy.row_reader(model) is not None and hasattr(model.new_cache(1), "take")
     decode = continuously if continuous else in_batches
     return decode(model, requests, strategy, rows_at_once)
@@ -98,7 +99,7 @@ def longest_first(
 ) -> Iterator[list[tuple[int, Request | InvalidRequest]]]:
     """The requests with their numbers, block by block, in each of which those that take longest come first.
 
-    What is alike in length is decoded side by side, and nobody is left alone with a long text at the end.
+    So texts of like length are decoded side by side, and no long one is left to be decoded alone at the end.
     """
     numbered = enumerate(requests)
     while block := list(islice(numbered, READ_AHEAD)):

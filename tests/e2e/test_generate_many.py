@@ -239,6 +239,8 @@ def test_other_prompts_and_another_model_are_refused(
     call(*FLAGS, *JSON)
     other = save(tmp_path_factory.mktemp("other"), tiny(initializer_range=0.4, eos_token_id=None))
     assert "was begun with another model" in call(*FLAGS, *JSON, "--model", other).mistake
+    (folder / "q.jsonl").write_bytes((folder / "p.jsonl").read_bytes())  # rows without an id would get others
+    assert "was begun with other prompts" in call(*FLAGS, *JSON, "--prompts", "q.jsonl").mistake
     with (folder / "p.jsonl").open("a") as prompts:
         prompts.write('{"prompt": "more"}\n')
     assert "was begun with other prompts" in call(*FLAGS, *JSON).mistake

@@ -1,8 +1,8 @@
 """Continuous batching: many prompts side by side in the rows of one memory, where a finished text is replaced at once.
 
-Plain batches wait for their longest text. Here the rows stay full as long as there are prompts: step by step
+A plain batch lasts as long as its longest text. Here the rows stay full as long as there are prompts: step by step
 every text gets a token, and one that is finished gives its row to the next prompt. What a new prompt shares
-with a text in the rows, such as instructions that all prompts begin with, is copied instead of read again.
+with a text in progress, such as instructions that all prompts begin with, is copied instead of read again.
 
 Source: Yu et al. 2022, "Orca", section 3, scheduling by iterations; Kwon et al. 2023, "vLLM", for prefixes.
 """
@@ -33,7 +33,7 @@ Tokens = tuple[int, ...]
 
 
 class Scheduler:
-    """Some texts at work, each in a row of the reader's memory.
+    """Texts in progress, each in a row of the reader's memory.
 
     Args:
         reader: reads the texts; its memory is empty.
@@ -97,7 +97,7 @@ class Scheduler:
             self.reader.reserve(longest + SLACK, len(self.sequences) or len(new))
 
     def _replace(self, waiting: Iterator[ActiveSequence | Failed]) -> Iterator[Finished | Failed]:
-        """Gives the rows of finished texts to new ones; where there are none any more, to nobody."""
+        """Gives the rows of finished texts to new ones; where no prompt is left, there are fewer rows."""
         while free := [i for i, sequence in enumerate(self.sequences) if sequence.finish_reason]:
             new = list(islice(waiting, len(free)))
             if not new:
