@@ -92,7 +92,7 @@ def compare(n_prompts: int, rounds: int) -> str:
     ratios = sorted(a / b for a, b in rates)
     return (
         "| at the same time | two workers of Ray, tokens/s | two processes of one thread, tokens/s | ratio, median of rounds"
-        f" (range) |\n|---|---|---|---|\n| {NEW_TOKENS} new tokens each | {ray:.0f} | {processes:.0f} |"
+        f" (range) |\n|---|---|---|---|\n| {NEW_TOKENS} new tokens each, {SHARD_ROWS} rows a shard | {ray:.0f} | {processes:.0f} |"
         f" **{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}) |\n"
     )
 
