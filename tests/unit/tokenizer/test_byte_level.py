@@ -174,7 +174,7 @@ def test_a_lost_byte_is_reported_when_the_files_are_read_or_when_text_needs_it()
 @pytest.mark.parametrize("vocab", [{}, {"[CLS]": 0, "##ing": 1, END_OF_TEXT: 2}])
 def test_a_vocabulary_without_any_byte_is_refused(vocab: dict[str, int]) -> None:
     with pytest.raises(
-        ValueError, match="the vocabulary has none of the 256 bytes: it is empty, or not of GPT-2's"
+        ValueError, match="the vocabulary has none of the 256 bytes: it is empty, or not byte-level"
     ):
         Tokenizer(vocab, [])
 
