@@ -33,7 +33,7 @@ BORDER = f"\n{END_OF_TEXT}\n"
 # Of runs that are compared with those of other numbers of processes.
 # The learning rate of a step must not depend on how many there will be: some runs here end where they are stopped.
 SHAPE = ("--n-layer", 2, "--accumulate", 2, "--val", 0.2, "--lr", 0.3, "--warmup", 1000, "--device", "cpu")
-ADAMW = ("--optimizer", "adamw")  # what a sharded run can go on with
+ADAMW = ("--optimizer", "adamw")  # the default with --shard
 RHYTHM = ("--steps", 8, "--eval-every", 4, "--checkpoint-every", 4)
 
 
