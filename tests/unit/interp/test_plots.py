@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from circuit import induction_circuit, repeated
@@ -136,6 +137,23 @@ def test_the_lens_has_the_last_layer_on_top_and_its_tokens_in_the_cells() -> Non
     assert [label.get_text() for label in ax.get_yticklabels()] == ["1.resid_post", "0.resid_post", "embed"]
     top = [text.get_text() for text in ax.texts if text.get_position()[1] == 0]
     assert top == [printable(label) for label in token_labels(BYTES, TEXT[12:14])]
+    shown = ax.get_images()[0].get_array()
+    assert shown is not None
+    torch.testing.assert_close(torch.tensor(shown.filled(0.0)), reading.kl[:, 0, [11, 12]].flip(0))
+
+
+def test_what_adds_and_what_takes_away_have_the_colours_of_the_scale_in_a_sweep() -> None:
+    sweep = patch_heads(*SWEPT)
+    sweep.values[0, 0] = -0.5
+    image = plots.sweep(sweep).axes[0].get_images()[0]
+    assert (image.norm.vmin, image.norm.vmax) == (-1, 1)  # nothing is in the middle: white
+    shares = input_x_gradient(MODEL, TEXT, 3)
+    bars = plots.attribution(shares, LABELS).axes[0].patches
+    for bar, value in zip(bars, shares.values.tolist(), strict=True):
+        orange, blue = (bar.get_facecolor()[channel] for channel in (0, 2))
+        assert (orange > blue) == (value >= 0)
+    orange, blue = (image.to_rgba(np.array([0.8]))[0][channel] for channel in (0, 2))
+    assert orange > blue
 
 
 def test_a_sweep_shows_what_was_not_done_as_nothing() -> None:
