@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 import minigpt
 from minigpt import GPT2, GPT2Config
 from minigpt.interp import dense
-from minigpt.sampler import Greedy, Sample, generate
+from minigpt.sampler import Sample, generate
 from minigpt.training.lora import attach
 
 KINDS = pytest.mark.parametrize("kind", ["int8", "float16"])
@@ -138,12 +138,36 @@ def test_cached_padded_and_batched_stay_within_the_error_of_rounding(kind: str) 
 
 
 @KINDS
-def test_greedy_texts_in_a_batch_are_those_written_alone(bundled: GPT2, texts: Tensor, kind: str) -> None:
+@torch.no_grad()
+def test_greedy_texts_are_the_same_alone_batched_and_read_whole(
+    bundled: GPT2, texts: Tensor, kind: str
+) -> None:
+    """Nearly always; and where a text departs, its two tokens were closer than the weights' rounding is wrong.
+
+    Attention has one kernel for a token and another for many, which differ in the last bit, and a last bit may round
+    an input of the next layer to another whole number: so int8 departs more often where a text is read whole.
+    """
     model = copy.deepcopy(bundled).quantize(kind)
-    prompts = [row[: 4 + i].tolist() for i, row in enumerate(texts[:10])]
-    together = generate(model, prompts, Greedy(), max_new_tokens=20)
-    alone = [generate(model, [prompt], Greedy(), max_new_tokens=20)[0] for prompt in prompts]
-    assert sum(a[0].tokens == b[0].tokens for a, b in zip(together, alone, strict=True)) >= 9
+    prompts = [texts[i % 24, 40 * (i // 24) :][: 4 + i % 9].tolist() for i in range(50)]
+    alone = [generate(model, [prompt], max_new_tokens=20, end_tokens=[])[0][0].tokens for prompt in prompts]
+    together: list[list[int]] = []
+    for start in range(0, 50, 10):
+        batch = generate(model, prompts[start : start + 10], max_new_tokens=20, end_tokens=[])
+        together += [best.tokens for (best,) in batch]
+    error = float((model(texts[:4]) - bundled(texts[:4])).abs().max())
+    departures = {"batched": 0, "read whole": 0}
+    for prompt, text, other in zip(prompts, alone, together, strict=True):
+        logits = model(torch.tensor([[*prompt, *text]]))[0, len(prompt) - 1 : -1]  # (20, V)
+        for way, likeliest in (("batched", other), ("read whole", logits.argmax(-1).tolist())):
+            if likeliest != text:
+                departures[way] += 1
+                step = next(
+                    i for i, pair in enumerate(zip(text, likeliest, strict=True)) if pair[0] != pair[1]
+                )
+                assert abs(logits[step, text[step]] - logits[step, likeliest[step]]) <= error
+    assert 0 < error < 1
+    assert departures["batched"] <= 1
+    assert departures["read whole"] <= (5 if kind == "int8" else 1)
 
 
 @KINDS
