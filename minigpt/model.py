@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Self
 
 import torch
@@ -276,9 +277,11 @@ class GPT2(nn.Module):
             model = cls(config)
         if stored:
             quantization.prepare(model, stored)
-        state = checkpoint.read(model.state_dict(), dtype, torch.device(device))
+        tensors = checkpoint.read(model.state_dict(), dtype, torch.device(device))
         with quantization.in_huge_pages() if stored else nullcontext():
-            model.load_state_dict(state, assign=True)
+            for part, of_part in groupby(tensors, key=lambda tensor: tensor[0].rpartition(".")[0]):
+                own = {name.rpartition(".")[2]: tensor for name, tensor in of_part}
+                model.get_submodule(part).load_state_dict(own, assign=True)
         model.quantization = stored
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 

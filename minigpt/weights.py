@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,8 @@ class Checkpoint:
 
     def read(
         self, state: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device
-    ) -> dict[str, Tensor]:
-        """A model's every tensor, one after the other, on its device; `state` is its state dict on "meta".
+    ) -> Iterator[tuple[str, Tensor]]:
+        """A model's every tensor and its name, read when it is asked for; `state` is its state dict on "meta".
 
         Without a `dtype`: float32 on a CPU, the file's own elsewhere. What is not float32 in `state` has its dtype
         from there: the small weights of a quantized model.
@@ -135,9 +135,10 @@ class Checkpoint:
         self._check(tensors, state)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
         room = kernels.Room(device)
-        return {
-            name: tensors[name].read(_place(name, like, (dtype or own), room)) for name, like in state.items()
-        }
+        return (
+            (name, tensors[name].read(_place(name, like, (dtype or own), room)))
+            for name, like in state.items()
+        )
 
     def _check(self, tensors: Mapping[str, Stored], state: Mapping[str, Tensor]) -> None:
         missing = [to_theirs(name) for name in state if name not in tensors]

@@ -116,6 +116,9 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
 
     Shapes: (out, in), (in,)  ->  int8 (out, in), (out,), (in,)
     """
+    if weight.is_meta:  # there are shapes alone, and arithmetic on them would import torch's compiler
+        whole = torch.empty(weight.shape, dtype=torch.int8, device="meta")
+        return whole, torch.empty(len(weight), device="meta"), torch.empty(weight.size(1), device="meta")
     factor = (weight.abs().amax(0).clamp_min(TINY) / largest_input.clamp_min(TINY)).sqrt()
     factor = factor.where(largest_input > 0, 1)  # a channel that was never used
     evened = weight / factor

@@ -134,9 +134,13 @@ print([name for name in sys.modules if name.split(".")[:2] == ["torch", "_dynamo
 """
 
 
-def test_neither_loading_nor_generating_imports_torchs_compiler(model: GPT2, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [None, "int8", "float16"])
+def test_neither_loading_nor_generating_imports_torchs_compiler(
+    kind: str | None, model: GPT2, tmp_path: Path
+) -> None:
     """It takes longer than everything else before the first token."""
-    model.save_pretrained(tmp_path)
+    stored = copy.deepcopy(model)
+    (stored.quantize(kind) if kind else stored).save_pretrained(tmp_path)
     command = [sys.executable, "-c", LOAD, str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
