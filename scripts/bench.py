@@ -14,12 +14,13 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -28,7 +29,7 @@ import bench_sides
 import torch
 import transformers
 from bench_many import many_table
-from bench_sides import Prompts, Side
+from bench_sides import Side
 from pages import put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -65,24 +66,30 @@ MANY = "many"  # a workload with a table of its own; see bench_many.py
 Times = dict[str, list[float]]  # seconds of each side, round by round
 
 
-def take_turns(sides: dict[str, Side], work: Workload, prompts: Prompts, rounds: int) -> Times:
-    """Who goes first moves on from round to round."""
-    run = {name: (lambda side=side: side(prompts, work.n_new, work.beams)) for name, side in sides.items()}
-    written = {name: call() for name, call in run.items()}  # also the warm-up
-    for name, texts in written.items():
-        if [len(text) for text in texts] != [work.n_new] * len(prompts):
-            raise ValueError(
-                f"{name} wrote texts of {[len(text) for text in texts]} tokens, not {work.n_new}"
-            )
-    if written.get("minigpt float32") != written.get(REFERENCE):
-        print(f"note: {work.title}: minigpt and transformers do not write the same tokens")
-    times: Times = {name: [] for name in sides}
+def take_turns(run: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+    """Seconds of everyone in every round; who goes first moves on from round to round."""
+    times: Times = {name: [] for name in run}
     for number in tqdm(range(rounds), leave=False):
         for name in _rotated(list(run), number):
             start = time.perf_counter()
             run[name]()
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def measure_workload(sides: Mapping[str, Side], work: Workload, rounds: int) -> Times:
+    """All sides on one workload, once they are found to write what it asks for."""
+    random = torch.Generator().manual_seed(0)
+    prompts = torch.randint(4096, work.prompts, generator=random).tolist()
+    run = {name: (lambda side=side: side(prompts, work.n_new, work.beams)) for name, side in sides.items()}
+    written = {name: call() for name, call in run.items()}  # also the warm-up
+    for name, texts in written.items():
+        if [len(text) for text in texts] != [work.n_new] * len(prompts):
+            lengths = [len(text) for text in texts]
+            raise ValueError(f"{name} wrote texts of {lengths} tokens, not {work.n_new}")
+    if written.get("minigpt float32") != written.get(REFERENCE):
+        print(f"note: {work.title}: minigpt and transformers do not write the same tokens")
+    return take_turns(run, rounds)
 
 
 def _rotated(names: list[str], by: int) -> list[str]:
@@ -128,19 +135,33 @@ print(peak() - before)
 """
 
 
-def memory_table(directory: Path) -> Iterator[str]:
+def save_kinds(directory: Path) -> dict[str, Path]:
+    """The model with each kind of weights, in a directory of its own."""
+    folders = {kind: directory / f"weights-{kind}" for kind in ("float32", "float16", "int8")}
+    for kind, folder in folders.items():
+        GPT2.from_pretrained(directory, quantize=None if kind == "float32" else kind).save_pretrained(folder)
+    return folders
+
+
+def memory_table(folders: Mapping[str, Path]) -> Iterator[str]:
     """Peak memory above that of a process that imported torch, for each kind of weights in its own file."""
     yield "| weights | in the file, MB | peak while decoding, MB | 1.3 x file + 100 MB |"
     yield "|---|---|---|---|"
-    for kind in ("float32", "float16", "int8"):
-        folder = directory / f"weights-{kind}"
-        model = GPT2.from_pretrained(directory, quantize=None if kind == "float32" else kind)
-        model.save_pretrained(folder)
-        del model
+    for kind, folder in folders.items():
         size = (folder / "model.safetensors").stat().st_size / 2**20
         command = [sys.executable, "-c", PEAK, str(folder)]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         yield f"| {kind} | {size:.0f} | {peak:.0f} | {1.3 * size + 100:.0f} |"
+
+
+def share_of_bandwidth(times: Times, folders: Mapping[str, Path]) -> str:
+    """How much of what the memory can deliver is used, every token reading every weight once."""
+    shares = []
+    for kind, folder in folders.items():
+        n_bytes = (folder / "model.safetensors").stat().st_size * WORKLOADS["a"].counted
+        share = n_bytes / statistics.median(times[f"minigpt {kind}"]) / bandwidth()
+        shares.append(f"{kind} {share:.0%}")
+    return f"Of the memory's bandwidth, one prompt uses: {', '.join(shares)}."
 
 
 def bandwidth() -> float:
@@ -182,19 +203,16 @@ def measure(keys: list[str], rounds: int, directory: Path) -> dict[str, Times]:
     """All sides on all workloads."""
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
+    shutil.copytree(hub.bundled(), directory / "bundled")  # some sides write their own form beside it
     measured = {}
-    for bundled in (False, True):
-        chosen = [key for key in keys if WORKLOADS[key].bundled == bundled]
-        if not chosen:
-            continue
-        source = hub.bundled() if bundled else directory
-        names = [name for name in bench_sides.present() if not (bundled and name.startswith("ctranslate2"))]
-        sides = {name: bench_sides.make(name, source) for name in names}
-        for key in chosen:
-            work = WORKLOADS[key]
-            random = torch.Generator().manual_seed(0)
-            prompts = torch.randint(4096, work.prompts, generator=random).tolist()
-            measured[key] = take_turns(sides, work, prompts, rounds)
+    for bundled, source in ((False, directory), (True, directory / "bundled")):
+        chosen = {key: WORKLOADS[key] for key in keys if WORKLOADS[key].bundled == bundled}
+        sides = {name: bench_sides.make(name, source) for name in bench_sides.present() if chosen}
+        for key, work in chosen.items():
+            able = {
+                name: side for name, side in sides.items() if bench_sides.does_beams(name) or work.beams == 1
+            }
+            measured[key] = measure_workload(able, work, rounds)
             print(list(speed_table({key: measured[key]}))[-1], flush=True)
     return measured
 
@@ -216,7 +234,10 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure([key for key in args.workloads if key != MANY], args.rounds, Path(folder))
-        memory = "\n".join(memory_table(Path(folder)))
+        folders = save_kinds(Path(folder))
+        memory = "\n".join(memory_table(folders))
+        if "a" in measured:
+            memory += f"\n\n{share_of_bandwidth(measured['a'], folders)}"
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
     text = "\n".join(speed_table(measured)) + f"\n\n{memory}\n\n{what}; {machine()}, by `make bench`.\n"
     print(text)

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench import machine, ours, take_turns
+from bench import machine, take_turns
 from pages import put
 
 import minigpt
 from minigpt import GPT2, Tokenizer
-from minigpt.sampler import Greedy, Strategy
+from minigpt.sampler import Greedy, Strategy, generate
 from minigpt.sampler.strategies.prompt_lookup import PromptLookup
 
 OPENINGS = [
@@ -42,11 +43,16 @@ def prompts_of(corpus: Path | None, tokenizer: Tokenizer, n: int) -> list[list[i
     return [tokenizer.encode(text)[:PROMPT_TOKENS] for text in texts]
 
 
+def writing(model: GPT2, strategy: Strategy, prompts: list[list[int]]) -> list[list[int]]:
+    texts = generate(model, prompts, strategy, max_new_tokens=N_NEW, end_tokens=[])
+    return [best.tokens for best, *_ in texts]
+
+
 def passes(model: GPT2, strategy: Strategy, prompts: list[list[int]]) -> float:
     """Forward passes for each new token of a text, that over the prompts included."""
     counted = []
     hook = model.blocks[0].register_forward_hook(lambda *_: counted.append(1))
-    ours(model, strategy)(prompts, N_NEW)
+    writing(model, strategy, prompts)
     hook.remove()
     return len(counted) / N_NEW
 
@@ -54,11 +60,13 @@ def passes(model: GPT2, strategy: Strategy, prompts: list[list[int]]) -> float:
 def row(name: str, model: GPT2, batches: list[list[list[int]]], rounds: int, **options: int) -> str:
     plain, lookup = Greedy(**options), PromptLookup(**options)
     used = [passes(model, lookup, batch) for batch in batches]
-    times = [
-        pair
-        for batch in batches
-        for pair in take_turns(rounds, ours(model, lookup), ours(model, plain), batch, N_NEW)
-    ]
+    times = []
+    for batch in batches:
+        run = {way: partial(writing, model, way, batch) for way in (lookup, plain)}
+        if run[lookup]() != run[plain]():
+            print("note: the two sides do not write the same tokens")
+        taken = take_turns({"lookup": run[lookup], "plain": run[plain]}, rounds)
+        times += zip(taken["lookup"], taken["plain"], strict=True)
     n_tokens = N_NEW * len(batches[0])
     mine, reference = (n_tokens / statistics.median(column) for column in zip(*times, strict=True))
     ratios = sorted(b / a for a, b in times)

@@ -70,6 +70,41 @@ def ctranslate2_side(directory: Path, kind: str) -> Side:
     return side
 
 
+def onnxruntime_side(directory: Path, kind: str) -> Side:
+    """The bare loop around a session: each step's outputs are the next one's inputs, and nothing is copied."""
+    import numpy as np
+    import onnxruntime
+    from onnx_gpt2 import export
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model, path = GPT2.from_pretrained(directory), directory / "model.onnx"
+    export(model, path)
+    if kind == "int8":
+        plain, path = path, directory / "model-int8.onnx"
+        quantize_dynamic(
+            plain, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs, outputs = (
+        [value.name for value in values] for values in (session.get_inputs(), session.get_outputs())
+    )
+
+    def side(prompts: Prompts, n_new: int, beams: int) -> Prompts:
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        nothing = value(np.zeros((len(prompts), model.config.n_head, 0, model.config.head_dim), np.float32))
+        state = [value(np.array(prompts)), *[nothing] * (len(inputs) - 1)]
+        steps = []
+        for _ in range(n_new):
+            state = session.run_with_ort_values(outputs, dict(zip(inputs, state, strict=True)))
+            steps.append(state[0].numpy())
+        found: Prompts = np.concatenate(steps, 1).tolist()
+        return found
+
+    return side
+
+
 # name -> (maker, kind of weights, the package it needs)
 SIDES: dict[str, tuple[Callable[[Path, str], Side], str, str]] = {
     "transformers float32": (transformers_side, "float32", "transformers"),
@@ -78,12 +113,24 @@ SIDES: dict[str, tuple[Callable[[Path, str], Side], str, str]] = {
     "minigpt int8": (minigpt_side, "int8", "torch"),
     "ctranslate2 float32": (ctranslate2_side, "float32", "ctranslate2"),
     "ctranslate2 int8": (ctranslate2_side, "int8", "ctranslate2"),
+    "onnxruntime float32": (onnxruntime_side, "float32", "onnxruntime"),
+    "onnxruntime int8": (onnxruntime_side, "int8", "onnxruntime"),
 }
 
 
 def present() -> list[str]:
     """The sides whose package is installed."""
-    return [name for name, (_, _, package) in SIDES.items() if find_spec(package)]
+    needed = {"onnxruntime": ("onnxruntime", "onnx")}  # one runs what the other writes
+    return [
+        name
+        for name, (_, _, package) in SIDES.items()
+        if all(map(find_spec, needed.get(package, (package,))))
+    ]
+
+
+def does_beams(name: str) -> bool:
+    """Whether a side has beam search: ONNX Runtime runs a graph and nothing more."""
+    return not name.startswith("onnxruntime")
 
 
 def make(name: str, directory: Path) -> Side:
