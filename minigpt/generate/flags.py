@@ -41,7 +41,7 @@ examples:
   minigpt generate -p "The king" -p "The queen" --json             two prompts, as JSON
   minigpt generate -f story.txt --stop "The End"                   continue a file up to these words
   cat story.txt | minigpt generate                                 ... or stdin
-  minigpt generate --prompts many.jsonl --json --output texts.jsonl          thousands of prompts; may be stopped and resumed
+  minigpt generate --prompts many.jsonl --output texts.txt         thousands of prompts; goes on after Ctrl-C
   minigpt generate --prompts s3://bucket/in --out s3://bucket/out --ray auto  millions, on a Ray cluster: docs/scale.md
   minigpt generate -i --top-p 0.9                                  interactive: write a text in turns
 """
