@@ -67,13 +67,17 @@ Times = dict[str, list[float]]  # seconds of each side, round by round
 
 
 def take_turns(run: Mapping[str, Callable[[], object]], rounds: int) -> Times:
-    """Seconds of everyone in every round; who goes first moves on from round to round."""
+    """Seconds of everyone in every round; who goes first moves on from round to round.
+
+    With one thread they are the processor's, so that other work on the machine does not count.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: Times = {name: [] for name in run}
     for number in tqdm(range(rounds), leave=False):
         for name in _rotated(list(run), number):
-            start = time.perf_counter()
+            start = clock()
             run[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
