@@ -43,11 +43,12 @@ def executed(path: Path) -> NotebookNode:
     cells = notebook.cells
     notebook.cells = [new_code_cell(NO_WARNINGS), *cells, new_code_cell(QUIET)]
     with tempfile.TemporaryDirectory() as folder:
+        kernel = AsyncKernelManager(
+            transport="ipc", ip=f"{folder}/socket"
+        )  # no ports: nobody else can connect
         client = NotebookClient(
             notebook,
-            km=AsyncKernelManager(
-                transport="ipc", ip=f"{folder}/socket"
-            ),  # no ports: nobody else can connect
+            km=kernel,
             timeout=TIMEOUT,
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
@@ -67,8 +68,7 @@ def write_page(notebook: NotebookNode, name: str, out: Path) -> None:
     for old in (out / "images").glob(f"{name}-*.png"):
         old.unlink()
     pictures = 0
-    source = f"[notebooks/{name}.ipynb](../../notebooks/{name}.ipynb)"
-    parts = [f"<!-- {source}, run and written by `make docs` -->"]
+    parts = [f"*[notebooks/{name}.ipynb](../../notebooks/{name}.ipynb), run and written by `make docs`*"]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             parts.append(_links(cell.source))
