@@ -38,7 +38,7 @@ test: $(VENV)/ready ## every test that needs nothing from outside
 	@echo "not run, for they need the Hugging Face hub (make test-hub), Ray or S3 (make test-all), minutes (make parity-full) or a GPU (make test-gpu):"
 	@$(TESTS) -n 0 --collect-only -m "hub or slow or heavy or gpu" | grep '::' | sed 's/^/  not run: /'
 
-test-all: $(VENV)/ready-all ## ... and those that need Ray or an S3 server, which it installs
+test-all: $(VENV)/ready-all ## ... and those that need Ray, an S3 server or a browser; Chromium itself comes by apt
 	$(MAKE) test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m heavy
 
@@ -46,7 +46,7 @@ $(VENV)/ready-all: $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,heavy]'
 	touch $@
 
-test-browser: $(VENV)/ready ## the page of `explore` in Chromium (apt install chromium); `make test` runs them too, if it is there
+test-browser: $(VENV)/ready-all ## the page of `explore` in Chromium (apt install chromium)
 	$(TESTS) tests/browser
 
 fuzz: $(VENV)/ready ## 10,000 inputs that nobody thought of, drawn with FUZZ_SEED (up to an hour)
