@@ -100,4 +100,4 @@ def _share(step: int, s: Settings) -> float:
 
 
 def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1  # torch takes 63 bits
