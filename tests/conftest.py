@@ -1,8 +1,14 @@
-"""A skip is loud: in CI, skipping a test that needs nothing from outside is a failure."""
+"""A skip is loud: in CI, skipping a test that needs nothing from outside is a failure. Ctrl-C works everywhere."""
 
 import os
+import signal
 
 import pytest
+
+
+def pytest_configure(config):
+    # Shells have it ignored in what runs in the background, and processes that tests start inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -583,5 +583,5 @@ def test_a_departure_is_told_with_its_figures(
     assert departure in said
     assert said.count("**not here**") == 1
     assert ("surer than it has a right to be" in said) is ("pure_sampling" in changed)
-    why = "Half of what humans repeat stands in 1 of 4 texts"
+    why = "1 of the 4 human texts have half of all that is repeated"
     assert (why in said) is ("(rep-4): **not here**: top-k 40 is nearer" in said)

@@ -87,15 +87,12 @@ def test_tables_of_several_texts_say_which(model: Path) -> None:
 def test_ctrl_c_keeps_the_explanations_so_far(
     model: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...], form: tuple[str, ...]
 ) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def events(*request: Any) -> Iterator[Any]:
         yield from islice(decode(*request), 12)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(session, "run", events)
     result = call("--model", model, "a", "--max-new-tokens", 30, "--explain", *flags, *form)
-    signal.signal(signal.SIGINT, before)
     assert result.code == 130
     if form:
         record = json.loads(result.out)

@@ -55,14 +55,6 @@ def records(tell: Callable[..., Result]) -> Callable[..., list[dict[str, Any]]]:
     ]
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C works even if the tests run in the background, where shells have it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def strict_json(line: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -571,7 +563,6 @@ def test_streams_on_a_terminal_unless_told_otherwise(
 # ------------------------------------------------------------------------------ ended from outside
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_the_text_so_far(endless: Path) -> None:
     process = start("--model", endless, "a", "--stream", "--max-new-tokens", 199_999, bufsize=0)
     assert process.stdout is not None
@@ -584,7 +575,6 @@ def test_ctrl_c_keeps_the_text_so_far(endless: Path) -> None:
     assert re.fullmatch(r"minigpt.generate: prompt 1 tokens.* generated \d+[ ,].*\n", result.err)
 
 
-@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("to_file", [False, True])
 def test_ctrl_c_keeps_whole_json_objects(
     tell: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, to_file: bool
@@ -598,7 +588,6 @@ def test_ctrl_c_keeps_whole_json_objects(
     assert [(record["prompt"], record["text"]) for record in made] == [("Once", " a c"), ("Once a", " cat")]
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_after_one_of_two_texts_shows_both(
     tell: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,7 +596,6 @@ def test_ctrl_c_after_one_of_two_texts_shows_both(
     assert (result.code, result.out) == (130, " a c\n---\n \n")
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_while_the_model_loads_is_silent(endless: Path, tmp_path: Path) -> None:
     for file in endless.iterdir():
         (tmp_path / file.name).symlink_to(file)
@@ -625,7 +613,6 @@ def test_ctrl_c_while_the_model_loads_is_silent(endless: Path, tmp_path: Path) -
     assert "Traceback" not in result.err
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_while_waiting_for_a_prompt_is_silent(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

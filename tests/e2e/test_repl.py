@@ -290,14 +290,6 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(type_: Type) -> None:
 # ------------------------------------------------------------------------------ Ctrl-C, terminals
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_stops_the_text_and_keeps_it(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     def events(*request: Any) -> Iterator[Any]:
         yield from islice((event for event in decode(*request) if isinstance(event, TokenGenerated)), 2)
@@ -307,7 +299,6 @@ def test_ctrl_c_stops_the_text_and_keeps_it(type_: Type, monkeypatch: pytest.Mon
     assert type_("Once", "", "!show").text == " a\n c\nOnce a c"
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     endless = save(tmp_path, tiny(n_positions=200_000, eos_token_id=None))
     process = start("--model", endless, "-i", "--max-new-tokens", 199_999, bufsize=0)  # read(1) takes no more
@@ -327,7 +318,6 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert (first.decode() + result.out, result.code) == (f"{written}\nabc{written}\n", 0)
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_at_the_mark_says_how_to_leave(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     from minigpt.generate import repl
 

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -303,15 +302,6 @@ def test_without_the_library(text: Path, tmp_path: Path, call: Any, monkeypatch:
 # ------------------------------------------------------------------------------ Ctrl-C
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C works even if the tests run in the background, where shells have it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_ctrl_c_while_the_text_is_read_leaves_nothing_behind(tmp_path: Path) -> None:
     pipe, out = tmp_path / "pipe.txt", tmp_path / "tok"
@@ -328,7 +318,6 @@ def test_ctrl_c_while_the_text_is_read_leaves_nothing_behind(tmp_path: Path) -> 
     assert [*tmp_path.iterdir()] == [pipe]
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_while_the_files_are_written_leaves_none(
     text: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,10 @@ def test_what_a_flag_is_called_elsewhere_leads_to_flags_that_exist() -> None:
     }
     flags = {meant.split()[0] for means in ELSEWHERE.values() for meant in means if meant.startswith("--")}
     assert flags <= known
-    assert not {f"--{name}" for name in ELSEWHERE} & set(generate_flags.parser().actions()) - {"--output"}
+    assert not {f"--{name}" for name in ELSEWHERE} & set(generate_flags.parser().actions()) - {
+        "--out",
+        "--output",
+    }
 
 
 def test_the_help_ends_with_the_exit_codes() -> None:

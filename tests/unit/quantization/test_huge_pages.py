@@ -44,7 +44,9 @@ def system_has_them() -> bool:
 def test_new_memory_moves_and_keeps_its_bytes() -> None:
     before = huge_bytes()
     with in_huge_pages():
-        numbers = torch.arange(4 << 20)  # 32 MB
+        # New memory, whatever the allocator has kept.
+        room = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        numbers = torch.frombuffer(room, dtype=torch.int64).copy_(torch.arange(4 << 20))
         address = numbers.data_ptr()
     assert torch.equal(numbers, torch.arange(4 << 20))
     assert numbers.data_ptr() == address

@@ -84,7 +84,11 @@ def misread(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Plant:
     read = minigpt.weights.Checkpoint.read
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(minigpt.weights.Checkpoint, "read", lambda self, *how: change(read(self, *how)))
+        patch.setattr(
+            minigpt.weights.Checkpoint,
+            "read",
+            lambda self, *how: iter(change(dict(read(self, *how))).items()),
+        )
 
     return plant
 

@@ -101,9 +101,9 @@ def test_strategies_that_disagree_on_a_flag_are_refused(monkeypatch: pytest.Monk
 def test_the_help_of_a_shared_flag_says_how_strategies_differ() -> None:
     parser = Parser("generate")
     options.add_flags(defaultdict(lambda: parser))
-    shown = " ".join(parser.format_help().split())
+    shown = " ".join(parser.format_help().split()).replace("- ", "-")  # lines break at hyphens, too
     assert "40 is usual (at least 1, or 0 for off); contrastive: number of candidates" in shown
-    assert "10 is usual (at least 1; default: 5); default for diverse-beam: 4" in shown
+    assert "10 is usual (from 1 to 65536; default: 5); default for diverse-beam: 4" in shown
 
 
 def test_a_banned_mark_is_banned_in_every_token_that_holds_it() -> None:
