@@ -29,7 +29,13 @@ HOSTILE = (
     "</script><script>document.title='hacked'</script><!-- <script><img src=x onerror=document.title='hacked'>"
     " \u2028 \u202e abc \u202c __proto__ e" + "\u0301" * 60 + " \x00\x07\x1b é😀 שלום & <b>{{js}}</b>\n\n"
 )
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PLACES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+CHROMIUM = next(filter(None, map(shutil.which, PLACES)), None)
 
 
 def _missing() -> list[str]:
