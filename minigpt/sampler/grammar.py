@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
 from typing import Any, Literal
 
 from minigpt.errors import InvalidRequest
@@ -63,6 +64,7 @@ class Grammar:
             usable = _only_whole(usable, characters)
         self._new_parser = _compiled(kind, source, usable, self._name)
         self._parsers: dict[tuple[int, ...], Any] = {}
+        self._in_turn = Lock()  # a parser that two threads use at once raises an error
         self._start = self._new_parser()
         if not self.mask([]).any():
             empty = " but the empty one" if self.matches([]) else ""
@@ -72,18 +74,20 @@ class Grammar:
 
     def mask(self, new_tokens: Sequence[int]) -> torch.Tensor:
         """Which tokens may follow a text: bool, (V,). None may follow one that cannot match any more."""
-        parser = self._parser(tuple(new_tokens))
         n = len(self._token_bytes)
-        if parser is None or parser.is_stopped():
-            return torch.zeros(n, dtype=torch.bool)
-        allowed = torch.frombuffer(bytearray(parser.compute_logit_bias()), dtype=torch.uint8)[:n] > 0
-        self._check(parser)
-        return allowed
+        with self._in_turn:
+            parser = self._parser(tuple(new_tokens))
+            if parser is None or parser.is_stopped():
+                return torch.zeros(n, dtype=torch.bool)
+            bias = parser.compute_logit_bias()
+            self._check(parser)
+        return torch.frombuffer(bytearray(bias), dtype=torch.uint8)[:n] > 0
 
     def matches(self, new_tokens: Sequence[int]) -> bool:
         """Whether a text matches as it is."""
-        parser = self._parser(tuple(new_tokens))
-        return parser is not None and bool(parser.is_accepting())
+        with self._in_turn:
+            parser = self._parser(tuple(new_tokens))
+            return parser is not None and bool(parser.is_accepting())
 
     def complete(self, new_tokens: Sequence[int]) -> bool:
         """Whether a text matches and nothing can follow, so that it ends there."""
