@@ -12,10 +12,9 @@ from minigpt.cli import (
     NO_MODEL,
     OUT_OF_MEMORY,
     TOO_LONG,
-    strategy_flags,
 )
-from minigpt.cli.model_flags import add_model_flags
 from minigpt.cli.parser import Parser
+from minigpt.cli.text_flags import add_decoding_flags, add_file_flag, add_special_flag, text_parser
 
 EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, TOO_LONG, OUT_OF_MEMORY, INTERRUPTED)
 OVERFLOWS = ("error", "truncate", "stop")
@@ -40,39 +39,24 @@ examples:
 
 def parser() -> Parser:
     """The parser of the command's flags."""
-    parser = Parser(
-        "explore", EXITS, EPILOG.format(strategies=strategy_flags.listed()),
-        usage="minigpt explore [PROMPT] -o FILE [options]", description=ABOUT,
-    )  # fmt: skip
-    parser.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue; - reads stdin")
-    add_model_flags(parser)
-    headings = ("input", "length", "strategy", "sampling", "beams", "control")
-    groups = {name: parser.add_argument_group(name) for name in headings}
+    parser, groups = text_parser(
+        "explore", EXITS, EPILOG, usage="minigpt explore [PROMPT] -o FILE [options]", about=ABOUT
+    )
     _add_input_flags(groups["input"])
     _add_length_flags(groups["length"])
-    strategy_flags.add_strategy_choice(groups["strategy"])
-    strategy_flags.add_flags(groups)
-    groups["control"].add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
-    )
+    add_decoding_flags(groups)
     add_output_flags(parser.add_argument_group("output"))
     return parser
 
 
 def _add_input_flags(group: Any) -> None:
-    group.add_argument(
-        "-f", "--file", metavar="FILE",
-        help="a prompt from a UTF-8 file, without the newline at its end; - reads stdin",
-    )  # fmt: skip
+    add_file_flag(group)
     group.add_argument(
         "--compare",
         metavar="TEXT",
         help="another prompt, continued in the same way and shown beside the first",
     )
-    group.add_argument(
-        "--allow-special", action="store_true",
-        help="encode <|endoftext|> in a prompt as the special token, not as text",
-    )  # fmt: skip
+    add_special_flag(group)
 
 
 def _add_length_flags(group: Any) -> None:

@@ -13,10 +13,9 @@ from minigpt.cli import (
     NO_MODEL,
     OUT_OF_MEMORY,
     TOO_LONG,
-    strategy_flags,
 )
-from minigpt.cli.model_flags import add_model_flags
 from minigpt.cli.parser import Parser
+from minigpt.cli.text_flags import add_decoding_flags, add_file_flag, add_special_flag, text_parser
 from minigpt.jobs.flags import add_job_flags
 from minigpt.sampler.events import OVERFLOWS
 
@@ -49,21 +48,12 @@ examples:
 
 def parser() -> Parser:
     """The parser of the command's flags."""
-    parser = Parser(
-        "generate", EXITS, EPILOG.format(strategies=strategy_flags.listed()),
-        usage="minigpt generate [PROMPT] [options]", description=ABOUT,
-    )  # fmt: skip
-    parser.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue; - reads stdin")
-    add_model_flags(parser)
-    headings = ("input", "length", "strategy", "sampling", "beams", "control")
-    groups = {name: parser.add_argument_group(name) for name in headings}
+    parser, groups = text_parser(
+        "generate", EXITS, EPILOG, usage="minigpt generate [PROMPT] [options]", about=ABOUT
+    )
     _add_input_flags(groups["input"])
     _add_length_flags(groups["length"])
-    strategy_flags.add_strategy_choice(groups["strategy"])
-    strategy_flags.add_flags(groups)
-    groups["control"].add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
-    )
+    add_decoding_flags(groups)
     _add_beam_flags(groups["beams"])
     _add_output_flags(parser.add_argument_group("output"))
     add_job_flags(parser.add_argument_group("many prompts", MANY), "as the input; jsonl for .txt")
@@ -74,20 +64,14 @@ def _add_input_flags(group: Any) -> None:
     group.add_argument(
         "-p", "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat it for a batch"
     )
-    group.add_argument(
-        "-f", "--file", metavar="FILE",
-        help="a prompt from a UTF-8 file, without the newline at its end; - reads stdin",
-    )  # fmt: skip
+    add_file_flag(group)
     group.add_argument(
         "--prompts", metavar="PATH", dest="prompts_file",
         help='many prompts: a .jsonl file of objects with "prompt" and perhaps "id", "max_new_tokens", "seed", or a .txt '
         "file, one a line; texts come as they are finished, each with its id, and do not depend on the others; with "
         "--output the same command goes on after it was stopped; with --out also .parquet, a folder, a glob or a URL",
     )  # fmt: skip
-    group.add_argument(
-        "--allow-special", action="store_true",
-        help="encode <|endoftext|> in a prompt as the special token, not as text",
-    )  # fmt: skip
+    add_special_flag(group)
     group.add_argument(
         "-i", "--interactive", action="store_true", help="interactive mode (!help lists its commands)"
     )
