@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from fakes import tiny_gpt2
+from strategies import as_it_comes
 from traced import traced
 
 from minigpt.options import options_of
-from minigpt.sampler import Completion, Strategy, generate, stream
+from minigpt.sampler import Completion, generate, stream
 from minigpt.sampler.api import run
 from minigpt.sampler.events import Finished, TokenGenerated
 from minigpt.sampler.registry import find, names
@@ -23,17 +24,7 @@ EVERY = pytest.mark.parametrize("name", names())
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [4], [0, 0, 3, 0]]  # unequal, and one of them twice
 LIMITS: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": [2, 13, 17]}
 MODEL, OTHER = tiny_gpt2(), tiny_gpt2(seed=1)
-
-
-def strategy(name: str, **options: Any) -> Strategy:
-    """The strategy as it comes, where it samples with a seed, where it needs a second model with one."""
-    kind = find(name)
-    own: dict[str, Any] = {name: OTHER for name, option in options_of(kind).items() if option.required}
-    if "seed" in options_of(kind):
-        own["seed"] = 5
-    if "do_sample" in options_of(kind):
-        own["do_sample"] = True
-    return kind(**{**own, **options})
+strategy = partial(as_it_comes, second=OTHER)
 
 
 @cache

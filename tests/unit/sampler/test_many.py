@@ -7,20 +7,21 @@ import random
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from command import END, tiny
+from strategies import as_it_comes
 
 from minigpt import InvalidRequest, Tokenizer
 from minigpt.data.prompt_rows import PromptRow
-from minigpt.options import options_of
 from minigpt.sampler import Completion, Greedy, PromptTooLong, Sample, Strategy, generate
 from minigpt.sampler.api import run
 from minigpt.sampler.batches import READ_AHEAD
 from minigpt.sampler.events import Finished
 from minigpt.sampler.many import Answer, complete_many
-from minigpt.sampler.registry import find, names
+from minigpt.sampler.registry import names
 from minigpt.sampler.requests import prepare
 from minigpt.tokenizer.bpe import BYTES
 from minigpt.tokenizer.files import END_OF_TEXT
@@ -35,17 +36,7 @@ ROWS = [
     for i in range(17)
 ]
 Texts = list[tuple[list[int], str]]
-
-
-def strategy(name: str, **options: Any) -> Strategy:
-    """The strategy as it comes; where it samples with a seed, where it needs a second model with one."""
-    kind = find(name)
-    own: dict[str, Any] = {name: OTHER for name, option in options_of(kind).items() if option.required}
-    if "seed" in options_of(kind):
-        own["seed"] = 5
-    if "do_sample" in options_of(kind):
-        own["do_sample"] = True
-    return kind(**{**own, **options})
+strategy = partial(as_it_comes, second=OTHER)
 
 
 def texts(completions: Any) -> Texts:
