@@ -39,9 +39,8 @@ class KVCache:
             check_pad(pad, rows, n_max)
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
-        self._store(
-            torch.empty(shape, dtype=like.dtype, device=like.device)
-        )  # `like` may be sharded; this is not
+        # Not `like.new_empty`: `like` may be sharded, which this is not.
+        self._store(torch.empty(shape, dtype=like.dtype, device=like.device))
         self._pad_rows(pad)
 
     @property

@@ -160,10 +160,10 @@ def memory_table(folders: Mapping[str, Path]) -> Iterator[str]:
 
 def share_of_bandwidth(times: Times, folders: Mapping[str, Path]) -> str:
     """How much of what the memory can deliver is used, every token reading every weight once."""
-    shares = []
+    shares, most = [], bandwidth()
     for kind, folder in folders.items():
         n_bytes = (folder / "model.safetensors").stat().st_size * WORKLOADS["a"].counted
-        share = n_bytes / statistics.median(times[f"minigpt {kind}"]) / bandwidth()
+        share = n_bytes / statistics.median(times[f"minigpt {kind}"]) / most
         shares.append(f"{kind} {share:.0%}")
     return f"Of the memory's bandwidth, one prompt uses: {', '.join(shares)}."
 

@@ -24,7 +24,6 @@ from minigpt.generate.records import Written, record, with_columns
 from minigpt.generate.settings import GenerateSettings
 from minigpt.sampler.events import Completion
 from minigpt.sampler.many import Answer, complete_many
-from minigpt.sampler.text import text_of
 from minigpt.tokenizer import Tokenizer
 
 
@@ -96,8 +95,7 @@ class Results:
 
     def _as_text(self, answer: Answer[PromptRow], index: int, completion: Completion) -> str:
         prompt = answer.row.prompt if self.settings.echo else ""
-        stop = self.tokenizer.stop_strings(*self.settings.stop)
-        return f"--- {answer.row.id}\n{prompt}{text_of(completion, self.tokenizer, stop)}\n"
+        return f"--- {answer.row.id}\n{prompt}{completion.text}\n"
 
     def summary(self) -> str:
         """What was done, in one line."""

@@ -46,9 +46,7 @@ class Answer(Generic[R]):
     """What became of one row: its completions, best first, or the reason why it has none."""
 
     row: R
-    request: Request | None = (
-        None  # the prompt in token ids; None where it cannot be encoded, or does not fit
-    )
+    request: Request | None = None  # in token ids; None where the prompt cannot be encoded, or does not fit
     completions: list[Completion] = field(default_factory=list)
     error: InvalidRequest | None = None
 
