@@ -101,11 +101,13 @@ def _parts(file: Path, separator: str) -> Iterator[str]:
         raise ValueError("the separator of documents (--separator) needs at least one character")
     text, occurs = "", False
     for line in read_lines(file):
-        unsearched = max(0, len(text) - len(separator) + 1)
+        start, unsearched = 0, max(0, len(text) - len(separator) + 1)
         text += line
         while (end := text.find(separator, unsearched)) >= 0:
-            yield text[:end]
-            text, unsearched, occurs = text[end + len(separator) :], 0, True
+            yield text[start:end]
+            start = unsearched = end + len(separator)
+            occurs = True
+        text = text[start:]  # once a line: all documents may stand in one
     yield text
     if not occurs:
         newline = "; for a newline write $'\\n' in bash" if "\\n" in separator else ""

@@ -111,6 +111,13 @@ def test_any_separator_does(texts: list[str], separator: str) -> None:
             assert read(write(Path(folder, "a.txt"), whole), separator=separator) == documents
 
 
+def test_a_line_may_hold_any_number_of_documents(tmp_path: Path) -> None:
+    """As web texts come, with no line end between them; to copy what is left for each would take minutes."""
+    n = 400_000
+    file = write(tmp_path / "a.txt", "Once upon a time there was a king.<|endoftext|>" * n)
+    assert sum(1 for _ in documents([file], separator=END_OF_TEXT)) == n
+
+
 def test_a_separator_that_does_not_occur_is_reported(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "One.\n\nTwo.")
     message = r"a.txt is one document: the separator '\\\\n\\\\n' does not occur in it; for a newline write \$'\\n' in bash"
