@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,10 +78,11 @@ def tokenise(
     """The token file of some text: the one made before if text and tokenizer are unchanged, else a new one.
 
     Raises:
-        ValueError: as for `documents`, the tokenizer has no token for a character, or the disk is full.
+        ValueError: as for `documents`, the tokenizer has no token for a character, the text changes while it is
+            read, or the disk is full.
     """
     text_sha256 = fingerprint(paths)
-    key = f"{FORMAT} {text_sha256} {tokenizer_fingerprint(tokenizer)} {tokenizer.end_token} {text_field}"
+    key = f"{FORMAT} {text_sha256} {tokenizer.fingerprint()} {tokenizer.end_token} {text_field}"
     if separator is not None:
         key += f" {separator}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -93,6 +93,9 @@ def tokenise(
             with whole_folder(folder) as aside:
                 _write(aside, _encoded(documents(paths, text_field, separator), tokenizer), dtype)
                 (aside / FACTS).write_text(json.dumps(facts, indent=2))
+                if fingerprint(paths) != text_sha256:
+                    names = ", ".join(facts["files"])
+                    raise ValueError(f"{names} changed while it was read: start again once it is complete")
         except OSError as error:
             if not folder.exists():  # else another run has made it in the meantime
                 reason = f"{cache} cannot be written to ({error.strerror})"
@@ -113,13 +116,6 @@ def _write(folder: Path, encoded: Iterable[tuple[list[int], int]], dtype: np.dty
         digests,
     )  # more than 2**31, on Windows too
     np.save(folder / INDEX, index)
-
-
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """A sha256 of all that decides which ids a text becomes."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return hashlib.sha256(Path(folder, "tokenizer.json").read_bytes()).hexdigest()
 
 
 def _encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[list[int], int]]:

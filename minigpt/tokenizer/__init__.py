@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -215,6 +216,11 @@ class Tokenizer:
             vocabulary.write(
                 aside, self._vocab, self._merges, self.special_tokens, self.words, self._settings
             )
+
+    def fingerprint(self) -> str:
+        """A sha256 of all that decides which ids a text becomes: that of the tokenizer.json which is saved."""
+        whole = vocabulary.whole_tokenizer(self._vocab, self._merges, self.special_tokens, self.words)
+        return hashlib.sha256(vocabulary.as_json(whole).encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"

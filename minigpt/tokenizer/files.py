@@ -81,29 +81,43 @@ def write(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes both forms, vocab.json + merges.txt and tokenizer.json, and tokenizer_config.json."""
-    lines = [f"{left} {right}" for left, right in merges]
-    _write_json(directory / "vocab.json", vocab)
-    text = "\n".join(["#version: 0.2", *lines, ""])
-    (directory / "merges.txt").write_text(text, encoding="utf-8", newline="\n")
-    plain = dict.fromkeys([*NEIGHBOUR_FLAGS, "normalized"], False)
-    added = [
-        {"id": token, "content": text, "special": text in special_tokens, **plain}
-        for text, token in sorted({**words, **special_tokens}.items(), key=lambda item: item[1])
-    ]
-    model = {**RECIPE["model"], "vocab": vocab, "merges": lines}
-    _write_json(directory / "tokenizer.json", {**RECIPE, "added_tokens": added, "model": model})
+    whole = whole_tokenizer(vocab, merges, special_tokens, words)
+    added = whole["added_tokens"]
+    _write_text(directory / "vocab.json", as_json(vocab))
+    _write_text(directory / "merges.txt", "\n".join(["#version: 0.2", *whole["model"]["merges"], ""]))
+    _write_text(directory / "tokenizer.json", as_json(whole))
 
     # Said even if there is none: transformers would make up an <|endoftext|> of its own.
     end = END_OF_TEXT if any(token["content"] == END_OF_TEXT for token in added) else None
     own = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(["bos_token", "eos_token", "unk_token"], end)}
     decoder = {token["id"]: {name: token[name] for name in token if name != "id"} for token in added}
-    _write_json(
-        directory / "tokenizer_config.json", {**own, **settings, "added_tokens_decoder": decoder}, indent=2
-    )
+    config = {**own, **settings, "added_tokens_decoder": decoder}
+    _write_text(directory / "tokenizer_config.json", as_json(config, indent=2))
 
 
-def _write_json(path: Path, values: Mapping[str, Any], indent: int | None = None) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=indent), encoding="utf-8", newline="\n")
+def whole_tokenizer(
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    special_tokens: Mapping[str, int],
+    words: Mapping[str, int],
+) -> dict[str, Any]:
+    """The contents of tokenizer.json, which holds all that decides which ids a text becomes."""
+    plain = dict.fromkeys([*NEIGHBOUR_FLAGS, "normalized"], False)
+    added = [
+        {"id": token, "content": text, "special": text in special_tokens, **plain}
+        for text, token in sorted({**words, **special_tokens}.items(), key=lambda item: item[1])
+    ]
+    model = {**RECIPE["model"], "vocab": vocab, "merges": [f"{left} {right}" for left, right in merges]}
+    return {**RECIPE, "added_tokens": added, "model": model}
+
+
+def as_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON as these files have it: every character as itself."""
+    return json.dumps(values, ensure_ascii=False, indent=indent)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _read_whole(path: Path) -> dict[str, Any]:

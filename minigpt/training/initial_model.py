@@ -10,7 +10,6 @@ import torch
 
 from minigpt import hub
 from minigpt.data.documents import documents
-from minigpt.data.token_file import tokenizer_fingerprint
 from minigpt.model import GPT2
 from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
@@ -67,9 +66,8 @@ def initial_model(settings: Settings, out: Path) -> InitialModel:
 
 
 def _check_pretrained(settings: Settings, base: GPT2, tokenizer: Tokenizer) -> None:
-    if settings.tokenizer is not None and tokenizer_fingerprint(
-        _tokenizer(settings)
-    ) != tokenizer_fingerprint(tokenizer):
+    given = None if settings.tokenizer is None else _tokenizer(settings)
+    if given is not None and given.fingerprint() != tokenizer.fingerprint():
         raise ValueError(
             f"--tokenizer {settings.tokenizer} is another than that of {settings.init}: "
             "what the model has learned about its tokens would be lost; leave --tokenizer out"

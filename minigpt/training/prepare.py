@@ -12,7 +12,7 @@ import torch
 
 import minigpt
 from minigpt.data.split import hold_out
-from minigpt.data.token_file import TokenFile, default_cache, tokenise, tokenizer_fingerprint
+from minigpt.data.token_file import TokenFile, default_cache, tokenise
 from minigpt.data.windows import Windows
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
@@ -114,7 +114,7 @@ def _facts(start: InitialModel, train: TokenFile, held_out: TokenFile, context: 
     return {
         "train": train.text_sha256,
         "val": held_out.text_sha256,
-        "tokenizer": tokenizer_fingerprint(start.tokenizer),
+        "tokenizer": start.tokenizer.fingerprint(),
         "n_parameters": n_parameters,
         "train_tokens": train.n_tokens,
         "flops_per_token": training_flops(start.model.config, n_parameters, context),

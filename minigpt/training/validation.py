@@ -44,7 +44,8 @@ class Validation:
         rows = [joined.read(int(i) * self.length, self.length + 1) for i in chosen]
         self.windows = torch.from_numpy(np.stack(rows).astype(np.int64))
         self.n_tokens = self.windows[:, 1:].numel()
-        self.n_bytes = int(_sizes(tokenizer)[self.windows[:, 1:]].sum())
+        sizes = torch.tensor([len(spelled or b"") for spelled in tokenizer.token_bytes()])
+        self.n_bytes = int(sizes[self.windows[:, 1:]].sum())
 
     @torch.no_grad()
     def score(
@@ -73,11 +74,3 @@ class Validation:
 def sum_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """The sum of every target's negative log-probability, in float32."""
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-
-
-def _sizes(tokenizer: Tokenizer) -> Tensor:
-    """How many bytes of text each token is; special tokens are none."""
-    special = set(tokenizer.special_tokens.values())
-    return torch.tensor(
-        [0 if i in special else len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)]
-    )

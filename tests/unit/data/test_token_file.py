@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from minigpt import Tokenizer
 from minigpt.data import token_file as tokens_module
 from minigpt.data.documents import documents
-from minigpt.data.token_file import AT_ONCE, TokenFile, default_cache, tokenise, tokenizer_fingerprint
+from minigpt.data.token_file import AT_ONCE, TokenFile, default_cache, tokenise
 from minigpt.data.windows import CircularTokens, Windows
 from minigpt.tokenizer.bpe import BYTES
 from minigpt.tokenizer.byte_level import byte_tokenizer, character_tokenizer
@@ -144,8 +145,10 @@ def test_a_tokenizer_that_was_saved_and_loaded_is_the_same(tmp_path: Path) -> No
     for name, make in TOKENIZERS.items():
         tokenizer = make()
         tokenizer.save_pretrained(tmp_path / name)
-        assert tokenizer_fingerprint(Tokenizer.load(tmp_path / name)) == tokenizer_fingerprint(tokenizer)
-    assert len({tokenizer_fingerprint(make()) for make in TOKENIZERS.values()}) == len(TOKENIZERS)
+        assert Tokenizer.load(tmp_path / name).fingerprint() == tokenizer.fingerprint()
+        saved = (tmp_path / name / "tokenizer.json").read_bytes()
+        assert hashlib.sha256(saved).hexdigest() == tokenizer.fingerprint()
+    assert len({make().fingerprint() for make in TOKENIZERS.values()}) == len(TOKENIZERS)
 
 
 def test_the_cache_is_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,6 +206,23 @@ def test_two_at_a_time_do_not_hurt_each_other(
     assert file.folder == made[1].folder
     assert file.ids.tolist() == made[1].ids.tolist()
     assert [*cache.iterdir()] == [file.folder]
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the new text's tokens would be taken for those of the old one, whose fingerprint they had."""
+    encoded = tokens_module._encoded
+
+    def appended(*args: Any) -> Iterator[Any]:
+        yield from encoded(*args)
+        text.write_text(TEXT + "!")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokens_module, "_encoded", appended)
+        with pytest.raises(ValueError, match=r"text.txt changed while it was read: start again once it is"):
+            tokenise([text], byte_tokenizer(), cache)
+    assert [*cache.iterdir()] == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(text: Path, tmp_path: Path) -> None:
