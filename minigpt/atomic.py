@@ -68,6 +68,23 @@ def whole_folder(directory: Path) -> Iterator[Path]:
         os.rename(aside, directory)
 
 
+def check_writable(directory: Path) -> None:
+    """Checks that a folder can be written into, or can be made.
+
+    Raises:
+        ValueError: it is a link that leads nowhere, a file is in its way, or writing there is not allowed.
+
+    >>> check_writable(Path("/dev/null/new"))
+    Traceback (most recent call last):
+    ValueError: /dev/null/new: /dev/null is no folder that can be written into
+    """
+    if directory.is_symlink() and not directory.exists():
+        raise ValueError(f"{directory} is a link that leads nowhere: name a folder")
+    there = next(part for part in (directory, *directory.absolute().parents) if os.path.exists(part))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{directory}: {there} is no folder that can be written into")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all, over an older one."""
     with all_or_none(path.parent) as aside:

@@ -10,6 +10,7 @@ from pathlib import Path
 from minigpt import cli, training
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
 from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.outputs import check_new_model
 from minigpt.cli.parser import Parser
 
 ABOUT = """Merge a LoRA adapter into the base model that it was trained on, and save the result as a plain model.
@@ -41,8 +42,7 @@ def parser() -> Parser:
 def merge_files(args: argparse.Namespace) -> int:
     """The whole command: load base and adapter, merge them, save model and tokenizer."""
     wanted = ModelFlags.of(args)
-    if (Path(args.out) / "config.json").exists():
-        raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")
+    check_new_model("--out", Path(args.out))
     if not Path(args.adapter).is_dir():
         raise Failure(NO_MODEL, f"--adapter {args.adapter}: there is no such folder")
     model, tokenizer = wanted.load()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt import cli
-from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
+from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY
 from minigpt.cli.model_flags import QUANTIZATIONS, ModelFlags
+from minigpt.cli.outputs import check_new_model
 from minigpt.cli.parser import Parser
 
 ABOUT = """Save a model with its weights in fewer bits: faster on a CPU, and nearly as exact.
@@ -45,8 +46,7 @@ def parser() -> Parser:
 
 def quantize_files(args: argparse.Namespace) -> int:
     """The whole command: load, quantize, save model and tokenizer."""
-    if (Path(args.out) / "config.json").exists():
-        raise Failure(BAD_FLAGS, f"--out {args.out} holds a model already; name another folder, or remove it")
+    check_new_model("--out", Path(args.out))
     wanted = ModelFlags(
         args.model, args.revision, args.offline, device="cpu", dtype="float32", quantize=args.to
     )

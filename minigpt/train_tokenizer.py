@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 from minigpt import cli
 from minigpt.atomic import whole_folder
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
+from minigpt.cli.outputs import check_folder
 from minigpt.cli.parser import Parser
 from minigpt.data.documents import documents, fingerprint
 from minigpt.tokenizer import Tokenizer
@@ -119,11 +119,7 @@ def check_out(out: Path, text: Sequence[Path]) -> None:
     for name in FILES:
         if (out / name).exists():
             raise Failure(BAD_FLAGS, f"--out {out} holds a tokenizer already ({name}): name another folder")
-    if out.is_symlink() and not out.exists():
-        raise Failure(BAD_FLAGS, f"--out {out} is a link that leads nowhere: name a folder")
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise Failure(BAD_FLAGS, f"--out {out}: {there} is no folder that can be written into")
+    check_folder("--out", out)
     for folder in text:
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
             raise Failure(

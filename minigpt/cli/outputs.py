@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from minigpt.atomic import all_or_none
+from minigpt.atomic import all_or_none, check_writable
 from minigpt.cli import BAD_FLAGS, FAILED, Failure
 from minigpt.cli.terminal import utf8, write_out
 
@@ -31,6 +31,31 @@ def check_file(flag: str, name: str) -> None:
             pass
     except (OSError, ValueError) as error:
         raise Failure(BAD_FLAGS, f"{flag} {name!r} cannot be written: {reason(error)}") from error
+
+
+def check_folder(flag: str, directory: Path) -> None:
+    """Refuses a folder that cannot be written into, and cannot be made, before anything is computed.
+
+    Raises:
+        Failure: as above.
+    """
+    try:
+        check_writable(directory)
+    except ValueError as error:
+        raise Failure(BAD_FLAGS, f"{flag} {error}") from error
+
+
+def check_new_model(flag: str, directory: Path) -> None:
+    """Refuses a folder for a model that cannot be written into, or that holds one already.
+
+    Raises:
+        Failure: as above.
+    """
+    if (directory / "config.json").exists():
+        raise Failure(
+            BAD_FLAGS, f"{flag} {directory} holds a model already; name another folder, or remove it"
+        )
+    check_folder(flag, directory)
 
 
 def write_file(file: str, text: str) -> None:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from minigpt.atomic import UNFINISHED
+from minigpt.atomic import UNFINISHED, check_writable
 from minigpt.cli.parser import meant_flag
 from minigpt.errors import InvalidRequest
 from minigpt.options import flag_of
@@ -112,8 +112,10 @@ def _holds_run(out: Path, resume: bool) -> bool:
         raise ValueError(f"--out {out} holds a run already: resume it by --resume, or name another folder")
     if has_run:
         return True
-    if out.is_symlink() and not out.exists():
-        raise ValueError(f"--out {out} is a link that leads nowhere: name a folder")
     if out.exists() and (not out.is_dir() or any(not p.name.startswith(UNFINISHED) for p in out.iterdir())):
         raise ValueError(f"--out {out} holds something else: nothing is overwritten; name another folder")
+    try:
+        check_writable(out)
+    except ValueError as error:
+        raise ValueError(f"--out {error}") from None
     return False

@@ -34,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     On Windows, which has no such locks, it keeps nobody out.
 
     Raises:
-        InvalidRequest: another process is running there.
+        InvalidRequest: another process is running there, or the folder cannot be made.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):  # doctest: +ELLIPSIS
@@ -46,8 +46,13 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InvalidRequest(
+            f"--out {folder} cannot be written to ({error.strerror}): name another"
+        ) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -42,6 +42,11 @@ def test_a_flag_does_the_same_while_loading(kind: str, plain: Path) -> None:
     [
         (("{plain}", "--to", "int4", "-o", "{new}"), 2, ["--to", "int8", "float16"]),
         (("{plain}", "--to", "int8", "-o", "{plain}"), 2, ["holds a model already"]),
+        (
+            ("{plain}", "--to", "int8", "-o", "{plain}/config.json/new"),
+            2,
+            ["config.json is no folder that can be"],
+        ),
         (("{plain}/none", "--to", "int8", "-o", "{new}"), 3, ["none"]),
         (("{plain}", "-o", "{new}"), 2, ["--to"]),
     ],

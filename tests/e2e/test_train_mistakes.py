@@ -114,6 +114,7 @@ MISTAKES = {
     "--out {here}/other": ["--out {here}/other holds something else", "another folder"],
     "--out {here}/model": ["--out {here}/model holds something else"],
     "--out {here}/file": ["--out {here}/file holds something else"],
+    "--out {here}/file/run": ["--out {here}/file/run: {here}/file is no folder that can be written into"],
     "--out {here}/other --resume": ["--out {here}/other holds something else"],
     "--token-cache {here}/file": ["{here}/file cannot be written to", "--token-cache"],
     # going on

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from trainer import flags, said, train, well, write_text
 
+from minigpt import InvalidRequest
 from minigpt.training.run_folder import locked
 
 
@@ -55,3 +56,10 @@ def test_a_second_run_in_a_folder_is_refused(run: tuple[Path, Path]) -> None:
     assert f"{out} is in use: another process trains into it" in said(result)[-1]
     assert (out / "metrics.jsonl").read_bytes() == before
     well(train("--resume", *flags(text, out, "--steps", 6)))
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs a folder in which nothing can be made")
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    message = r"--out /proc/none cannot be written to \(No such file or directory\): name another"
+    with pytest.raises(InvalidRequest, match=message), locked(Path("/proc/none")):
+        pass
