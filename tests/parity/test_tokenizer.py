@@ -10,7 +10,7 @@ from typing import Any
 import helpers_bpe
 import pytest
 from helpers_bpe import MERGES, TEXT, VOCAB
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -101,13 +101,11 @@ def assert_same_ids(ours: Tokenizer, theirs: Any, text: str) -> None:
     assert ours.encode(text, allow_special=True) == theirs(text, split_special_tokens=False)["input_ids"]
 
 
-@settings(deadline=None)
 @given(text=texts)
 def test_same_ids_for_any_text(both: tuple[Tokenizer, Any], text: str) -> None:
     assert_same_ids(*both, text)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_same_text_for_any_ids(both: tuple[Tokenizer, Any], data: st.DataObject) -> None:
     ours, theirs = both
@@ -160,7 +158,6 @@ def both_of_characters(
     return known, *load_both(directory)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_same_ids_for_known_characters(
     both_of_characters: tuple[str, Tokenizer, Any], data: st.DataObject

@@ -440,7 +440,7 @@ def test_a_layer_by_layer_reading_is_not_mistaken_for_the_end_of_a_pass() -> Non
 # Whatever the text, however it is read
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_intervention_acts_alike_however_the_text_is_read(data: st.DataObject) -> None:
     """Alone, with a cache in pieces, and padded beside another text; several interventions at once."""

@@ -292,18 +292,20 @@ import torch
 from minigpt.training.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-before = 0
-for _ in range(20):  # the first of them find their places
-    torch.zeros(1 << 24).add_(1)
+before, last = 0, [100, 100]
+for _ in range(12):  # the first of them find their places
+    torch.zeros(9 << 20).add_(1)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    last, before = faults - before, faults
-print(last)
+    last, before = [last[1], faults - before], faults
+    if max(last) < 100:
+        break
+print(max(last))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_memory_that_was_freed_is_used_again():
-    """64 MB again and again: the pages are the process's own after a few rounds, or new in each."""
+    """36 MB again and again, more than glibc keeps: the pages are the process's own after a few rounds, or new in each."""
 
     def faults(how):
         command = [sys.executable, "-c", FAULTS, how]
