@@ -70,8 +70,9 @@ test-hub: $(VENV)/ready ## the real gpt2 from the Hugging Face hub (needs a netw
 bench: $(VENV)/ready ## speed against transformers, in the same run
 	$(BIN)/python scripts/bench.py
 
-bench-docs: $(VENV)/ready ## ... and its table into README.md and docs/benchmarks.md
-	$(BIN)/python scripts/bench.py --update README.md docs/benchmarks.md
+bench-docs: $(VENV)/ready ## ... and its table into docs/benchmarks.md and, shorter, README.md
+	$(BIN)/python scripts/bench.py --update docs/benchmarks.md
+	$(BIN)/python scripts/readme.py --speed
 
 readme: $(VENV)/ready ## the output that README.md and docs/ show
 	$(BIN)/python scripts/readme.py

@@ -2,17 +2,22 @@
 
 <!-- output of: python -m minigpt.generate ... -->      the command's output, up to <!-- end -->
 <!-- printed by the Python above -->                    that of the block of Python before it
+<!-- speed -->                                          the main figures of docs/benchmarks.md, in README.md
+
+    python scripts/readme.py            everything
+    python scripts/readme.py --speed    the table of speed alone, which runs nothing
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
 
-from pages import ROOT
+from pages import ROOT, put
 
 from minigpt.atomic import replace_text
 
@@ -20,6 +25,8 @@ COMMAND = re.compile(r"(<!-- output of: python (.*?) -->\n).*?(<!-- end -->)", r
 PYTHON = re.compile(
     r"(```python\n((?:(?!```).)*?)```\n\n<!-- printed by the Python above -->\n).*?(<!-- end -->)", re.DOTALL
 )
+BENCH = re.compile(r"<!-- bench -->\n(.*?)\n\n.*\n\n(.*?)\n<!-- /bench -->", re.DOTALL)
+SHOWN = ("transformers float32", "minigpt float32", "minigpt float16", "minigpt int8")
 WIDTH = 100  # columns that a page shows without scrolling
 
 
@@ -32,7 +39,28 @@ def block(text: str) -> str:
     return f"```text\n{text}\n```\n"
 
 
+def speed(benchmarks: str) -> str:
+    """The columns of transformers and minigpt in the table of docs/benchmarks.md, each ratio without its range."""
+    found = BENCH.search(benchmarks)
+    if found is None:
+        raise ValueError("docs/benchmarks.md has no table between its bench marks: run `make bench-docs`")
+    heading, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found[1].splitlines()]
+    columns = [heading.index(name) for name in SHOWN]
+    lines = [["tokens/s (times transformers)", *SHOWN], ["---"] + ["---:"] * len(SHOWN)]
+    for title, *cells in rows:
+        short = [re.sub(r", [\d.]+ to [\d.]+\)", ")", cells[i - 1]) for i in columns]
+        lines.append([title.partition(": ")[2], *short])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{found[2]}"
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--speed", action="store_true", help="only the table of speed")
+    put(speed((ROOT / "docs" / "benchmarks.md").read_text("utf-8")), ROOT / "README.md", "speed")
+    if parser.parse_args().speed:
+        return
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text(encoding="utf-8")
         shown = COMMAND.sub(lambda m: m[1] + block(output(*shlex.split(m[2]))) + m[3], text)
