@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minigpt.interp.dense import bias, block_of, exact, head_weights, unembedding
 from minigpt.interp.lens import last_point, position_in
+from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
 
@@ -76,7 +77,7 @@ def direct_attribution(
     Raises:
         KeyError: a point was not recorded.
         IndexError: there is no such row, position or token.
-        ValueError: the weights are quantised.
+        ValueError: the weights are quantised, or the recording holds some heads only.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -89,6 +90,7 @@ def direct_attribution(
     >>> abs(parts.remainder) < 1e-3, len(parts.names)
     (True, 45)
     """
+    seen.require_whole(*expand(model.config, ["blocks.*.attn.z", "blocks.*.mlp.out"]), last_point(model))
     alone, unembed = seen.row(row), exact(unembedding(model))
     for token in (target, minus):
         if token is not None and not 0 <= token < len(unembed):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.dense import HeadWeights, block_of, exact, head_weights, unembedding
-from minigpt.interp.points import check_indices
+from minigpt.interp.points import as_indices
 from minigpt.model import GPT2
 
 # Shapes below:  L layers · H heads · K head dimension · D n_embd
@@ -130,8 +130,8 @@ def _composition(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> f
 
 def _folded(model: GPT2, layer: int, head: int) -> HeadWeights:
     """A head's weights in float64, with the weight of the norm before it in those that read."""
-    check_indices("layer", [layer], model.config.n_layer)
-    check_indices("head", [head], model.config.n_head)
+    as_indices("layer", [layer], model.config.n_layer)
+    as_indices("head", [head], model.config.n_head)
     q, k, v, out = (exact(weight) for weight in head_weights(model, layer, head))
     scale = exact(block_of(model, layer).attn_norm.weight)[:, None]
     return HeadWeights(scale * q, scale * k, scale * v, out)

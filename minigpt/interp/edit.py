@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
-from minigpt.interp.points import check_indices, expand, point_of
+from minigpt.interp.points import as_indices, expand, layer_of, point_of
 from minigpt.model import GPT2
 
 # Shapes below:  B rows · T new tokens · H heads
 
-MANY = 2**31  # rows; how many there are is known when a text is read
 Change = Callable[[str, Tensor, Pass], Tensor]  # name of the point, its value -> a value of the same shape
 
 
@@ -45,7 +44,7 @@ def edit(
         point: a name as in `POINTS`; `*` edits several.
         function: must return a value of the same shape.
         layers: only points of these layers.
-        heads: only these, at points that have heads.
+        heads: only these; every point that is edited must have heads.
         positions: only these tokens (of a pattern: these queries), counted from 0 at each row's first real
             token: the same with a cache, without one, and in a padded batch. Padding is never edited.
         rows: only these texts of the batch.
@@ -53,7 +52,8 @@ def edit(
     Raises:
         KeyError: there is no such point.
         IndexError: there is no such layer or head; or a position or row was never read.
-        ValueError: the result has another shape; or the point was never reached.
+        ValueError: the result has another shape; or the point was never reached; or it has no heads, or belongs to
+            no layer, although some were chosen.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -68,8 +68,8 @@ def edit(
     def change(name: str, value: Tensor, current: Pass) -> Tensor:
         return function(value.clone())
 
-    where = Places.of(model, point, heads, positions, rows)
-    with edited(model, Edit.of(model, point, change, layers, where)):
+    names = points_to_edit(model, point, layers, heads)
+    with edited(model, Edit(names, change, Places.of(model, heads, positions, rows))):
         yield
 
 
@@ -81,13 +81,27 @@ def edited(model: GPT2, change: Edit) -> Iterator[None]:
     change.check()
 
 
+def points_to_edit(
+    model: GPT2, point: str, layers: Sequence[int] | None, heads: Sequence[int] | None
+) -> list[str]:
+    """The full names of the points to edit, if what was chosen of them has a meaning at each."""
+    require_watchable(model)
+    names = expand(model.config, [point], layers)
+    for name in names:
+        if heads is not None and not point_of(name).has_heads:
+            raise ValueError(f"heads={heads} has no meaning at {name}, which has no heads")
+        if layers is not None and layer_of(name) is None:
+            raise ValueError(f"layers={layers} has no meaning at {name}, which belongs to no layer")
+    return names
+
+
 @dataclass
 class Places:
     """Where an edit acts: heads, positions and rows; None is all of them. It notes which it has met."""
 
-    heads: Sequence[int] | None = None
-    positions: Sequence[int] | None = None
-    rows: Sequence[int] | None = None
+    heads: list[int] | None = None
+    positions: list[int] | None = None
+    rows: list[int] | None = None
     met_positions: set[int] = field(default_factory=set)
     met_rows: int = 0
     longest: int = 0  # most tokens that a row had
@@ -97,19 +111,16 @@ class Places:
     def of(
         cls,
         model: GPT2,
-        point: str,
         heads: Sequence[int] | None,
         positions: Sequence[int] | None,
         rows: Sequence[int] | None,
     ) -> Places:
         """Checks what can be known before a pass."""
-        require_watchable(model)
-        check_indices("head", heads, model.config.n_head)
-        check_indices("position", positions, model.config.n_positions)
-        check_indices("row", rows, MANY)
-        if heads is not None and not any(point_of(name).has_heads for name in expand(model.config, [point])):
-            raise ValueError(f"heads={list(heads)} has no meaning at {point}, which has no heads")
-        return cls(heads, positions, rows)
+        return cls(
+            as_indices("head", heads, model.config.n_head),
+            as_indices("position", positions, model.config.n_positions),
+            as_indices("row", rows),
+        )
 
     @property
     def names(self) -> frozenset[str]:
@@ -125,17 +136,12 @@ class Places:
             )
 
     def begin(self, current: Pass) -> None:
-        """Notes which of the places this pass has."""
-        places = current.positions
-        self.longest = max(self.longest, int(places.max()) + 1)
-        self.met_rows = max(self.met_rows, len(places))
-        if self.positions is not None:
-            if self.rows is not None:
-                places = places[[row for row in self.rows if row < len(places)]]
-            self.met_positions |= set(self.positions) & set(places.flatten().tolist())
+        """Notes how many rows and tokens there are."""
+        self.longest = max(self.longest, int(current.positions.max()) + 1)
+        self.met_rows = max(self.met_rows, len(current.tokens))
 
     def mask(self, value: Tensor, has_heads: bool, current: Pass) -> Tensor:
-        """True where the edit acts: (B, T, 1), or (B, H, T, 1) with heads."""
+        """True where the edit acts: (B, T, 1), or (B, H, T, 1) with heads. Notes the positions that it meets."""
         places = current.positions[:, -value.size(2 if has_heads else 1) :]  # of logits maybe the last alone
         chosen = places >= 0
         if self.positions is not None:
@@ -143,6 +149,8 @@ class Places:
         if self.rows is not None:
             here = torch.arange(len(places), device=places.device)
             chosen = chosen & torch.isin(here, torch.tensor(self.rows, device=places.device))[:, None]
+        if self.positions is not None:
+            self.met_positions |= set(places[chosen].tolist())
         if not has_heads:
             return chosen[:, :, None]
         every = torch.arange(value.size(1), device=places.device)
@@ -152,6 +160,11 @@ class Places:
     def check(self) -> None:
         """Raises IndexError where a position or a row was never met."""
         unmet = sorted(set(self.positions or ()) - self.met_positions)
+        if unmet and unmet[0] < self.longest:
+            raise IndexError(
+                f"position {unmet[0]} was never edited: the rows that were chosen are shorter, or nothing is computed "
+                "there (while a text is read into a cache, logits of the newest token only)"
+            )
         if unmet:
             raise IndexError(
                 f"position {unmet[0]} was never read: the longest text had positions 0 to {self.longest - 1}"
@@ -172,11 +185,6 @@ class Edit:
         self._change = change
         self._silent = list(names)  # that have not acted yet
         self._passes = 0
-
-    @classmethod
-    def of(cls, model: GPT2, point: str, change: Change, layers: Sequence[int] | None, where: Places) -> Edit:
-        """An edit at all points that match."""
-        return cls(expand(model.config, [point], layers), change, where)
 
     def begin(self, current: Pass) -> None:
         self._passes += 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.edit import edit
-from minigpt.interp.record import record
+from minigpt.interp.record import differentiable, one_text, record
 from minigpt.model import GPT2
 
 # Shapes below:  N steps · T tokens · D n_embd
@@ -50,6 +50,7 @@ class TokenAttribution:
         return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
 
+@differentiable()
 def input_x_gradient(
     model: GPT2, tokens: Sequence[int], target: int, minus: int | None = None, *, position: int | None = None
 ) -> TokenAttribution:
@@ -73,15 +74,17 @@ def input_x_gradient(
     >>> input_x_gradient(model, tokenizer.encode("Once upon a"), target=300).values.shape
     torch.Size([3])
     """
-    ids = torch.tensor([list(tokens)], device=model.device)
+    text = one_text(tokens, model)
+    ids = torch.tensor([text], device=model.device)
     logit = _Logit(target, minus, position, ids.size(1), model.config.vocab_size)
-    with torch.enable_grad(), record(model, "embed", grad=True) as seen:
+    with record(model, "embed", grad=True) as seen:
         f = logit(model(ids)).sum()
         (gradient,) = torch.autograd.grad(f, seen["embed"])
     values = (embeddings(model, ids) * gradient).sum(-1)[0]
-    return TokenAttribution(list(tokens), values.detach(), float(f.detach()))
+    return TokenAttribution(text, values.detach(), float(f.detach()))
 
 
+@differentiable()
 def integrated_gradients(
     model: GPT2,
     tokens: Sequence[int],
@@ -116,7 +119,8 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    ids = torch.tensor([list(tokens)], device=model.device)
+    text = one_text(tokens, model)
+    ids = torch.tensor([text], device=model.device)
     logit = _Logit(target, minus, position, ids.size(1), model.config.vocab_size)
     embedded = embeddings(model, ids)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
@@ -130,7 +134,7 @@ def integrated_gradients(
         value = float(logit(model(ids)).sum())
         with edit(model, "embed", lambda x: x - embedded):
             baseline = float(logit(model(ids)).sum())
-    return TokenAttribution(list(tokens), (total * embedded[0]).sum(-1), value, baseline)
+    return TokenAttribution(text, (total * embedded[0]).sum(-1), value, baseline)
 
 
 def embeddings(model: GPT2, ids: Tensor) -> Tensor:
@@ -143,7 +147,6 @@ def _gradients(model: GPT2, ids: Tensor, embedded: Tensor, alphas: Tensor, logit
     """df/de where token embeddings are scaled by each alpha: (N, T, D)."""
     missing = (1 - alphas)[:, None, None] * embedded
     with (
-        torch.enable_grad(),
         edit(model, "embed", lambda x: x - missing),
         record(model, "embed", grad=True) as seen,
     ):

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.dense import head_weights
+from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
 
 # Shapes below:  L layers · B rows · H heads · T tokens (of one text: queries and keys) · K head dimension
+
+PATTERNS = "blocks.*.attn.pattern"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def head_statistics(seen: Recording) -> HeadStatistics:
 
     Raises:
         KeyError: the patterns were not recorded.
-        ValueError: the recording began in the middle of a text.
+        ValueError: the recording began in the middle of a text, or holds some heads only.
 
     Source: Olsson et al. 2022, "In-context Learning and Induction Heads"; its formula of prefix matching says
     "preceded" where "followed" is meant. Induction is matched by token here, not by a fixed distance, which a
@@ -75,10 +78,11 @@ def head_statistics(seen: Recording) -> HeadStatistics:
         raise ValueError(
             f"the recording began at slot {seen.start}, so that earlier tokens are not known: use record_text"
         )
+    seen.require_whole(*expand(seen.config, [PATTERNS]))
     collected: dict[str, list[Tensor]] = {field.name: [] for field in fields(HeadStatistics)}
     for row in range(len(seen.pad)):
         text = seen.row(row)
-        pattern = text.stack("blocks.*.attn.pattern")[:, 0]  # (L, H, T, T)
+        pattern = text.stack(PATTERNS)[:, 0]  # (L, H, T, T)
         for name, values in per_query(pattern, text.tokens[0]).items():
             collected[name].append(values)
     return HeadStatistics(**{name: torch.cat(values, -1).nanmean(-1) for name, values in collected.items()})
@@ -131,7 +135,7 @@ def value_weighted(model: GPT2, seen: Recording, layer: int) -> Tensor:
 
     Raises:
         KeyError: a point was not recorded.
-        ValueError: the weights are quantised, or the recording began in the middle of a text.
+        ValueError: the weights are quantised, or the recording began in the middle of a text or holds some heads only.
 
     Source: Kobayashi et al. 2020, "Attention is Not Only a Weight".
 
@@ -142,6 +146,7 @@ def value_weighted(model: GPT2, seen: Recording, layer: int) -> Tensor:
     >>> value_weighted(model, seen, layer=2).shape
     torch.Size([1, 4, 4, 4])
     """
+    seen.require_whole(f"blocks.{layer}.attn.pattern")
     pattern = seen[f"blocks.{layer}.attn.pattern"]
     weighted: Tensor = pattern * value_lengths(model, seen, layer)[:, :, None]
     return weighted
@@ -161,6 +166,7 @@ def value_lengths(model: GPT2, seen: Recording, layer: int) -> Tensor:
         KeyError: the values were not recorded.
         ValueError: as for `value_weighted`.
     """
+    seen.require_whole(f"blocks.{layer}.attn.v")
     v = seen[f"blocks.{layer}.attn.v"]
     if seen.start:
         raise ValueError(
@@ -184,7 +190,7 @@ def rollout(seen: Recording) -> Tensor:
 
     Raises:
         KeyError: the patterns were not recorded.
-        ValueError: the recording began in the middle of a text.
+        ValueError: the recording began in the middle of a text, or holds some heads only.
 
     Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
 
@@ -199,7 +205,8 @@ def rollout(seen: Recording) -> Tensor:
         raise ValueError(
             f"the recording began at slot {seen.start}, so that patterns are not square: use record_text"
         )
-    mean = seen.stack("blocks.*.attn.pattern").mean(2)  # (L, B, T, T)
+    seen.require_whole(*expand(seen.config, [PATTERNS]))
+    mean = seen.stack(PATTERNS).mean(2)  # (L, B, T, T)
     rolled, layers = torch.eye(mean.size(-1), device=mean.device), []
     for pattern in mean:
         rolled = (pattern + torch.eye(mean.size(-1), device=mean.device)) / 2 @ rolled

@@ -27,6 +27,7 @@ from minigpt.model import GPT2
 MASK = "attn.mask"  # which keys each query may see, as the kernel gets it: bool (T, S) or (B, H or 1, T, S)
 KEYS = "attn.keys"  # the keys that the kernel gets, cached ones included: (B, H, S, K)
 KEYS_0 = f"blocks.0.{KEYS}"
+OUT_OF_PASS = "a layer was called by itself: only whole passes, model(tokens), can be recorded or edited"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Hooks:
 
     def show(self, name: str, value: Tensor) -> Tensor:
         """Shows a value to all who want it, edits first; returns that with which the pass goes on."""
-        assert self.current is not None, "the first block begins the pass"
+        if self.current is None:
+            raise ValueError(OUT_OF_PASS)
         for visitor in self.visitors:
             if name in visitor.names:
                 value = visitor.visit(name, value, self.current)
@@ -138,7 +140,8 @@ class Hooks:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, past, mask = args
-        assert self._tokens is not None, "a pass begins with the token embedding"
+        if self._tokens is None:
+            raise ValueError(OUT_OF_PASS)
         _refuse_dropout(self.model)
         self.current = Pass(self._tokens, past)
         for visitor in self.visitors:
@@ -283,8 +286,8 @@ def require_watchable(model: GPT2) -> None:
 
 
 def _refuse_dropout(model: GPT2) -> None:
-    config = model.config
-    if model.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
+    parts = any(part.training and getattr(part, "dropout", 0.0) > 0 for part in model.modules())
+    if parts or (model.training and model.config.embd_pdrop > 0):
         raise ValueError(
             "the model is in training mode and drops values at random, so that no pass is like another: "
             "call model.eval() first"

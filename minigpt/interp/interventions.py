@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minigpt.interp.edit import Edit, Places, edited
+from minigpt.interp.edit import Edit, Places, edited, points_to_edit
 from minigpt.interp.hooks import Pass
 from minigpt.interp.points import expand, point_of
 from minigpt.interp.record import record_text
@@ -23,7 +23,7 @@ from minigpt.model import GPT2
 def ablate(
     model: GPT2,
     point: str,
-    value: Tensor | None = None,
+    value: Tensor | float | None = None,
     *,
     keep_patterns: Recording | None = None,
     layers: Sequence[int] | None = None,
@@ -59,13 +59,14 @@ def ablate(
     """
 
     def change(name: str, old: Tensor, current: Pass) -> Tensor:
-        return torch.zeros_like(old) if value is None else _fit(value, old, name)
+        return _fit(0.0 if value is None else value, old, name)
 
-    where = Places.of(model, point, heads, positions, rows)
+    names = points_to_edit(model, point, layers, heads)
+    where = Places.of(model, heads, positions, rows)
     with ExitStack() as stack:
         if keep_patterns is not None:
             stack.enter_context(patch(model, "blocks.*.attn.pattern", keep_patterns))
-        stack.enter_context(edited(model, Edit.of(model, point, change, layers, where)))
+        stack.enter_context(edited(model, Edit(names, change, where)))
         yield
 
 
@@ -81,9 +82,12 @@ def scale(
     rows: Sequence[int] | None = None,
 ) -> Iterator[None]:
     """Multiplies the value at a point; the other arguments and errors are those of `edit`."""
-    where = Places.of(model, point, heads, positions, rows)
-    change = Edit.of(model, point, lambda name, value, current: value * factor, layers, where)
-    with edited(model, change):
+
+    def change(name: str, value: Tensor, current: Pass) -> Tensor:
+        return value * factor
+
+    names = points_to_edit(model, point, layers, heads)
+    with edited(model, Edit(names, change, Places.of(model, heads, positions, rows))):
         yield
 
 
@@ -115,8 +119,8 @@ def steer(
     def change(name: str, value: Tensor, current: Pass) -> Tensor:
         return value + factor * _fit(vector, value, name)
 
-    where = Places.of(model, point, heads, positions, rows)
-    with edited(model, Edit.of(model, point, change, layers, where)):
+    names = points_to_edit(model, point, layers, heads)
+    with edited(model, Edit(names, change, Places.of(model, heads, positions, rows))):
         yield
 
 
@@ -144,7 +148,8 @@ def patch(
 
     Raises:
         KeyError: the source has not recorded the point.
-        ValueError: the source has other rows, heads, or another length; and as for `edit`.
+        ValueError: the source is no recording, or has other rows, some heads only, or another length; and as for
+            `edit`.
 
     Source: Vig et al. 2020; Heimersheim & Nanda 2024, "How to use and interpret activation patching".
 
@@ -154,18 +159,21 @@ def patch(
     >>> with patch(model, "blocks.2.resid_post", clean):
     ...     patched = record_text(model, tokenizer.encode("The dog"), "logits")
     """
-    where = Places.of(model, point, heads, positions, rows)
-    names = expand(model.config, [point], layers)
-    for name in names:
-        source.steps(name)  # raises where it is not there
+    if not isinstance(source, Recording):
+        raise ValueError(
+            f"patch takes its values from a recording, got {type(source).__name__}: use record_text"
+        )
+    names = points_to_edit(model, point, layers, heads)
+    where = Places.of(model, heads, positions, rows)
+    source.require_whole(*names)
     lengths = source.start + source.tokens.size(1) - source.pad.to(model.device)  # of its texts: (rows,)
-    if rows is None and len(lengths) > 1:
-        where.rows = range(len(lengths))  # each has a source of its own
-    if positions is None:
-        where.positions = range(int(lengths.max()))
-    elif max(positions) >= lengths.min():
+    if where.rows is None and len(lengths) > 1:
+        where.rows = list(range(len(lengths)))  # each has a source of its own
+    if where.positions is None:
+        where.positions = list(range(int(lengths.max())))
+    elif max(where.positions) >= lengths.min():
         raise IndexError(
-            f"position {max(positions)} is not in the source, which has 0 to {lengths.min() - 1}"
+            f"position {max(where.positions)} is not in the source, which has 0 to {lengths.min() - 1}"
         )
 
     def change(name: str, value: Tensor, current: Pass) -> Tensor:
@@ -193,7 +201,8 @@ def mean_activation(
     Shapes: (1, 1, D), or (1, H, 1, K) with heads; by position T instead of 1, of texts that are equally long
 
     Raises:
-        ValueError: the texts are of unequal lengths, but the mean is by position; or `over` is not known.
+        ValueError: there are no texts, or of unequal lengths, but the mean is by position; `over` is not known; or
+            the name is that of several points.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -203,7 +212,12 @@ def mean_activation(
     """
     if over not in ("texts and positions", "texts"):
         raise ValueError(f'over must be "texts and positions" or "texts", got {over!r}')
-    (name,) = expand(model.config, [point])
+    names = expand(model.config, [point])
+    if len(names) > 1:
+        raise ValueError(f"{point!r} matches {len(names)} points: ask for the mean of one at a time")
+    if not len(texts):
+        raise ValueError("a mean needs at least one text")
+    (name,) = names
     if over == "texts" and len({len(text) for text in texts}) != 1:
         raise ValueError('a mean over "texts", at each position, needs texts that are equally long')
     if over != "texts" and name.endswith("attn.pattern"):
@@ -217,8 +231,9 @@ def mean_activation(
     return torch.cat(values, axis).mean(axis, keepdim=True)
 
 
-def _fit(given: Tensor, value: Tensor, name: str) -> Tensor:
+def _fit(given: Tensor | float, value: Tensor, name: str) -> Tensor:
     """What was given, as large as the value."""
+    given = torch.as_tensor(given)
     try:
         return given.to(value).expand_as(value)
     except RuntimeError:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.edit import Places
-from minigpt.interp.hooks import KEYS_0, MASK, Pass, attached
-from minigpt.interp.points import check_indices
+from minigpt.interp.hooks import KEYS_0, MASK, Pass, attached, require_watchable
+from minigpt.interp.points import as_indices
 from minigpt.model import GPT2
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads
@@ -52,13 +52,16 @@ def knock_out(
     >>> seen["blocks.1.attn.pattern"][0, :, 3, 0]
     tensor([0., 0., 0., 0.])
     """
-    where = Places.of(model, "blocks.*.attn.pattern", heads, queries, rows)
-    check_indices("layer", layers, model.config.n_layer)
-    check_indices("position", keys, model.config.n_positions)
-    blind = [(query, key) for query in queries for key in keys if key > query]
+    require_watchable(model)
+    where = Places.of(model, heads, queries, rows)
+    hidden = as_indices("position", keys, model.config.n_positions)
+    chosen = as_indices("layer", layers, model.config.n_layer)
+    if where.positions is None or hidden is None:
+        raise ValueError("a knockout needs queries that shall not see, and keys that shall not be seen")
+    blind = [(query, key) for query in where.positions for key in hidden if key > query]
     if blind:
         raise ValueError(f"query {blind[0][0]} cannot see key {blind[0][1]}, which comes after it, anyway")
-    visitor = _KnockOut(model, range(model.config.n_layer) if layers is None else layers, keys, where)
+    visitor = _KnockOut(model, range(model.config.n_layer) if chosen is None else chosen, hidden, where)
     with attached(model, visitor):
         yield
     visitor.check()
@@ -69,7 +72,7 @@ class _KnockOut:
 
     changes = True
 
-    def __init__(self, model: GPT2, layers: Sequence[int], keys: Sequence[int], where: Places) -> None:
+    def __init__(self, model: GPT2, layers: Sequence[int], keys: list[int], where: Places) -> None:
         masks = [f"blocks.{layer}.{MASK}" for layer in layers]
         self.names = where.names.union(masks)
         self._n_heads = 1 if where.heads is None else model.config.n_head  # 1: the mask of all of them

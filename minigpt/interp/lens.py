@@ -79,7 +79,9 @@ def logit_lens(
 
     Raises:
         KeyError: a point was not recorded.
-        ValueError: a point is none of the stream.
+        IndexError: a target is no token.
+        ValueError: a point is none of the stream, the targets are not one for each token, or the recording is of a
+            model of another width.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 
@@ -93,9 +95,9 @@ def logit_lens(
     """
     names = expand(model.config, points)
     require_stream(names)
+    seen.require_whole(*names, last_point(model))
     last = lens_logprobs(model, seen[last_point(model)])  # (B, T, V)
-    if targets is None:
-        targets = last.argmax(-1)
+    targets = last.argmax(-1) if targets is None else _checked(targets.to(last.device), last)
     columns: list[list[Tensor]] = []
     for name in names:  # one layer at a time: all of them at once would be N x T x V numbers
         logprobs = lens_logprobs(model, seen[name], name, tuned)
@@ -147,6 +149,7 @@ def best_in_any_layer(
     """
     names, alone = expand(model.config, points), seen.row(row)
     require_stream(names)
+    seen.require_whole(*names)
     at = position_in(alone, position)
     logprobs = torch.stack(
         [lens_logprobs(model, alone[name][0, at], name, tuned) for name in names]
@@ -168,6 +171,8 @@ def lens_logprobs(model: GPT2, x: Tensor, name: str = "", tuned: TunedLens | Non
 @torch.no_grad()
 def lens_logits(model: GPT2, x: Tensor) -> Tensor:
     """Logits that a piece of the stream stands for: (..., D)  ->  (..., V), float32 at least."""
+    if x.size(-1) != model.config.n_embd:
+        raise ValueError(f"the recording's stream is {x.size(-1)} wide, this model's {model.config.n_embd}")
     # `.forward`, not a call: hooks must not take this for a pass.
     logits = model.head.forward(model.final_norm.forward(x), model.token_embedding.weight)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -178,7 +183,9 @@ def last_point(model: GPT2) -> str:
 
 
 def require_stream(names: Sequence[str]) -> None:
-    """Raises ValueError for a point that is none of the residual stream."""
+    """Raises ValueError for a point that is none of the residual stream, or where there is none at all."""
+    if not names:
+        raise ValueError("a lens reads at least one point of the residual stream, got none")
     other = [
         name for name in names if point_of(name).name not in ("embed", "resid_pre", "resid_mid", "resid_post")
     ]
@@ -186,6 +193,17 @@ def require_stream(names: Sequence[str]) -> None:
         raise ValueError(
             f"{other[0]} is not the residual stream: a lens reads embed, resid_pre, resid_mid, resid_post"
         )
+
+
+def _checked(targets: Tensor, logprobs: Tensor) -> Tensor:
+    """The targets, if there is one for each prediction and all are tokens."""
+    if targets.shape != logprobs.shape[:-1]:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, the tokens {tuple(logprobs.shape[:-1])}"
+        )
+    if not 0 <= int(targets.min()) <= int(targets.max()) < logprobs.size(-1):
+        raise IndexError(f"targets must be ids from 0 to {logprobs.size(-1) - 1}")
+    return targets
 
 
 def position_in(alone: Recording, position: int | None) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from minigpt.cli.progress import bar
 from minigpt.interp.interventions import ablate, patch
 from minigpt.interp.points import expand, point_of
-from minigpt.interp.record import as_batch, record, record_text
+from minigpt.interp.record import differentiable, equally_long, one_text, record, record_text
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
 
@@ -103,7 +103,7 @@ def patch_positions(
 
     Raises:
         KeyError: there is no such part.
-        ValueError: the texts are not equally long, or the metric is the same for both.
+        ValueError: the texts are not equally long, or the metric is the same for both, or no number.
 
     Source: Meng et al. 2022; Zhang & Nanda 2023, "Towards Best Practices of Activation Patching".
 
@@ -117,7 +117,7 @@ def patch_positions(
     """
     runs = _Runs.of(model, clean, corrupt, metric, direction, [f"blocks.*.{part}"])
     layers = range(model.config.n_layer)
-    sweep = runs.sweep([f"layer {i}" for i in layers], list(map(str, range(len(clean)))), part)
+    sweep = runs.sweep([f"layer {i}" for i in layers], list(map(str, range(len(runs.tokens)))), part)
     return runs.fill(sweep, lambda layer, position: patch(
         model, f"blocks.{layer}.{part}", runs.source, positions=[position]
     ))  # fmt: skip
@@ -141,6 +141,8 @@ def patch_heads(
     >>> patch_heads(model, clean, corrupt, logit_difference(5, 6), part="v").values.shape
     torch.Size([6, 4])
     """
+    if part not in ("z", "q", "k", "v", "pattern"):
+        raise ValueError(f'part must be "z", "q", "k", "v" or "pattern", got {part!r}')
     runs = _Runs.of(model, clean, corrupt, metric, direction, [f"blocks.*.attn.{part}"])
     sweep = _layers_by_heads(model, runs, f"attn.{part}")
     return runs.fill(sweep, lambda layer, head: patch(
@@ -168,7 +170,8 @@ def ablate_heads(
     >>> ablate_heads(model, tokenizer.encode("The king and"), logit_difference(5, 6)).values.shape
     torch.Size([6, 4])
     """
-    runs = _Runs(model, list(tokens), _run(model, tokens, metric), 0.0, metric)
+    text = one_text(tokens, model)
+    runs = _Runs(model, text, _run(model, text, metric), 0.0, metric)
     sweep = _layers_by_heads(model, runs, "ablated heads")
 
     def without(layer: int, head: int) -> AbstractContextManager[None]:
@@ -178,6 +181,7 @@ def ablate_heads(
     return runs.fill(sweep, without)
 
 
+@differentiable()
 def attribution_patching(
     model: GPT2, clean: Sequence[int], corrupt: Sequence[int], metric: Metric, part: str = "attn.z"
 ) -> Sweep:
@@ -190,6 +194,9 @@ def attribution_patching(
         model: and the others as for `patch_positions`.
         part: one with heads gives layers x heads, another layers x positions.
 
+    Raises:
+        ValueError: the metric has no gradient, or there are several such parts; and as for `patch_positions`.
+
     Source: Nanda 2023, "Attribution Patching"; Syed et al. 2023.
 
     >>> import minigpt
@@ -198,12 +205,16 @@ def attribution_patching(
     >>> attribution_patching(model, clean, corrupt, logit_difference(5, 6)).values.shape
     torch.Size([6, 4])
     """
-    point = f"blocks.*.{part}"
-    runs = _Runs.of(model, clean, corrupt, metric, "denoise", [point])
-    text, _ = as_batch(corrupt, model)
-    with torch.enable_grad(), record(model, point, grad=True) as seen:
-        value = metric(model(text))
-        names = expand(model.config, [point])
+    names = expand(model.config, [f"blocks.*.{part}"])
+    if len(names) > model.config.n_layer:
+        raise ValueError(f"{part!r} is several parts of a layer: ask for one at a time")
+    runs = _Runs.of(model, clean, corrupt, metric, "denoise", names)
+    with record(model, *names, grad=True) as seen:
+        value = metric(model(torch.tensor([runs.tokens], device=model.device)))
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise ValueError(
+                "the metric must be a tensor that depends on the logits, not float() or .item() of it"
+            )
         gradients = torch.autograd.grad(value, [seen[name] for name in names])
     effects = [
         ((runs.source[name] - seen[name].detach()) * gradient)[0]
@@ -212,7 +223,7 @@ def attribution_patching(
     if point_of(names[0]).has_heads:
         sweep, table = _layers_by_heads(model, runs, part), torch.stack([e.sum((-1, -2)) for e in effects])
     else:
-        places = list(map(str, range(len(clean))))
+        places = list(map(str, range(len(runs.tokens))))
         sweep = runs.sweep([f"layer {i}" for i in range(len(names))], places, part)
         table = torch.stack([e.sum(-1) for e in effects])
     sweep.title = f"attribution patching of {part}"
@@ -239,12 +250,9 @@ class _Runs:
     ) -> _Runs:  # fmt: skip
         if direction not in ("denoise", "noise"):
             raise ValueError(f'direction must be "denoise" or "noise", got {direction!r}')
-        if len(clean) != len(corrupt):
-            raise ValueError(
-                f"the clean text has {len(clean)} tokens, the corrupt one {len(corrupt)}: they must be equally long"
-            )
-        source, base = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
-        runs = cls(model, list(base), _run(model, clean, metric), _run(model, corrupt, metric), metric)
+        good, bad = equally_long(model, clean, corrupt)
+        source, base = (good, bad) if direction == "denoise" else (bad, good)
+        runs = cls(model, base, _run(model, good, metric), _run(model, bad, metric), metric)
         runs.source, runs.direction = record_text(model, source, *points), f" ({direction})"
         return runs
 
@@ -268,7 +276,9 @@ def _layers_by_heads(model: GPT2, runs: _Runs, title: str) -> Sweep:
     return runs.sweep([f"layer {i}" for i in layers], [f"head {i}" for i in heads], title)
 
 
-def _run(model: GPT2, tokens: Sequence[int], metric: Metric) -> float:
-    batch, _ = as_batch(tokens, model)
+def _run(model: GPT2, tokens: list[int], metric: Metric) -> float:
     with torch.no_grad():
-        return float(metric(model(batch)))
+        value = torch.as_tensor(metric(model(torch.tensor([tokens], device=model.device))))
+    if value.numel() != 1:
+        raise ValueError(f"a metric gives one number, this one has shape {tuple(value.shape)}")
+    return float(value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigpt.interp.interventions import patch
-from minigpt.interp.points import all_points, check_indices, expand
-from minigpt.interp.record import record_text
+from minigpt.interp.points import all_points, as_indices, expand
+from minigpt.interp.record import equally_long, record_text
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
 
@@ -51,21 +51,21 @@ def path_patching(
     torch.Size([1, 3, 4096])
     """
     layer, head = sender
-    check_indices("layer", [layer], model.config.n_layer)
-    check_indices("head", [head], model.config.n_head)
-    if len(clean) != len(corrupt):
-        raise ValueError(
-            f"the clean text has {len(clean)} tokens, the corrupt one {len(corrupt)}: they must be equally long"
-        )
-    (name,) = expand(model.config, [receiver])
+    as_indices("layer", [layer], model.config.n_layer)
+    as_indices("head", [head], model.config.n_head)
+    good, bad = equally_long(model, clean, corrupt)
+    names = expand(model.config, [receiver])
+    if len(names) > 1:
+        raise ValueError(f"{receiver!r} matches {len(names)} points: the receiver is one")
+    (name,) = names
     order = all_points(model.config)
     if order.index(name) <= order.index(f"blocks.{layer}.attn.z"):
         raise ValueError(
             f"{receiver} is computed before head {layer}.{head}, which therefore cannot influence it"
         )
     outputs = "blocks.*.attn.z"
-    before, other = (record_text(model, text, outputs) for text in (clean, corrupt))
+    before, other = (record_text(model, text, outputs) for text in (good, bad))
     with patch(model, outputs, before), patch(model, f"blocks.{layer}.attn.z", other, heads=[head]):
-        reached = record_text(model, clean, name)
+        reached = record_text(model, good, name)
     with patch(model, name, reached, heads=heads):
-        return record_text(model, clean, "logits")
+        return record_text(model, good, "logits")

@@ -30,6 +30,7 @@ from minigpt.interp.heads import HeadStatistics
 from minigpt.interp.labels import token_labels
 from minigpt.interp.lens import LensReading
 from minigpt.interp.patching import Sweep
+from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
 from minigpt.tokenizer import Tokenizer
 
@@ -87,6 +88,7 @@ def attention_grid(
         layers: only these.
         ax: an axis to draw into.
     """
+    seen.require_whole(*expand(seen.config, ["blocks.*.attn.pattern"], layers))
     patterns = seen.row(row).stack("blocks.*.attn.pattern", layers)[:, 0].float().cpu()  # (L, H, T, T)
     n_layer, n_head, n, _ = patterns.shape
     later = torch.ones(n, n, dtype=torch.bool).triu(1)

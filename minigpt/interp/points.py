@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import index
+from typing import Any
 
 from minigpt.config import GPT2Config
 
@@ -130,7 +132,9 @@ def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | 
     ['blocks.0.resid_post', 'blocks.2.resid_post', 'logits']
     """
     names = all_points(config)
-    check_indices("layer", layers, config.n_layer)
+    layers = as_indices("layer", layers, config.n_layer)
+    if isinstance(patterns, str):
+        raise ValueError(f"points are names in a list: write [{patterns!r}]")
     chosen: set[str] = set()
     for pattern in patterns:
         if not isinstance(pattern, str):
@@ -145,17 +149,48 @@ def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | 
     return [name for name in names if name in chosen]
 
 
-def check_indices(what: str, indices: Sequence[int] | None, n: int) -> None:
-    """Raises IndexError unless all of them are from 0 to n - 1."""
+def as_indices(what: str, indices: Any, n: int | None = None) -> list[int] | None:
+    """The numbers of some heads, layers, positions or rows as a list; None is all of them.
+
+    Args:
+        what: "head", "layer", "position" or "row".
+        indices: a list, a range, or a tensor of whole numbers.
+        n: how many the model has, if that is known.
+
+    Raises:
+        IndexError: one of them is not from 0 to n - 1; negative numbers do not count from the end.
+        ValueError: they are no whole numbers in a list, or there are none.
+
+    >>> as_indices("head", range(2), 4)
+    [0, 1]
+    """
     if indices is None:
-        return
-    if isinstance(indices, int):
-        raise ValueError(f"{what}s={indices} must be a list of numbers: write [{indices}]")
-    if not len(indices):
+        return None
+    plain = indices.tolist() if hasattr(indices, "tolist") else indices  # of a tensor, or an array
+    if isinstance(plain, int):
+        raise ValueError(f"{what}s={plain} must be a list of numbers: write [{plain}]")
+    chosen = _whole_numbers(plain)
+    if chosen is None:
+        raise ValueError(
+            f"{what}s={indices!r:.60} must be whole numbers in a list, such as [0, 2] or range(2)"
+        )
+    if not chosen:
         raise ValueError(f"{what}s=[] chooses nothing; leave it out for all of them")
-    wrong = [i for i in indices if not 0 <= i < n]
+    wrong = [i for i in chosen if i < 0 or (n is not None and i >= n)]
     if wrong:
-        raise IndexError(f"there is no {what} {wrong[0]}: this model has {what}s 0 to {n - 1}")
+        there = f"{what}s are counted from 0" if n is None else f"this model has {what}s 0 to {n - 1}"
+        raise IndexError(f"there is no {what} {wrong[0]}: {there}")
+    return chosen
+
+
+def _whole_numbers(values: Any) -> list[int] | None:
+    """None if they are something else, such as a slice, fractions, or a mask of truth values."""
+    try:
+        given = list(values)
+        numbers = [index(value) for value in given]
+    except TypeError:
+        return None
+    return None if any(isinstance(value, bool) for value in given) else numbers
 
 
 def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt.interp import tensor_file
 from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
-from minigpt.interp.points import check_indices, expand, point_of
+from minigpt.interp.points import as_indices, expand, point_of
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
 
@@ -64,10 +64,10 @@ def record(
     """
     require_watchable(model)
     names = expand(model.config, points or ("*", "blocks.*.*", "blocks.*.*.*"), layers)
-    check_indices("head", heads, model.config.n_head)
-    if heads is not None and not any(point_of(name).has_heads for name in names):
-        raise ValueError(f"heads={list(heads)} has no meaning: none of {', '.join(names[:3])} has heads")
-    if grad and (to is not None or take is not None or heads is not None):
+    chosen = as_indices("head", heads, model.config.n_head)
+    if chosen is not None and not any(point_of(name).has_heads for name in names):
+        raise ValueError(f"heads={chosen} has no meaning: none of {', '.join(names[:3])} has heads")
+    if grad and (to is not None or take is not None or chosen is not None):
         raise ValueError("grad=True records whole values in memory: leave out to=, take= and heads=")
     with ExitStack() as stack:
         store: dict[str, list[Tensor]] | tensor_file.SpooledChunks = {}
@@ -75,8 +75,8 @@ def record(
             Path(to).parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(tempfile.TemporaryFile(dir=Path(to).parent))
             store = tensor_file.SpooledChunks(file)
-        seen = Recording(model.config, names, store, reduced=take is not None)
-        recorder = _Recorder(seen, store, heads, take, grad)
+        seen = Recording(model.config, names, store, take is not None, chosen)
+        recorder = _Recorder(seen, store, take, grad)
         with attached(model, recorder):
             yield seen
         recorder.check()
@@ -110,13 +110,20 @@ def record_text(
     >>> seen["blocks.2.attn.z"].shape
     torch.Size([1, 2, 2, 64])
     """
-    batch, pad = as_batch(tokens, model)
     with (
-        torch.set_grad_enabled(grad),
+        differentiable() if grad else torch.no_grad(),
         record(model, *points, layers=layers, heads=heads, take=take, grad=grad, to=to) as seen,
     ):
+        batch, pad = as_batch(tokens, model)
         model(batch, pad=pad)
     return seen
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Keeps graphs inside, also where a notebook has switched them off for good."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def as_batch(
@@ -129,15 +136,58 @@ def as_batch(
     """
     if isinstance(tokens, str):
         raise ValueError(f"tokens are ids, got the text {tokens!r:.60}: encode it first")
-    rows: Sequence[Any] = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-    one = all(hasattr(row, "__index__") for row in rows)
-    texts = [[index(token) for token in row] for row in ([rows] if one else rows)]
+    rows = _plain(tokens)
+    try:
+        one = all(hasattr(row, "__index__") for row in rows)
+        texts = [[index(token) for token in row] for row in ([rows] if one else rows)]
+    except TypeError:
+        raise ValueError(
+            f"tokens are ids of one text, or of several, got {' '.join(repr(rows).split()):.60}: lists of whole "
+            "numbers, or a tensor"
+        ) from None
     if not all(texts):
         raise ValueError("an empty text has nothing to read: give at least one token, such as the end token")
     longest = max(map(len, texts))
     pads = [longest - len(text) for text in texts]
     batch = torch.tensor([[0] * n + text for n, text in zip(pads, texts, strict=True)], device=model.device)
     return batch, torch.tensor(pads, device=model.device) if any(pads) else None
+
+
+def one_text(tokens: Sequence[int] | Tensor, model: GPT2) -> list[int]:
+    """The token ids of what can be one text only.
+
+    Raises:
+        ValueError: as for `as_batch`, or there are several texts.
+    """
+    batch, _ = as_batch(tokens, model)
+    if len(batch) != 1:
+        raise ValueError(f"this reads one text at a time, got {len(batch)}")
+    ids: list[int] = batch[0].tolist()
+    return ids
+
+
+def equally_long(
+    model: GPT2, clean: Sequence[int] | Tensor, corrupt: Sequence[int] | Tensor
+) -> tuple[list[int], list[int]]:
+    """Two texts that can be compared position by position.
+
+    Raises:
+        ValueError: they are not equally long, or not one text each.
+    """
+    texts = one_text(clean, model), one_text(corrupt, model)
+    lengths = [len(text) for text in texts]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"the clean text has {lengths[0]} tokens, the corrupt one {lengths[1]}: they must be equally long"
+        )
+    return texts
+
+
+def _plain(tokens: Any) -> Any:
+    """Lists and numbers in the place of tensors and arrays."""
+    if hasattr(tokens, "tolist"):
+        return tokens.tolist()
+    return [_plain(row) for row in tokens] if isinstance(tokens, list | tuple) else tokens
 
 
 class _Recorder:
@@ -149,11 +199,10 @@ class _Recorder:
         self,
         seen: Recording,
         store: dict[str, list[Tensor]] | tensor_file.SpooledChunks,
-        heads: Sequence[int] | None,
         take: Callable[[Tensor], Tensor] | None,
         grad: bool,
     ) -> None:
-        self.seen, self.heads, self.take, self.grad = seen, heads, take, grad
+        self.seen, self.take, self.grad = seen, take, grad
         self.wanted = frozenset(seen.names)
         self.names = self.wanted | {KEYS_0}
         self._store = store
@@ -204,9 +253,10 @@ class _Recorder:
 
     def _keep_in_graph(self, name: str, value: Tensor) -> Tensor:
         """A copy that takes the value's place, so that gradients flow through it."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise ValueError(
-                "grad=True needs a graph, and this pass has none (torch.no_grad): call the model itself"
+                "grad=True needs a graph, and this pass has none (torch.no_grad, torch.inference_mode): call the "
+                "model itself"
             )
         copy = value.clone() if value.requires_grad else value.clone().requires_grad_()
         copy.retain_grad()
@@ -214,8 +264,8 @@ class _Recorder:
         return copy
 
     def _part(self, name: str, value: Tensor) -> Tensor:
-        if self.heads is not None and point_of(name).has_heads:
-            value = value[:, list(self.heads)]
+        if self.seen.heads is not None and point_of(name).has_heads:
+            value = value[:, self.seen.heads]
         if self.take is None:
             return value
         taken = self.take(value.clone())  # whatever it writes into
@@ -240,7 +290,7 @@ def _write(path: Path, seen: Recording) -> None:
     """Writes the recording, with what `Recording.load` needs to know of it."""
     facts: Mapping[str, Tensor] = {
         "tokens": seen.tokens, "pad": seen.pad, "start": torch.tensor([seen.start]),
-        "reduced": torch.tensor([seen.reduced]),
+        "reduced": torch.tensor([seen.reduced]), "heads": torch.tensor(seen.heads or [], dtype=torch.long),
     }  # fmt: skip
     tensor_file.write(path, [*facts, *seen.names], lambda name: facts[name] if name in facts else seen[name])
     seen.chunks = tensor_file.FileChunks(path)

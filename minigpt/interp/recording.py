@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.config import GPT2Config
-from minigpt.interp.points import expand, point_of
+from minigpt.interp.points import all_points, expand, point_of
 from minigpt.interp.tensor_file import Chunks, FileChunks
 
 # Shapes below:  B rows · T tokens · S slots of the text, padding included · H heads · L layers
+
+
+FACTS = {"tokens", "pad", "start", "reduced", "heads"}  # what a file holds beside the points
 
 
 class Recording(Mapping[str, Tensor]):
@@ -29,11 +32,17 @@ class Recording(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, config: GPT2Config, names: Sequence[str], values: Chunks, reduced: bool = False
+        self,
+        config: GPT2Config,
+        names: Sequence[str],
+        values: Chunks,
+        reduced: bool = False,
+        heads: list[int] | None = None,
     ) -> None:
         self.config = config
         self.names = list(names)
         self.reduced = reduced  # by `take`: the axes are no longer those of the points
+        self.heads = heads  # the numbers of those that were recorded; None is all
         self.pad = torch.empty(0, dtype=torch.long)
         self.start = 0
         self.read: list[Tensor] = []  # tokens, pass by pass
@@ -61,10 +70,25 @@ class Recording(Mapping[str, Tensor]):
             KeyError: the point was not recorded, or nothing has been read yet.
         """
         if name not in self.names:
-            raise KeyError(f"{name} was not recorded; there are {_listed(self.names)}")
+            hint = "; stack() takes a name with *" if "*" in name else ""
+            raise KeyError(f"{name} was not recorded; there are {_listed(self.names)}{hint}")
         if name not in self.chunks:
             raise KeyError(f"{name} holds nothing yet: run the model inside the `with`")
         return list(self.chunks[name])
+
+    def require_whole(self, *names: str) -> None:
+        """Raises unless these points hold all that the model computed there, as analyses need it.
+
+        Raises:
+            KeyError: one was not recorded.
+            ValueError: only some heads were, or `take=` has made something else of the values.
+        """
+        for name in names:
+            self.steps(name)
+            if self.reduced:
+                raise ValueError(f"{name} was reduced by take= while it was recorded: record it without")
+            if self.heads is not None and point_of(name).has_heads:
+                raise ValueError(f"{name} was recorded of heads {self.heads} only: record it without heads=")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -99,7 +123,7 @@ class Recording(Mapping[str, Tensor]):
         pad = int(self.pad[index])
         cut = max(0, pad - self.start)  # what was there before the recording is not in it
         values = {name: [self._cut(name, self[name][index : index + 1], cut, pad)] for name in self.names}
-        alone = Recording(self.config, self.names, values)
+        alone = Recording(self.config, self.names, values, heads=self.heads)
         alone.read = [self.tokens[index : index + 1, cut:]]
         alone.pad, alone.start = torch.zeros(1, dtype=torch.long), max(0, self.start - pad)
         return alone
@@ -109,13 +133,17 @@ class Recording(Mapping[str, Tensor]):
         """Reads a recording that was written by `record(..., to=path)`; tensors are read when asked for.
 
         Raises:
-            ValueError: the file is no recording.
+            ValueError: the file is no recording, or that of another model.
         """
         values = FileChunks(Path(path))
-        if not {"tokens", "pad", "start", "reduced"} <= set(values):
+        if FACTS - set(values):
             raise ValueError(f"{path} is no recording: it was not written by record(..., to=...)")
-        names = [name for name in values if name not in ("tokens", "pad", "start", "reduced")]
-        loaded = cls(config, names, values, bool(values["reduced"][0]))
+        names = [name for name in values if name not in FACTS]
+        unknown = set(names) - set(all_points(config))
+        if unknown:
+            raise ValueError(f"{path} is the recording of another model: this one has no {min(unknown)}")
+        heads = values["heads"][0].tolist() or None
+        loaded = cls(config, names, values, bool(values["reduced"][0]), heads)
         loaded.read, loaded.pad = list(values["tokens"]), values["pad"][0]
         loaded.start = int(values["start"][0])
         return loaded

@@ -33,6 +33,7 @@ def surprisal(seen: Recording) -> Tensor:
     >>> bits.shape, bool(bits[0, 1:].max() < 12)                        # log2(4096) = 12 would be no idea at all
     (torch.Size([1, 4]), True)
     """
+    seen.require_whole("logits")
     logits, tokens = seen["logits"], seen.tokens
     if logits.size(1) != tokens.size(1):
         raise ValueError(

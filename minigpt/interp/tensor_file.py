@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minigpt.atomic import all_or_none
@@ -62,8 +62,11 @@ class FileChunks(Mapping[str, Sequence[Tensor]]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with safe_open(path, "pt") as file:
-            self._names = list(file.keys())
+        try:
+            with safe_open(path, "pt") as file:
+                self._names = list(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from None
 
     def __getitem__(self, name: str) -> list[Tensor]:
         if name not in self._names:

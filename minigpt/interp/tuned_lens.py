@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minigpt.atomic import all_or_none
 from minigpt.cli.progress import bar
 from minigpt.config import GPT2Config
 from minigpt.interp.points import layer_of
-from minigpt.interp.record import record_text
+from minigpt.interp.record import differentiable, record_text
+from minigpt.interp.tensor_file import FileChunks
 from minigpt.model import GPT2
 
 # Shapes below:  B rows · T tokens · D n_embd · L layers
@@ -59,7 +60,8 @@ class TunedLens(nn.Module):
         Raises:
             ValueError: the file is no tuned lens, or that of a model of another shape.
         """
-        values, lens = load_file(path), cls(config)
+        values = {name: tensors[0] for name, tensors in FileChunks(Path(path)).items()}
+        lens = cls(config)
         expected = {name: value.shape for name, value in lens.state_dict().items()}
         if {name: value.shape for name, value in values.items()} != expected:
             raise ValueError(
@@ -69,6 +71,7 @@ class TunedLens(nn.Module):
         return lens
 
 
+@differentiable()
 def fit_tuned_lens(model: GPT2, batches: Iterable[Tensor], *, learning_rate: float = 1e-3) -> TunedLens:
     """Trains the translators to predict what the last layer predicts: KL(p_last || q_l), the mean over layers.
 
@@ -79,6 +82,9 @@ def fit_tuned_lens(model: GPT2, batches: Iterable[Tensor], *, learning_rate: flo
         batches: token ids (B, T), one batch a step; some hundred steps of a thousand tokens do.
         learning_rate: of Adam.
 
+    Raises:
+        ValueError: there is no batch.
+
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
     >>> text = torch.tensor([tokenizer.encode("Once upon a time there was a king.")])
@@ -87,8 +93,10 @@ def fit_tuned_lens(model: GPT2, batches: Iterable[Tensor], *, learning_rate: flo
     lens = TunedLens(model.config).to(model.device)
     adam = torch.optim.Adam(lens.parameters(), lr=learning_rate)
     names = ["embed", *(f"blocks.{i}.resid_post" for i in range(model.config.n_layer))]
+    steps = 0
     try:
         for batch in bar(batches, desc="tuned lens", leave=False):
+            steps += 1
             seen = record_text(model, batch, *names)
             last = _logprobs(model, seen[names[-1]])
             losses = []
@@ -99,7 +107,9 @@ def fit_tuned_lens(model: GPT2, batches: Iterable[Tensor], *, learning_rate: flo
             torch.autograd.backward(torch.stack(losses).mean(), inputs=list(lens.parameters()))
             adam.step()
     except KeyboardInterrupt:
-        pass
+        return lens
+    if not steps:
+        raise ValueError("there was no batch to learn from (a generator can be read only once)")
     return lens
 
 

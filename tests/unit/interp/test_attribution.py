@@ -185,8 +185,12 @@ def test_gradients_refuse_what_there_is_not() -> None:
         integrated_gradients(RANDOM, TOKENS, 2, position=7)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         integrated_gradients(RANDOM, TOKENS, 2, steps=0)
-    with pytest.raises(ValueError, match="tokens have shape"):
+    with pytest.raises(ValueError, match="an empty text has nothing to read"):
         input_x_gradient(RANDOM, [], 2)
+    with pytest.raises(ValueError, match="this reads one text at a time, got 2"):
+        integrated_gradients(RANDOM, [TOKENS, TOKENS], 2)  # type: ignore[list-item]
+    with torch.inference_mode():
+        assert input_x_gradient(RANDOM, torch.tensor([TOKENS]), 2).tokens == TOKENS  # type: ignore[arg-type]
     assert repr(integrated_gradients(RANDOM, TOKENS, 2)).startswith("TokenAttribution(7 tokens, value ")
 
 

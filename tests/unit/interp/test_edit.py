@@ -26,6 +26,7 @@ from minigpt.interp import (
 )
 from minigpt.interp.points import all_points
 from minigpt.sampler import Beam, DoLa, Greedy, generate
+from minigpt.training import lora
 
 MODEL = tiny_gpt2()
 TEXT, OTHER = [3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]
@@ -308,6 +309,12 @@ def test_means_of_texts() -> None:
         mean_activation(MODEL, [[1], [1, 2]], "embed", over="texts")
     with pytest.raises(ValueError, match='over must be "texts and positions"'):
         mean_activation(MODEL, texts, "embed", over="rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'blocks.\*.attn.z' matches 2 points"):
+        mean_activation(MODEL, texts, "blocks.*.attn.z")
+    with pytest.raises(ValueError, match="a mean needs at least one text"):
+        mean_activation(MODEL, [], "embed")
+    with pytest.raises(ValueError, match="tokens are ids of one text, or of several, got 3"):
+        mean_activation(MODEL, TEXT, "embed")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='a mean of patterns is over "texts"'):
         mean_activation(MODEL, texts, "blocks.0.attn.pattern")
 
@@ -344,10 +351,22 @@ def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
         (lambda: patch(MODEL, "embed", record_text(MODEL, OTHER[:4]), positions=[4]), IndexError, "is not in the source"),
         (lambda: patch(MODEL, "embed", record_text(MODEL, [OTHER, TEXT])), ValueError, "has 2 rows, .* has 1"),
         (lambda: patch(MODEL, "blocks.0.attn.z", record_text(MODEL, OTHER, "blocks.0.attn.z", heads=[0])),
-         ValueError, "has shape"),
+         ValueError, r"blocks.0.attn.z was recorded of heads \[0\] only"),
+        (lambda: patch(MODEL, "blocks.0.attn.z", record_text(MODEL, OTHER, "blocks.0.attn.z", heads=[1, 0])),
+         ValueError, r"of heads \[1, 0\] only"),
+        (lambda: patch(MODEL, "embed", record_text(MODEL, OTHER, "embed", take=torch.zeros_like)),
+         ValueError, "embed was reduced by take="),
+        (lambda: patch(MODEL, "embed", {"embed": OWN["embed"]}), ValueError, "from a recording, got dict"),  # type: ignore[arg-type]
         (lambda: patch(MODEL, "embed", record_text(tiny_gpt2(n_embd=32), OTHER)), ValueError, "has shape"),
         (lambda: ablate(MODEL, "embed", positions=3), ValueError, r"positions=3 must be a list of numbers: write \[3\]"),  # type: ignore[arg-type]
         (lambda: ablate(MODEL, "blocks.0.attn.z", heads=1), ValueError, r"heads=1 must be a list"),  # type: ignore[arg-type]
+        (lambda: ablate(MODEL, "blocks.0.attn.z", heads=[0.5]), ValueError, r"heads=\[0.5\] must be whole numbers"),  # type: ignore[list-item]
+        (lambda: ablate(MODEL, "blocks.0.attn.z", heads=[True, False]), ValueError, "must be whole numbers"),
+        (lambda: ablate(MODEL, "embed", positions=slice(2)), ValueError, "must be whole numbers in a list"),  # type: ignore[arg-type]
+        (lambda: ablate(MODEL, "blocks.0.attn.*", heads=[0]), ValueError,
+         r"heads=\[0\] has no meaning at blocks.0.attn.out"),
+        (lambda: ablate(MODEL, "embed", layers=[0]), ValueError, r"layers=\[0\] has no meaning at embed"),
+        (lambda: knock_out(MODEL, [2], None), ValueError, "needs queries that shall not see, and keys"),  # type: ignore[arg-type]
         (lambda: knock_out(MODEL, [2], [3]), ValueError, "query 2 cannot see key 3"),
         (lambda: knock_out(MODEL, [0], [0]), ValueError, "are all that a query sees"),
         (lambda: knock_out(MODEL, [9], [3]), IndexError, "position 9 was never read"),
@@ -358,6 +377,58 @@ def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
 def test_an_intervention_that_cannot_act_raises(make: Kind, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message), make():
         MODEL(TOKENS)
+
+
+def test_places_are_named_by_tensors_and_ranges_too() -> None:
+    with ablate(MODEL, "blocks.0.attn.z", heads=[1], positions=[2, 3]):
+        expected = logits()
+    with ablate(MODEL, "blocks.0.attn.z", heads=torch.tensor([1]), positions=range(2, 4)):  # type: ignore[arg-type]
+        assert logits().equal(expected)
+    with knock_out(MODEL, torch.tensor([3]), torch.tensor([1])), knock_out(MODEL, [4], range(1, 3)):  # type: ignore[arg-type]
+        seen = record_text(MODEL, TEXT, "blocks.0.attn.pattern")["blocks.0.attn.pattern"]
+    assert not seen[0, :, 3, 1].any()
+    assert not seen[0, :, 4, 1:3].any()
+
+
+def test_numbers_do_for_vectors_and_values() -> None:
+    with ablate(MODEL, "blocks.0.mlp.out", 0.5), steer(MODEL, "blocks.1.attn.z", [2.0] * 8):  # type: ignore[arg-type]
+        seen = record_text(MODEL, TEXT, "blocks.0.mlp.out")
+    assert seen["blocks.0.mlp.out"].eq(0.5).all()
+
+
+def test_logits_that_a_pass_does_not_compute_cannot_be_edited() -> None:
+    """Into a cache, the logits of the newest token only are computed: the others would be edited in silence."""
+    with (
+        pytest.raises(IndexError, match=r"position 2 was never edited: .* logits of the newest token only"),
+        ablate(MODEL, "logits", positions=[2, 6]),
+    ):
+        MODEL.next_logits(TOKENS, MODEL.new_cache(7))
+
+
+def test_a_layer_that_is_called_by_itself_is_no_pass() -> None:
+    for layer in MODEL.blocks:
+        with (
+            pytest.raises(ValueError, match="a layer was called by itself: only whole passes"),
+            ablate(MODEL, "blocks.*.mlp.out"),
+        ):
+            layer(torch.zeros(1, 3, 16), MODEL.new_cache(3).layers[0], None)
+
+
+def test_adapters_are_edited_and_their_dropout_is_refused() -> None:
+    adapted = tiny_gpt2(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    lora.attach(adapted, rank=2, dropout=0.5)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter.data)
+    merged = lora.merge(adapted)
+    with scale(adapted, "blocks.*.attn.q", 0.5), ablate(adapted, "blocks.1.mlp.post", positions=[2]):
+        seen = record_text(adapted, TEXT)
+    with scale(merged, "blocks.*.attn.q", 0.5), ablate(merged, "blocks.1.mlp.post", positions=[2]):
+        expected = record_text(merged, TEXT)
+    for name in expected:
+        close(seen[name], expected[name])
+    with pytest.raises(ValueError, match="drops values at random"):
+        record_text(adapted.train(), TEXT, "logits")
 
 
 def test_an_intervention_without_a_pass_raises() -> None:

@@ -102,6 +102,16 @@ def test_what_is_no_stream_is_refused() -> None:
         logit_lens(MODEL, record_text(MODEL, TEXT, "embed", "blocks.2.resid_post"))
     with pytest.raises(IndexError, match="there is no position 9: the recording has 0 to 6"):
         best_in_any_layer(MODEL, SEEN, position=9)
+    with pytest.raises(ValueError, match="a lens reads at least one point of the residual stream"):
+        logit_lens(MODEL, SEEN, [])
+    with pytest.raises(ValueError, match=r"points are names in a list: write \['embed'\]"):
+        logit_lens(MODEL, SEEN, "embed")
+    with pytest.raises(ValueError, match=r"targets have shape \(7,\), the tokens \(1, 7\)"):
+        logit_lens(MODEL, SEEN, targets=torch.zeros(7, dtype=torch.long))
+    with pytest.raises(IndexError, match="targets must be ids from 0 to"):
+        logit_lens(MODEL, SEEN, targets=torch.full((1, 7), 9999))
+    with pytest.raises(ValueError, match=r"the recording's stream is \d+ wide, this model's 80"):
+        logit_lens(tiny_gpt2(n_layer=3, n_embd=80), SEEN)
 
 
 # The tuned lens
@@ -143,6 +153,19 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert loaded.weight.equal(tuned.weight)
     with pytest.raises(ValueError, match="is no tuned lens of a model with n_layer=2, n_embd=16"):
         TunedLens.load(tmp_path / "lens.safetensors", tiny_gpt2().config)
+
+
+def test_it_learns_although_graphs_are_switched_off_and_says_where_there_is_nothing_to_learn() -> None:
+    with torch.inference_mode():
+        assert fit_tuned_lens(MODEL, [torch.tensor([TEXT])]).weight.abs().max() > 0
+    with pytest.raises(ValueError, match="there was no batch to learn from"):
+        fit_tuned_lens(MODEL, iter([]))
+
+
+def test_a_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lens").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        TunedLens.load(tmp_path / "lens", MODEL.config)
 
 
 def test_interrupted_it_keeps_what_it_has_learned() -> None:

@@ -173,6 +173,16 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch
     assert not MODEL._forward_hooks
 
 
+def test_texts_are_lists_or_tensors_and_graphs_may_be_switched_off() -> None:
+    expected = attribution_patching(RANDOM, A, B, METRIC).values
+    with torch.inference_mode():
+        got = attribution_patching(RANDOM, torch.tensor([A]), torch.tensor(B), METRIC)
+    assert got.values.equal(expected)
+    sweep = patch_positions(RANDOM, torch.tensor([A]), torch.tensor([B]), METRIC)
+    assert sweep.columns == list("01234")
+    assert sweep.values.equal(patch_positions(RANDOM, A, B, METRIC).values)
+
+
 def test_sweeps_show_themselves() -> None:
     sweep = patch_heads(MODEL, CLEAN, CORRUPT, METRIC)
     assert repr(sweep).startswith("Sweep(attn.z (denoise): 2 x 2; most: layer 1/head 0 +1.00")
@@ -190,6 +200,18 @@ def test_what_cannot_be_swept_is_refused() -> None:
         patch_heads(MODEL, CLEAN, CORRUPT, METRIC, direction="both")  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="no point matches"):
         patch_positions(MODEL, CLEAN, CORRUPT, METRIC, "attn.o")
+    with pytest.raises(ValueError, match='part must be "z", "q", "k", "v" or "pattern", got \'out\''):
+        patch_heads(MODEL, CLEAN, CORRUPT, METRIC, part="out")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="this reads one text at a time, got 2"):
+        patch_positions(MODEL, [CLEAN, CLEAN], [CORRUPT, CORRUPT], METRIC)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"a metric gives one number, this one has shape \(12,\)"):
+        ablate_heads(MODEL, CLEAN, lambda logits: logits[0, -1])
+    with pytest.raises(ValueError, match="must be a tensor that depends on the logits, not float"):
+        attribution_patching(MODEL, CLEAN, CORRUPT, lambda logits: METRIC(logits).detach())
+    with pytest.raises(ValueError, match=r"'attn.\*' is several parts of a layer"):
+        attribution_patching(MODEL, CLEAN, CORRUPT, METRIC, part="attn.*")
+    with pytest.raises(ValueError, match="matches 2 points: the receiver is one"):
+        path_patching(MODEL, CLEAN, CORRUPT, (0, 0), "blocks.*.attn.k")
     with pytest.raises(IndexError, match="there is no head 2"):
         path_patching(MODEL, CLEAN, CORRUPT, (0, 2), "blocks.1.attn.k")
     with pytest.raises(ValueError, match="they must be equally long"):

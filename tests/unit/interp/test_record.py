@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,20 @@ from torch import Tensor, nn
 
 import minigpt
 from minigpt import GPT2
-from minigpt.interp import Recording, edit, record, record_text, tensor_file
+from minigpt.interp import (
+    Recording,
+    direct_attribution,
+    edit,
+    head_statistics,
+    logit_lens,
+    plots,
+    record,
+    record_text,
+    rollout,
+    surprisal,
+    tensor_file,
+    value_weighted,
+)
 from minigpt.interp.points import all_points
 from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, generate
 
@@ -89,6 +104,10 @@ def test_stack_puts_layers_behind_each_other() -> None:
     assert seen.stack("blocks.*.resid_post", layers=[1]).shape == (1, 1, 7, 16)
     with pytest.raises(KeyError, match=r"blocks.0.attn.q was not recorded; there are blocks.0.resid_post"):
         seen.stack("blocks.*.attn.q")
+    with pytest.raises(
+        KeyError, match=r"blocks.\*.resid_post was not recorded; .*; stack\(\) takes a name with \*"
+    ):
+        seen["blocks.*.resid_post"]
     with pytest.raises(ValueError, match="matches points of different shapes"):
         record_text(MODEL, TEXT, "blocks.0.mlp.*").stack("blocks.0.mlp.*")
 
@@ -357,6 +376,47 @@ def test_before_anything_is_read_a_value_is_not_there() -> None:
 def test_a_graph_cannot_be_kept_where_there_is_none() -> None:
     with pytest.raises(ValueError, match="grad=True needs a graph"), record(MODEL, "logits", grad=True):
         MODEL.next_logits(TOKENS, MODEL.new_cache(7))
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match="grad=True needs a graph"),
+        record(MODEL, "logits", grad=True),
+    ):
+        MODEL(TOKENS)
+
+
+def test_a_recording_is_pickled_with_all_that_it_knows(tmp_path: Path) -> None:
+    seen = record_text(MODEL, [TEXT, OTHER], "blocks.*.attn.z", heads=[1])
+    filed = record_text(MODEL, [TEXT, OTHER], "blocks.*.attn.z", heads=[1], to=tmp_path / "seen")
+    for other in (pickle.loads(pickle.dumps(seen)), pickle.loads(pickle.dumps(filed)), copy.deepcopy(seen)):
+        assert other.heads == [1]
+        assert other.tokens.equal(seen.tokens)
+        for row in range(2):
+            assert other.row(row)["blocks.1.attn.z"].equal(seen.row(row)["blocks.1.attn.z"])
+
+
+def test_analyses_refuse_what_is_not_whole(tmp_path: Path) -> None:
+    """With some heads only, weights of others would be multiplied, and heads be called by other numbers."""
+    some = record_text(MODEL, TEXT, heads=[1], to=tmp_path / "some")
+    taken = record_text(MODEL, TEXT, take=lambda value: value * 2)
+    loaded = Recording.load(tmp_path / "some", MODEL.config)
+    for analysis in (
+        lambda seen: head_statistics(seen),
+        lambda seen: rollout(seen),
+        lambda seen: value_weighted(MODEL, seen, 0),
+        lambda seen: direct_attribution(MODEL, seen, 3),
+        lambda seen: plots.attention_grid(seen),
+    ):
+        for seen in (some, loaded, some.row(0)):
+            with pytest.raises(
+                ValueError, match=r"was recorded of heads \[1\] only: record it without heads="
+            ):
+                analysis(seen)
+        with pytest.raises(ValueError, match="was reduced by take= while it was recorded"):
+            analysis(taken)
+    for of_all in (lambda seen: logit_lens(MODEL, seen), lambda seen: surprisal(seen)):
+        of_all(some)  # nothing there has heads
+        with pytest.raises(ValueError, match="was reduced by take= while it was recorded"):
+            of_all(taken)
 
 
 def test_another_model_or_a_compiled_one_is_refused() -> None:
@@ -388,6 +448,11 @@ def test_texts_that_are_empty_short_or_too_long() -> None:
         record_text(MODEL, [[1], []])
     with pytest.raises(ValueError, match="tokens are ids, got the text 'Once'"):
         record_text(MODEL, "Once")
+    for wrong in ([1.5], ["Once", "upon"], None, 5, torch.zeros(1, 2, 3)):
+        with pytest.raises(ValueError, match="tokens are ids of one text, or of several, got"):
+            record_text(MODEL, wrong)  # type: ignore[arg-type]
+    both = record_text(MODEL, [torch.tensor(TEXT), torch.tensor(OTHER)], "embed")
+    assert both["embed"].equal(record_text(MODEL, [TEXT, OTHER], "embed")["embed"])
     assert record_text(MODEL, np.array([1, 2]), "embed")["embed"].equal(
         record_text(MODEL, [1, 2], "embed")["embed"]
     )
@@ -480,6 +545,20 @@ def test_another_file_is_no_recording(tmp_path: Path) -> None:
 
 
 # How it shows itself
+
+
+def test_a_file_that_is_damaged_or_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "seen"
+    record_text(MODEL, TEXT, "blocks.*.attn.z", to=path)
+    with pytest.raises(
+        ValueError, match=r"is the recording of another model: this one has no blocks.1.attn.z"
+    ):
+        Recording.load(path, tiny_gpt2(n_layer=1).config)
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello", whole[:50], whole[:-1], b"\xff" * 8 + whole[8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no safetensors file"):
+            Recording.load(path, MODEL.config)
 
 
 def test_a_recording_shows_what_it_holds() -> None:
