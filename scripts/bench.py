@@ -4,8 +4,9 @@
     python scripts/bench.py --update docs/benchmarks.md          and put them between the page's bench marks
     python scripts/bench.py --workloads a bundled --rounds 3     a part of them
 
-All sides have the same weights: random ones at the shape of gpt2 (124M), and the bundled model's. Machines are
-noisy, so each round runs every side once, and what counts is the median of the rounds' ratios to transformers.
+All sides have the same weights: random ones at the shape of gpt2 (124M), and the bundled model's; each has a process
+of its own. Machines are noisy, so each round runs every side once, and what counts is the median of the rounds'
+ratios to transformers.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import bench_sides
 import torch
 import transformers
 from bench_many import many_table
-from bench_sides import Side
+from bench_sides import Worker
 from pages import put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -66,34 +67,40 @@ MANY = "many"  # a workload with a table of its own; see bench_many.py
 Times = dict[str, list[float]]  # seconds of each side, round by round
 
 
-def take_turns(run: Mapping[str, Callable[[], object]], rounds: int) -> Times:
-    """Seconds of everyone in every round; who goes first moves on from round to round.
-
-    With one thread they are the processor's, so that other work on the machine does not count.
-    """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+def take_turns(run: Mapping[str, Callable[[], float]], rounds: int) -> Times:
+    """What everyone says how many seconds it took, in every round; who goes first moves on from round to round."""
     times: Times = {name: [] for name in run}
     for number in tqdm(range(rounds), leave=False):
         for name in _rotated(list(run), number):
-            start = clock()
-            run[name]()
-            times[name].append(clock() - start)
+            times[name].append(run[name]())
     return times
 
 
-def measure_workload(sides: Mapping[str, Side], work: Workload, rounds: int) -> Times:
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    now = bench_sides.clock()
+    start = now()
+    call()
+    return now() - start
+
+
+def measure_workload(sides: Mapping[str, Worker], work: Workload, rounds: int) -> Times:
     """All sides on one workload, once they are found to write what it asks for."""
     random = torch.Generator().manual_seed(0)
     prompts = torch.randint(4096, work.prompts, generator=random).tolist()
-    run = {name: (lambda side=side: side(prompts, work.n_new, work.beams)) for name, side in sides.items()}
-    written = {name: call() for name, call in run.items()}  # also the warm-up
+    run = {name: partial(side, prompts, work.n_new, work.beams) for name, side in sides.items()}
+    written = {name: call()[1] for name, call in run.items()}  # also the warm-up
     for name, texts in written.items():
         if [len(text) for text in texts] != [work.n_new] * len(prompts):
             lengths = [len(text) for text in texts]
             raise ValueError(f"{name} wrote texts of {lengths} tokens, not {work.n_new}")
     if written.get("minigpt float32") != written.get(REFERENCE):
         print(f"note: {work.title}: minigpt and transformers do not write the same tokens")
-    return take_turns(run, rounds)
+    return take_turns({name: partial(_only_seconds, call) for name, call in run.items()}, rounds)
+
+
+def _only_seconds(call: Callable[[], tuple[float, object]]) -> float:
+    return call()[0]
 
 
 def _rotated(names: list[str], by: int) -> list[str]:
@@ -171,12 +178,6 @@ def share_of_bandwidth(times: Times, folders: Mapping[str, Path]) -> str:
 def bandwidth() -> float:
     """Bytes per second that summing a large tensor reads; the best of several."""
     numbers = torch.ones(60_000_000)
-
-    def seconds(call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
     return numbers.nbytes / min(seconds(numbers.sum) for _ in range(9))
 
 
@@ -211,13 +212,15 @@ def measure(keys: list[str], rounds: int, directory: Path) -> dict[str, Times]:
     measured = {}
     for bundled, source in ((False, directory), (True, directory / "bundled")):
         chosen = {key: WORKLOADS[key] for key in keys if WORKLOADS[key].bundled == bundled}
-        sides = {name: bench_sides.make(name, source) for name in bench_sides.present() if chosen}
+        sides = {name: Worker(name, source) for name in bench_sides.present() if chosen}
         for key, work in chosen.items():
             able = {
                 name: side for name, side in sides.items() if bench_sides.does_beams(name) or work.beams == 1
             }
             measured[key] = measure_workload(able, work, rounds)
             print(list(speed_table({key: measured[key]}))[-1], flush=True)
+        for side in sides.values():
+            side.close()
     return measured
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench import machine, take_turns
+from bench import machine, seconds, take_turns
 from pages import put
 
 import minigpt
@@ -65,7 +65,9 @@ def row(name: str, model: GPT2, batches: list[list[list[int]]], rounds: int, **o
         run = {way: partial(writing, model, way, batch) for way in (lookup, plain)}
         if run[lookup]() != run[plain]():
             print("note: the two sides do not write the same tokens")
-        taken = take_turns({"lookup": run[lookup], "plain": run[plain]}, rounds)
+        taken = take_turns(
+            {"lookup": partial(seconds, run[lookup]), "plain": partial(seconds, run[plain])}, rounds
+        )
         times += zip(taken["lookup"], taken["plain"], strict=True)
     n_tokens = N_NEW * len(batches[0])
     mine, reference = (n_tokens / statistics.median(column) for column in zip(*times, strict=True))

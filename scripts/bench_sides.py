@@ -1,17 +1,23 @@
 """Who takes part in the benchmark: minigpt with each kind of weights, and the peers that are installed.
 
-A side continues prompts of one length greedily or with beams, to an exact length; all have the same weights.
+A side continues prompts of one length greedily or with beams, to an exact length; all have the same weights. Each
+runs in a process of its own, and waits while others run: in one process, the threads that one library keeps for its
+next call take the cores from the others.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import GPT2LMHeadModel
 
 from minigpt import GPT2
@@ -133,9 +139,42 @@ def does_beams(name: str) -> bool:
     return not name.startswith("onnxruntime")
 
 
-def make(name: str, directory: Path) -> Side:
+class Worker:
+    """A side in a process of its own."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        command = [sys.executable, __file__, name, str(directory), str(torch.get_num_threads())]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        self._process.stdout.readline()  # "ready"; the next one may write its form of the weights beside it
+
+    def __call__(self, prompts: Prompts, n_new: int, beams: int) -> tuple[float, Prompts]:
+        """Seconds, and what was written."""
+        assert self._process.stdin
+        assert self._process.stdout
+        print(json.dumps([prompts, n_new, beams]), file=self._process.stdin, flush=True)
+        seconds, texts = json.loads(self._process.stdout.readline())
+        return seconds, texts
+
+    def close(self) -> None:
+        self._process.communicate()  # it ends with its input
+
+
+def clock() -> Callable[[], float]:
+    """With one thread, the processor's time, so that other work on the machine does not count."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def serve(name: str, directory: Path) -> None:
+    """What a worker does: measures one run for each line of the input."""
+    transformers.logging.set_verbosity_error()
     maker, kind, _ = SIDES[name]
-    return maker(directory, kind)
+    side, now = maker(directory, kind), clock()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start = now()
+        texts = side(*json.loads(line))
+        print(json.dumps([now() - start, texts]), flush=True)
 
 
 def versions() -> str:
@@ -144,3 +183,8 @@ def versions() -> str:
         f"{package} {version(package)}" if find_spec(package) else f"{package} not installed"
         for package in packages
     )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    serve(sys.argv[1], Path(sys.argv[2]))

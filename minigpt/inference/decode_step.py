@@ -20,6 +20,7 @@ from minigpt.attention import CausalAttention, ScaledDotProductAttention
 from minigpt.cache import KVCache
 from minigpt.kernels import affine
 from minigpt.linear import Linear
+from minigpt.quantization.small import SmallLinear
 
 # Shapes below:  B rows · S tokens in view · D n_embd · H heads · K head dimension
 
@@ -92,5 +93,7 @@ def linear(module: Any, x: Tensor) -> Tensor:
     if is_plain(module, Linear):
         own = module._parameters
         return affine(x, own["weight"], own["bias"])
+    if isinstance(module, SmallLinear) and is_plain(module, type(module)):
+        return module.affine(x, module._buffers["bias"])
     result: Tensor = module(x)
     return result

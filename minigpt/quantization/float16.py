@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
+from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.small import Small, SmallHead, SmallLinear
 
 MOST = torch.finfo(torch.float16).max
@@ -38,6 +39,7 @@ class PackedMatrix:
             self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
         finally:
             torch.backends.quantized.engine = engine
+        give_back_freed_memory()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Shapes: (rows, in)  ->  (rows, out)."""
@@ -79,8 +81,9 @@ class _Float16(Small):
     def take(self, weight: Tensor) -> None:
         self.matrix = matrix(weight)
 
-    def rows_times_weight(self, rows: Tensor) -> Tensor:
-        return self.matrix(rows)
+    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        product = self.matrix(rows)
+        return product if bias is None else product.add_(bias)
 
 
 class Float16Linear(_Float16, SmallLinear):

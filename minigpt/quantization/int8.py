@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
+from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.small import Small, SmallHead, SmallLinear
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
@@ -28,7 +29,8 @@ LARGEST = 127
 STEP = 1 / LARGEST  # rows are brought to [-1, 1], of which this is the step
 REST = 2 * LARGEST  # what a rounded input leaves over is at most 1 / REST
 ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
-TINY = 1e-30  # instead of the largest magnitude of a row that is all zeros
+TINY = 1e-30  # instead of the largest magnitude of a channel that is all zeros
+NEARLY_ZERO = torch.tensor(TINY)  # added to every input, so that even a row of zeros has a largest magnitude
 
 
 class PlainMatrix:
@@ -53,6 +55,7 @@ class PackedMatrix:
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.scale = scale
         self._packed = _pack(weight, scale)
+        give_back_freed_memory()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Shapes: (rows, in), from -1 to 1  ->  (rows, out)."""
@@ -144,13 +147,16 @@ class _Int8(Small):
     def take(self, weight: Tensor) -> None:
         self.matrix = matrix(weight, self.weight_scale)
 
-    def rows_times_weight(self, rows: Tensor) -> Tensor:
-        evened = rows * self.input_scale
-        largest = evened.abs().amax(1, keepdim=True).clamp_min_(TINY)
-        return self.product(evened.div_(largest)).mul_(largest)
+    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        # As few operations as can be: between two large products each is far slower than by itself, for the weights
+        # that stream through the caches drive out everything else, the code as well.
+        evened = torch.addcmul(NEARLY_ZERO, rows, self.input_scale)
+        largest = evened.abs().amax(1, keepdim=True)
+        product = self.product(evened.div_(largest))
+        return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest)
 
     def product(self, rows: Tensor) -> Tensor:
-        """The product of rows from -1 to 1."""
+        """The product of rows from -1 to 1, which may be overwritten."""
         return self.matrix(rows)
 
 
@@ -158,10 +164,12 @@ class _Int8Fine(_Int8):
     """The same with two numbers of 8 bits for each input: multiplied as two rows, for the price of few."""
 
     def product(self, rows: Tensor) -> Tensor:
-        coarse = (rows * LARGEST).round_() / LARGEST
-        rest = (rows - coarse) * REST  # from -1 to 1 again
-        of_coarse, of_rest = self.matrix(torch.cat([coarse, rest])).chunk(2)
-        return of_coarse + of_rest / REST
+        rest = rows.mul_(LARGEST)
+        coarse = rest.round()
+        rest.sub_(coarse).mul_(REST)  # both from -127 to 127 now
+        n = len(rows)
+        product = self.matrix(torch.cat([coarse, rest]).mul_(STEP))
+        return torch.add(product[:n], product[n:], alpha=1 / REST)
 
 
 class Int8Linear(_Int8, SmallLinear):

@@ -25,17 +25,17 @@ class Small(nn.Module):
         """Makes the kernel's form of a weight (out, in)."""
         raise NotImplementedError
 
-    def rows_times_weight(self, rows: Tensor) -> Tensor:
-        """The product, without a bias: (rows, in)  ->  (rows, out)."""
+    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """The product rows · weightᵀ, and the bias added if there is one: (rows, in), (out,)  ->  (rows, out)."""
         raise NotImplementedError
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """The product, without a bias: (..., in)  ->  (..., out)."""
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The same for any number of dimensions: (..., in), (out,)  ->  (..., out)."""
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "quantized weights have no gradients: load the model without quantize=, or use torch.no_grad()"
             )
-        return self.rows_times_weight(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], -1)
+        return self.affine(x.reshape(-1, x.size(-1)), bias).view(*x.shape[:-1], -1)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -71,7 +71,7 @@ class SmallLinear(Small):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., in)  ->  (..., out)."""
-        return self.multiply(x).add_(self.bias)
+        return self.multiply(x, self.bias)
 
 
 class SmallHead(Small):

@@ -148,10 +148,10 @@ def test_greedy_texts_are_the_same_alone_batched_and_read_whole(
     an input of the next layer to another whole number: so int8 departs more often where a text is read whole.
     """
     model = copy.deepcopy(bundled).quantize(kind)
-    prompts = [texts[i % 24, 40 * (i // 24) :][: 4 + i % 9].tolist() for i in range(50)]
+    prompts = [texts[i % 24, 30 * (i // 24) :][: 4 + i % 9].tolist() for i in range(100)]
     alone = [generate(model, [prompt], max_new_tokens=20, end_tokens=[])[0][0].tokens for prompt in prompts]
     together: list[list[int]] = []
-    for start in range(0, 50, 10):
+    for start in range(0, 100, 10):
         batch = generate(model, prompts[start : start + 10], max_new_tokens=20, end_tokens=[])
         together += [best.tokens for (best,) in batch]
     error = float((model(texts[:4]) - bundled(texts[:4])).abs().max())
@@ -166,8 +166,8 @@ def test_greedy_texts_are_the_same_alone_batched_and_read_whole(
                 )
                 assert abs(logits[step, text[step]] - logits[step, likeliest[step]]) <= error
     assert 0 < error < 1
-    assert departures["batched"] <= 1
-    assert departures["read whole"] <= (5 if kind == "int8" else 1)
+    assert departures["batched"] <= 2
+    assert departures["read whole"] <= (8 if kind == "int8" else 2)
 
 
 @KINDS
