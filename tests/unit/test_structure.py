@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "linear": {"kernels"},
     "cache": {"config"},
     "attention": {"cache", "config", "linear"},
-    "inference": {"attention", "cache", "inference", "kernels", "linear"},
+    "inference": {"attention", "cache", "inference", "kernels", "linear", "quantization"},
     "quantization": {"linear", "quantization"},
     "weights": {"config", "json_files", "kernels"},
     "model": {
