@@ -11,15 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from command import ONE_THREAD
-from trainer import ADAMW, RHYTHM, SHAPE, assert_like, checkpoints, flags, metrics, train, well, write_text
-
-Folder = Callable[[str], Path]
+from trainer import RHYTHM, SHAPE, Folder, assert_like, checkpoints, flags, metrics
 
 ELASTIC = ("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "tales", "--max-restarts", "3")
 # A lost agent is noticed after two seconds; whoever may go on alone waits for others, since all need a while to start.
@@ -135,24 +133,6 @@ def ends_well(agents: Agents, *processes: subprocess.Popen[bytes]) -> None:
     assert codes == [0] * len(codes), agents.log(0) + agents.log(1)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return lambda name: tmp_path_factory.mktemp("run") / name
-
-
-@pytest.fixture(scope="module")
-def text(folder: Folder) -> Path:
-    return write_text(folder("tales.txt"), n_documents=40)
-
-
-@pytest.fixture(scope="module")
-def alone(text: Path, folder: Folder) -> Path:
-    """One process, never stopped: what all others are compared with."""
-    out = folder("alone")
-    well(train(*flags(text, out, *SHAPE, *ADAMW, *RHYTHM)))
-    return out
-
-
 def sharded(text: Path, out: Path) -> list[str]:
     return flags(text, out, *SHAPE, *RHYTHM, "--shard", "--resume")
 
@@ -160,13 +140,13 @@ def sharded(text: Path, out: Path) -> list[str]:
 # ------------------------------------------------------------------------------ a host dies
 
 
-def test_a_host_dies_and_comes_back(text: Path, alone: Path, folder: Folder) -> None:
+def test_a_host_dies_and_comes_back(long_text: Path, alone: Path, folder: Folder) -> None:
     out, agents = folder("out"), Agents(folder("agents"), LOOPBACK, "2")
     (agents.folder / "dies").touch()
     try:
-        first, second = (agents.start(i, *sharded(text, out)) for i in (0, 1))
+        first, second = (agents.start(i, *sharded(long_text, out)) for i in (0, 1))
         assert second.wait(250) == -signal.SIGKILL, agents.log(0) + agents.log(1)
-        ends_well(agents, first, agents.start(1, *sharded(text, out)))
+        ends_well(agents, first, agents.start(1, *sharded(long_text, out)))
     finally:
         agents.end()
     assert_like(out, alone)  # and so no step is missing from metrics.jsonl, and none is there twice
@@ -180,11 +160,11 @@ def test_a_host_dies_and_comes_back(text: Path, alone: Path, folder: Folder) -> 
     ]
 
 
-def test_a_host_dies_and_the_other_goes_on_alone(text: Path, alone: Path, folder: Folder) -> None:
+def test_a_host_dies_and_the_other_goes_on_alone(long_text: Path, alone: Path, folder: Folder) -> None:
     out, agents = folder("out"), Agents(folder("agents"), LOOPBACK, "1:2")
     (agents.folder / "dies").touch()
     try:
-        first, second = (agents.start(i, *sharded(text, out)) for i in (0, 1))
+        first, second = (agents.start(i, *sharded(long_text, out)) for i in (0, 1))
         assert second.wait(250) == -signal.SIGKILL, agents.log(0) + agents.log(1)
         ends_well(agents, first)
     finally:
@@ -230,14 +210,14 @@ def _ip(*words: str) -> bool:
 
 
 def test_hosts_in_namespaces_of_their_own_with_caches_of_their_own(
-    text: Path, alone: Path, folder: Folder, namespaces: tuple[Host, Host]
+    long_text: Path, alone: Path, folder: Folder, namespaces: tuple[Host, Host]
 ) -> None:
     out, agents = folder("out"), Agents(folder("agents"), namespaces, "2")
     try:
         ends_well(
             agents,
             *(
-                agents.start(i, *sharded(text, out), "--token-cache", agents.folder / f"cache-{i}")
+                agents.start(i, *sharded(long_text, out), "--token-cache", agents.folder / f"cache-{i}")
                 for i in (0, 1)
             ),
         )

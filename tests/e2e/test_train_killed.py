@@ -23,7 +23,6 @@ from trainer import (
     said,
     train,
     well,
-    write_text,
 )  # fmt: skip
 
 from minigpt import GPT2
@@ -32,20 +31,6 @@ from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.learner import Learner
 
 TOUCHED = 180  # files that a run of these touches, about, if each time counts
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "tales.txt")
-
-
-@pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    well(train(*flags(text, out, *RUN)))
-    assert [line["step"] for line in metrics(out)] == list(range(1, STEPS + 1))
-    return out
 
 
 # ------------------------------------------------------------------------------ killed

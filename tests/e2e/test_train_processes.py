@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ from command import Result, start
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from trainer import (
-    ADAMW,
     RHYTHM,
     SHAPE,
+    Folder,
     assert_close,
     assert_like,
     checkpoints,
@@ -27,7 +26,6 @@ from trainer import (
     said,
     train,
     well,
-    write_text,
 )
 
 from minigpt.weights import to_theirs
@@ -68,8 +66,6 @@ sys.exit(train.main())
 # torch.save, in torch's own converter of checkpoints, calls a class of its own that it warns of
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 
-Folder = Callable[[str], Path]
-
 
 def torchrun(*flags: object, worker: Path | None = None) -> Result:
     """Runs the command in two processes, to its end."""
@@ -107,26 +103,6 @@ def left_at(step: int, run: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return lambda name: tmp_path_factory.mktemp("run") / name
-
-
-@pytest.fixture(scope="module")
-def text(folder: Folder) -> Path:
-    return write_text(folder("tales.txt"), n_documents=40)
-
-
-@pytest.fixture(scope="module")
-def alone(text: Path, folder: Folder) -> Path:
-    """One process, never stopped: what all others are compared with."""
-    out = folder("alone")
-    well(train(*flags(text, out, *SHAPE, *ADAMW, *RHYTHM)))
-    losses = [line["loss"] for line in metrics(out)]
-    assert losses[-1] < losses[0] - 0.1
-    return out
-
-
-@pytest.fixture(scope="module")
 def doubled(alone: Path, folder: Folder) -> tuple[Path, list[str]]:
     """One process to step 4, two to the end; and what those said."""
     out = left_at(4, alone, folder("doubled"))
@@ -148,12 +124,12 @@ def split(alone: Path, folder: Folder) -> tuple[Path, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def interrupted(alone: Path, text: Path, folder: Folder) -> tuple[Path, list[str]]:
+def interrupted(alone: Path, long_text: Path, folder: Folder) -> tuple[Path, list[str]]:
     """An adapter learnt by two processes, each with half of the base, until torchrun gets SIGINT in step 3.
 
     That is what Ctrl-C does: torchrun has its workers in sessions of their own, and hands signals on.
     """
-    out, files = folder("interrupted"), ("--data", text, "--token-cache", text.parent / "tokens")
+    out, files = folder("interrupted"), ("--data", long_text, "--token-cache", long_text.parent / "tokens")
     worker = write_worker(folder("worker.py"), (2, 0), "os.getppid()", "SIGINT")
     result = torchrun(*files, "--init", alone, "--out", out, *ADAPTER, *ENDLESS, "--shard", worker=worker)
     assert result.code != 0
@@ -177,11 +153,13 @@ def test_one_process_goes_on_where_two_stopped(
 
 
 @pytest.mark.parametrize("how", [(), ("--shard",)], ids=["whole", "sharded"])
-def test_muon_takes_the_same_steps_in_two_processes(text: Path, folder: Folder, how: tuple[str, ...]) -> None:
+def test_muon_takes_the_same_steps_in_two_processes(
+    long_text: Path, folder: Folder, how: tuple[str, ...]
+) -> None:
     one, two = folder("one"), folder("two")
     given = (*SHAPE, "--optimizer", "muon", "--lr", 0.02, "--warmup", 2, "--schedule", "wsd", *RHYTHM)
-    well(train(*flags(text, one, *given)))
-    result = torchrun(*flags(text, two, *given, *how), worker=write_worker(folder("worker.py")))
+    well(train(*flags(long_text, one, *given)))
+    result = torchrun(*flags(long_text, two, *given, *how), worker=write_worker(folder("worker.py")))
     assert result.code == 0, result.err
     back = left_at(4, two, folder("back"))
     well(train("--resume", "--out", back))
@@ -246,7 +224,7 @@ def best(out: Path) -> float:
 
 
 def test_ctrl_c_stops_both_and_the_adapter_can_go_on_in_one(
-    alone: Path, text: Path, interrupted: tuple[Path, list[str]], folder: Folder
+    alone: Path, long_text: Path, interrupted: tuple[Path, list[str]], folder: Folder
 ) -> None:
     out, lines = interrupted
     last = metrics(out)[-1]["step"]
@@ -256,7 +234,7 @@ def test_ctrl_c_stops_both_and_the_adapter_can_go_on_in_one(
     assert checkpoints(out)[-1] == f"step-{last:08}"
 
     on, whole = left_at(last, out, folder("on")), folder("whole")
-    files = ("--data", text, "--token-cache", text.parent / "tokens")
+    files = ("--data", long_text, "--token-cache", long_text.parent / "tokens")
     well(train("--resume", "--out", on, "--steps", last + 2))
     well(train(*files, "--init", alone, "--out", whole, *ADAPTER, "--steps", last + 2))
     assert_like(on, whole)
@@ -277,9 +255,9 @@ def test_ctrl_c_stops_both_and_the_adapter_can_go_on_in_one(
     ids=["both", "first"],
 )
 def test_a_mistake_ends_both_and_is_told_once(
-    text: Path, tmp_path: Path, wrong: tuple[object, ...], message: str
+    long_text: Path, tmp_path: Path, wrong: tuple[object, ...], message: str
 ) -> None:
-    result = torchrun(*flags(text, tmp_path / "out", *SHAPE, *wrong))
+    result = torchrun(*flags(long_text, tmp_path / "out", *SHAPE, *wrong))
     assert result.code != 0
     (line,) = ours(result)
     assert message in line

@@ -28,7 +28,6 @@ from trainer import (
     said,
     train,
     well,
-    write_text,
 )  # fmt: skip
 
 from minigpt.training import hardware as machine
@@ -36,19 +35,6 @@ from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.learner import Learner
 from minigpt.training.report import TrainingReport
 from minigpt.training.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "tales.txt")
-
-
-@pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that went from its beginning to its end."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    well(train(*flags(text, out, *RUN)))
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ SIZES = {"n-layer": 1, "n-head": 2, "n-embd": 16, "context": 16, "batch-size": 4
 TIMES = {"steps": 6, "eval-every": 3, "checkpoint-every": 2, "dtype": "float32", "threads": 1}
 TINY = [part for name, value in {**SIZES, **TIMES}.items() for part in (f"--{name}", value)]
 BORDER = f"\n{END_OF_TEXT}\n"
+Folder = Callable[[str], Path]  # a path of that name, in a folder where nothing else is
 
 # Of runs that are compared with those of other numbers of processes.
 # The learning rate of a step must not depend on how many there will be: some runs here end where they are stopped.
