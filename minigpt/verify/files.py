@@ -22,10 +22,11 @@ def check_files(directory: Path, weights: list[Path]) -> Check:
     if damaged:
         return failed(name, f"{', '.join(damaged)}: another content than the hub's; fetch again")
     if not known:
-        digests = [f"{file.name} {sha256(file)}" for file in weights]
-        if all(sha256(file) in KNOWN_WEIGHTS for file in weights):
-            return passed(name, f"the weights are those of {KNOWN_WEIGHTS[sha256(weights[0])]}")
-        return not_checked(name, f"no hash is known for these files ({'; '.join(digests)})")
+        digests = [sha256(file) for file in weights]
+        if all(found in KNOWN_WEIGHTS for found in digests):
+            return passed(name, f"the weights are those of {KNOWN_WEIGHTS[digests[0]]}")
+        listed = "; ".join(f"{file.name} {found}" for file, found in zip(weights, digests, strict=True))
+        return not_checked(name, f"no hash is known for these files ({listed})")
     return passed(name, f"{len(known)} files")
 
 

@@ -26,7 +26,7 @@ from minigpt.verify.points import (
     recording,
 )
 from minigpt.verify.quietly import quietly
-from minigpt.verify.report import Check, failed, not_checked
+from minigpt.verify.report import Check, failed, first_difference, not_checked
 from minigpt.verify.stored import StoredModel
 
 if TYPE_CHECKING:
@@ -141,17 +141,16 @@ def check_greedy(model: GPT2, reference: Reference) -> Iterator[Check]:
     text = list(prompt)
     for _ in range(n_new):
         text.append(int(model(torch.tensor([text], device=model.device))[0, -1].argmax()))
-    differing = [i for i, (a, b) in enumerate(zip(best.tokens, text[len(prompt) :], strict=True)) if a != b]
+    without = text[len(prompt) :]
+    step = first_difference(best.tokens, without)
     longer = replace(reference, tokens=[*prompt, *best.tokens])
     logits = longer.exact["logits"][len(prompt) - 1 : -1]
     chosen = logits.gather(1, torch.tensor(best.tokens)[:, None])
     below = float((logits.amax(1, keepdim=True) - chosen).max())
     # Each of the two logits may be off by the bound, so likeliest tokens this near are as good as equal.
     tie = 2 * longer.bound["logits"]
-    if differing and not _all_ties(logits, differing[0], tie):
-        yield failed(
-            name, f"token {differing[0]} is another: {best.tokens} with it, {text[len(prompt) :]} without"
-        )
+    if step is not None and not _all_ties(logits, step, tie):
+        yield failed(name, f"token {step} is another: {best.tokens} with it, {without} without")
     else:
         yield Check(name, "ok")
     name = "greedy text, its tokens the formula's likeliest"

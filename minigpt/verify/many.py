@@ -11,7 +11,7 @@ from minigpt.sampler.batches import decode_many
 from minigpt.sampler.events import Finished
 from minigpt.sampler.requests import prepare
 from minigpt.verify.logits import Reference
-from minigpt.verify.report import Check, failed, passed
+from minigpt.verify.report import Check, failed, first_difference, passed
 
 NAME = "greedy texts of many prompts side by side, as alone"
 N_NEW = (5, 2, 4, 3, 6, 1)  # new tokens of each prompt, decoded two at a time
@@ -48,9 +48,8 @@ def check_many(model: GPT2, reference: Reference) -> Check:
 
 def _same(reference: Reference, prompt: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool:
     """Whether two texts are the same up to where two tokens are too near to tell apart."""
-    differing = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    if not differing:
+    step = first_difference(a, b)
+    if step is None:
         return True
-    step = differing[0]
     logits = replace(reference, tokens=[*prompt, *b[:step]]).exact["logits"][-1]
     return abs(float(logits[a[step]] - logits[b[step]])) <= 2 * reference.bound["logits"]

@@ -37,6 +37,17 @@ def not_checked(name: str, why: str) -> Check:
     return Check(name, "not checked", why)
 
 
+def first_difference(a: Sequence[object], b: Sequence[object]) -> int | None:
+    """The first place in which two sequences differ, or where the shorter one ends; None if they are the same.
+
+    >>> first_difference([1, 2, 3], [1, 2, 4]), first_difference("king", "kings"), first_difference([], [])
+    (2, 4, None)
+    """
+    shorter = min(len(a), len(b))
+    place = next((i for i in range(shorter) if a[i] != b[i]), shorter)
+    return None if place == len(a) == len(b) else place
+
+
 def rows(checks: Sequence[Check]) -> list[list[str]]:
     """The table: a heading, and a row a check.
 

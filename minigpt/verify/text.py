@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.verify.quietly import quietly
-from minigpt.verify.report import Check, failed, not_checked, passed
+from minigpt.verify.report import Check, failed, first_difference, not_checked, passed
 
 if TYPE_CHECKING:
     from minigpt.tokenizer import Tokenizer
@@ -36,11 +36,12 @@ def check_tokenizer(tokenizer: Tokenizer, directory: Path) -> Iterator[Check]:
         text = "".join(c for c in STRESS if _known(tokenizer, c))
         ids = tokenizer.encode(text)
     back = tokenizer.decode(ids)
-    place = next(
-        (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
-    )
-    wrong = f"at character {place}: {text[place : place + 12]!r} became {back[place : place + 12]!r}"
-    yield passed(name) if back == text else failed(name, wrong)
+    place = first_difference(text, back)
+    if place is None:
+        yield passed(name)
+    else:
+        here = slice(place, place + 12)
+        yield failed(name, f"at character {place}: {text[here]!r} became {back[here]!r}")
     for library, load in {"tokenizers": _tokenizers, "transformers": _transformers}.items():
         yield _against(library, load, tokenizer, directory, text)
 
@@ -68,16 +69,10 @@ def _against(
         return not_checked(name, str(error))
     for sample in (FIXED, text):
         mine, theirs = ours.encode(sample), encode(sample)
-        if mine != theirs:
-            place = next(
-                (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b),
-                min(len(mine), len(theirs)),
-            )
-            before = ours.decode(mine[:place])[-20:]
-            return failed(
-                name,
-                f"token {place}, after {before!r}: {mine[place : place + 4]}, theirs {theirs[place : place + 4]}",
-            )
+        place = first_difference(mine, theirs)
+        if place is not None:
+            before, here = ours.decode(mine[:place])[-20:], slice(place, place + 4)
+            return failed(name, f"token {place}, after {before!r}: {mine[here]}, theirs {theirs[here]}")
     return passed(name)
 
 
