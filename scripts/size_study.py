@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from train_bundled import CONTEXT, train_tokenizer
+from train_bundled import CONTEXT, minigpt, train_tokenizer
 
 from minigpt.config import GPT2Config
 from minigpt.training.hardware import training_flops
@@ -52,9 +50,7 @@ def train(corpus: Path, tokenizer: Path, out: Path, shape: Shape) -> None:
         "batch-size": BATCH, "steps": shape.steps, "optimizer": "adamw", "lr": shape.lr, "warmup": 50, "beta2": 0.95,
         "eval-every": 5000, "checkpoint-every": 5000, "dtype": "bfloat16",
     }  # fmt: skip
-    command = [sys.executable, "-m", "minigpt.train", "--resume"]
-    command += [str(part) for flag, value in flags.items() for part in (f"--{flag}", value)]
-    subprocess.run(command, check=True)
+    minigpt("train", "--resume", **flags)
 
 
 def row(out: Path) -> str:
