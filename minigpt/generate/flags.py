@@ -73,6 +73,11 @@ def _add_input_flags(group: Any) -> None:
     )  # fmt: skip
     add_special_flag(group)
     group.add_argument(
+        "--heal", action="store_true",
+        help="token healing, for prompts that end in a space or within a word: their last tokens are chosen anew, together "
+        "with what follows",
+    )  # fmt: skip
+    group.add_argument(
         "-i", "--interactive", action="store_true", help="interactive mode (!help lists its commands)"
     )
 

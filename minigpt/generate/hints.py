@@ -26,8 +26,8 @@ def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
     seed = getattr(settings.strategy.flags, "seed", None)
     if seed is not None and not samples(settings.strategy.kind, settings.strategy.flags):
         yield f"--seed {seed} changes nothing: {settings.strategy.name} does not sample; --temperature 1 does"
-    if any(ends_in_space(text) for text in texts):
-        yield TRAILING_SPACE
+    if not settings.heal and any(ends_in_space(text) for text in texts):
+        yield f"{TRAILING_SPACE}: leave it out for better text, or add --heal"
 
 
 def same_texts(results: Sequence[Result], tokenizer: Tokenizer, stop: Sequence[str]) -> Iterator[str]:
@@ -44,7 +44,7 @@ def same_texts(results: Sequence[Result], tokenizer: Tokenizer, stop: Sequence[s
             )
 
 
-TRAILING_SPACE = "the prompt ends in a space, which GPT-2's tokens have before a word, not after it: leave it out for better text"
+TRAILING_SPACE = "the prompt ends in a space, which GPT-2's tokens have before a word, not after it"
 
 
 def ends_in_space(text: str) -> bool:

@@ -68,7 +68,7 @@ def flags_of(settings: GenerateSettings) -> dict[str, str]:
     values = {flag_of(name): getattr(given, name, None) for name in options_of(kind)}
     values |= {flag_of(name): getattr(settings.model, name) for name in ("dtype", "quantize", "tokenizer")}
     names = (
-        "max_new_tokens", "overflow", "stride", "stop", "allow_special", "json", "logprobs", "echo"
+        "max_new_tokens", "overflow", "stride", "stop", "allow_special", "heal", "json", "logprobs", "echo"
     )  # fmt: skip
     values |= {flag_of(name): getattr(settings, name) for name in names}
     values["--strategy"] = settings.strategy.name

@@ -140,7 +140,7 @@ def write_many(settings: GenerateSettings) -> int:
     results = Results(settings, tokenizer, seed, file or Stdout(), model.config.n_positions)
     answers = complete_many(
         model, tokenizer, _good_rows(prompts, file, results), strategy,
-        stop=settings.stop, allow_special=settings.allow_special, stride=settings.stride,
+        stop=settings.stop, allow_special=settings.allow_special, heal=settings.heal, stride=settings.stride,
         max_new_tokens=settings.max_new_tokens, overflow=settings.overflow, top_logprobs=settings.top_logprobs,
     )  # fmt: skip
     return _write_all(settings, answers, results, file, prompts.n_lines)

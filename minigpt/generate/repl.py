@@ -122,8 +122,8 @@ class Repl:
 
     def _continue(self, turns: list[Turn], typed: str) -> None:
         """Lets the model continue these turns and what was typed, and makes it the text."""
-        if ends_in_space(typed) and not self.settings.quiet:
-            say(TRAILING_SPACE)
+        if ends_in_space(typed) and not (self.settings.quiet or self.settings.heal):
+            say(f"{TRAILING_SPACE}: leave it out for better text, or !set heal on")
         session = write_texts(
             self.settings, self.model, self.tokenizer, self._renewed(), [_text(turns) + typed]
         )

@@ -122,7 +122,8 @@ class Session:
         tokens, logprobs = [event.token for event in events], [event.logprob for event in events]
         reason = self.requests[prompt_index].finish_reason(tokens) or "interrupted"
         traces = [event.trace for event in events if event.trace]
-        return Completion(tokens, logprobs, sum(logprobs), reason, traces=traces)
+        taken_back = self.requests[prompt_index].taken_back
+        return Completion(tokens, logprobs, sum(logprobs), reason, traces=traces, taken_back=taken_back)
 
     def lengths(self) -> list[int]:
         """How many new tokens each text has."""

@@ -31,6 +31,7 @@ class GenerateSettings:
     file: str | None
     prompts_file: str | None
     allow_special: bool
+    heal: bool
     interactive: bool
 
     max_new_tokens: int | None  # None: the usual length, or what fits

@@ -121,7 +121,7 @@ class Generation:
     ) -> Iterator[Answer[PromptRow]]:
         s = self.settings
         return complete_many(
-            model, tokenizer, rows, strategy, stop=s.stop, allow_special=s.allow_special, stride=s.stride,
+            model, tokenizer, rows, strategy, stop=s.stop, allow_special=s.allow_special, heal=s.heal, stride=s.stride,
             max_new_tokens=s.max_new_tokens, overflow=s.overflow, top_logprobs=s.top_logprobs,
         )  # fmt: skip
 

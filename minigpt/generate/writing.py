@@ -22,7 +22,7 @@ from minigpt.sampler.events import Request
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.running import windowed
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.text import prompt_ids, text_of
+from minigpt.sampler.text import healer, prompt_ids, text_of
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -66,15 +66,18 @@ def begin(
 ) -> Session:
     """A session that is ready to decode, its prompts encoded and checked; errors as for `write_texts`."""
     reader = windowed(model, settings.overflow, settings.stride)
+    stops = tokenizer.stop_strings(*settings.stop)
     requests = prepare(
         reader,
         [prompt_ids(text, tokenizer, settings.allow_special) for text in texts],
         max_new_tokens=settings.max_new_tokens,
-        stop=tokenizer.stop_strings(*settings.stop).completed if settings.stop else None,
+        stop=stops.completed if settings.stop else None,
         overflow=settings.overflow,
         top_logprobs=settings.top_logprobs,
         trace=settings.explain,
     )
+    if settings.heal:
+        requests = list(map(healer(reader, tokenizer, stops), requests))
     return Session(reader, strategy, requests)
 
 
@@ -85,7 +88,8 @@ def observers(
     watching: list[EventObserver] = []
     if settings.stream:
         hidden = requests[0].end_tokens & set(tokenizer.special_tokens.values())
-        watching.append(Screen(tokenizer.stream(*settings.stop), frozenset(hidden)))
+        skip = len(tokenizer.decode_bytes(requests[0].taken_back))
+        watching.append(Screen(tokenizer.stream(*settings.stop, skip=skip), frozenset(hidden)))
     if settings.show_beams and sys.stderr is not None:
         watching.append(BeamScreen(sys.stderr, tokenizer.decode))
     if settings.lattice:
@@ -99,7 +103,7 @@ def note_dropped_tokens(session: Session) -> None:
     for request in session.requests:
         unread = model.start(len(request.prompt)) if isinstance(model, Sliding) else request.dropped
         if unread:
-            n = len(request.prompt) + request.dropped
+            n = len(request.prompt) + len(request.taken_back) + request.dropped
             cli.note("generate", f"left out the {unread} oldest of {n} prompt tokens")
 
 

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from minigpt.errors import InvalidRequest
 from minigpt.sampler.batches import decode_many
-from minigpt.sampler.events import Completion, Event, Failed, Finished, LanguageModel, TokenGenerated
+from minigpt.sampler.events import Completion, Event, Failed, Finished, LanguageModel, Request, TokenGenerated
 from minigpt.sampler.requests import Limits, check_model, check_strategy, prepare, refuse_unknown_limits
 from minigpt.sampler.running import run, windowed
 from minigpt.sampler.strategies.greedy import Greedy
@@ -54,7 +54,11 @@ def generate(
     """
     strategy = _checked("generate", model, strategy, limits)
     model = windowed(model, limits.get("overflow", "error"), stride)
-    requests = prepare(model, prompts, **limits)
+    return decoded(model, prepare(model, prompts, **limits), strategy)
+
+
+def decoded(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -> list[list[Completion]]:
+    """The completions of every request, best first; errors as for `generate`."""
     events: Iterator[Event | Failed] = (
         decode_many(model, requests, strategy)
         if len(requests) > ONE_BATCH

@@ -66,11 +66,15 @@ class Request:
     id: str | None = None  # a name that takes the prompt's place in the seed
     seed: int | None = None  # takes the place of the strategy's
     trace: bool = False  # whether each token brings along how it came to be chosen
+    taken_back: tuple[int, ...] = ()  # the prompt's last tokens, which the new ones must spell first
+    may_follow: Callable[[Sequence[int]], Tensor | None] | None = (
+        None  # new tokens -> ids to go on with; None: any
+    )
 
     @property
     def random_name(self) -> str | tuple[int, ...]:
         """What the seed is mixed with: prompts that share it have the same random numbers."""
-        return self.prompt if self.id is None else self.id
+        return (*self.prompt, *self.taken_back) if self.id is None else self.id
 
     def finish_reason(self, new_tokens: Sequence[int]) -> str | None:
         """Why a text with these new tokens is done, or None."""
@@ -90,7 +94,8 @@ class Completion:
     penalty. `finish_reason` is "eos", "stop", "length" or "overflow".
 
     `text` ends before a stop string and leaves out the end token; it is None where only ids were asked for
-    (`minigpt.sampler.generate`). `alternatives` are the prompt's other completions, best first.
+    (`minigpt.sampler.generate`). Where the end of the prompt was taken back (token healing), `taken_back` has its
+    tokens: `tokens` spell it first, and `text` begins behind it. `alternatives` are the prompt's other completions, best first.
     """
 
     tokens: list[int]
@@ -101,6 +106,7 @@ class Completion:
     text: str | None = None
     alternatives: list[Completion] = field(default_factory=list)
     traces: list[TokenTrace] = field(default_factory=list)  # of each token, if asked for
+    taken_back: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return repr(self) if self.text is None else self.text

@@ -22,7 +22,7 @@ from minigpt.sampler.requests import (
 from minigpt.sampler.running import windowed
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.text import TextTokenizer, prompt_ids, with_text
+from minigpt.sampler.text import TextTokenizer, healer, prompt_ids, with_text
 
 
 class Row(Protocol):
@@ -60,6 +60,7 @@ def complete_many(
     rows_at_once: int | None = None,
     stop: Sequence[str] = (),
     allow_special: bool = False,
+    heal: bool = False,
     stride: int | None = None,
     **lengths: Unpack[Lengths],
 ) -> Iterator[Answer[R]]:
@@ -74,7 +75,7 @@ def complete_many(
         rows: prompts with their ids, such as `minigpt.data.prompt_rows.read_rows` yields.
         strategy: greedy decoding unless given.
         rows_at_once: how many texts are decoded side by side; as many as pay off unless given.
-        stop, allow_special, stride, lengths: as for `minigpt.complete`; `max_new_tokens` is for rows that
+        stop, allow_special, heal, stride, lengths: as for `minigpt.complete`; `max_new_tokens` is for rows that
             do not have their own.
 
     Raises:
@@ -101,9 +102,12 @@ def complete_many(
     prepare(model, [], **limits)  # what is wrong with the limits is no row's fault
     for second in strategy.models():
         check_second_model(model, second, [Request((0,), max_new_tokens=1)])
-    to_request = partial(
-        _request, model=model, tokenizer=tokenizer, allow_special=allow_special, limits=limits
-    )
+    healed = healer(model, tokenizer, stops) if heal else None
+
+    def to_request(row: R) -> Request:
+        request = _request(row, model, tokenizer, allow_special, limits)
+        return healed(request) if healed else request
+
     decode = partial(decode_many, model, strategy=strategy, rows_at_once=rows_at_once)
     return (
         replace(answer, completions=[with_text(text, tokenizer, stops) for text in answer.completions])

@@ -36,6 +36,11 @@ def ready(model: LanguageModel, request: Request, strategy: Strategy) -> Request
     grammar, stop = grammar_of(strategy), request.stop
     if grammar is None:
         return request
+    if request.taken_back:
+        raise InvalidRequest(
+            "heal (--heal) and a grammar cannot be combined: the grammar holds for the new text, which would begin"
+            " within the prompt; leave one of them out"
+        )
     return replace(request, stop=lambda new: grammar.complete(new) or (stop is not None and stop(new)))
 
 

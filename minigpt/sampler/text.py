@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol, Unpack, overload
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.api import generate
-from minigpt.sampler.events import Completion, LanguageModel
-from minigpt.sampler.requests import Lengths, check_model, refuse_unknown_limits
+from minigpt.sampler.api import decoded
+from minigpt.sampler.events import Completion, LanguageModel, Request
+from minigpt.sampler.processors.healing import Healer
+from minigpt.sampler.requests import Lengths, check_model, check_strategy, prepare, refuse_unknown_limits
+from minigpt.sampler.running import windowed
+from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 
 
 class StopTest(Protocol):
     """Stop strings; `minigpt.tokenizer.stop_strings.StopStrings` is one."""
 
-    def completed(self, tokens: Sequence[int]) -> bool: ...
+    def completed(self, tokens: Sequence[int], skip: int = 0) -> bool: ...
     def cut(self, text: str) -> str: ...
 
 
@@ -28,6 +31,8 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]: ...
     def decode(self, tokens: Iterable[int]) -> str: ...
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes: ...
+    def token_bytes(self) -> Sequence[bytes | None]: ...
     def stop_strings(self, *texts: str) -> StopTest: ...
 
 
@@ -39,6 +44,7 @@ def complete(
     strategy: Strategy | None = None,
     *,
     stop: Sequence[str] = (),
+    heal: bool = False,
     stride: int | None = None,
     **lengths: Unpack[Lengths],
 ) -> Completion: ...
@@ -50,6 +56,7 @@ def complete(
     strategy: Strategy | None = None,
     *,
     stop: Sequence[str] = (),
+    heal: bool = False,
     stride: int | None = None,
     **lengths: Unpack[Lengths],
 ) -> list[Completion]: ...
@@ -60,6 +67,7 @@ def complete(
     strategy: Strategy | None = None,
     *,
     stop: Sequence[str] = (),
+    heal: bool = False,
     stride: int | None = None,
     **lengths: Unpack[Lengths],
 ) -> Completion | list[Completion]:
@@ -70,6 +78,8 @@ def complete(
         prompt: one text, or a list of texts. An empty one is continued from the end-of-text token.
         strategy: greedy decoding unless given, such as `Sample(top_p=0.9)` or `Beam(num_beams=5)`.
         stop: strings that end a completion; its text ends before the first of them.
+        heal: token healing, for prompts that end in a space or within a word: the tokens at the end of the prompt are
+            chosen anew, together with what follows. The text begins where the prompt ends all the same.
         stride: by how many tokens at once the window moves with overflow "slide".
         lengths: max_new_tokens (50 unless given, or what fits), end_tokens, overflow, top_logprobs; see
             `minigpt.sampler.requests.prepare`.
@@ -92,6 +102,7 @@ def complete(
     check_model("complete", model)
     _check_tokenizer(tokenizer)
     refuse_unknown_limits("complete", lengths)
+    check_strategy(strategy)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise InvalidRequest(
@@ -101,10 +112,12 @@ def complete(
         stops = tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
     except (TypeError, AttributeError, ValueError) as error:
         raise InvalidRequest(f"stop must be a list of strings, got {stop!r:.60}: {error}") from None
-    groups = generate(
-        model, [prompt_ids(text, tokenizer) for text in texts], strategy,
-        stride=stride, stop=stops.completed if stop else None, **lengths,
-    )  # fmt: skip
+    model = windowed(model, lengths.get("overflow", "error"), stride)
+    ids = [prompt_ids(text, tokenizer) for text in texts]
+    requests = prepare(model, ids, stop=stops.completed if stop else None, **lengths)
+    if heal:
+        requests = list(map(healer(model, tokenizer, stops), requests))
+    groups = decoded(model, requests, strategy or Greedy())
     best = [_best_of([with_text(each, tokenizer, stops) for each in group]) for group in groups]
     return best[0] if isinstance(prompt, str) else best
 
@@ -128,12 +141,19 @@ def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False)
     return [tokenizer.end_token]
 
 
+def healer(model: LanguageModel, tokenizer: TextTokenizer, stop: StopTest) -> Callable[[Request], Request]:
+    """What takes back the end of a request's prompt, where other tokens may fit what follows; see `Healer`."""
+    known = Healer(tokenizer.token_bytes()[: model.config.vocab_size])
+    return lambda request: known.heal(request, stop.completed)
+
+
 def text_of(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> str:
-    """The text of a completion: without its end token, if that is a special one, and before a stop string."""
+    """The text of a completion: what follows the prompt, up to a stop string or a special end token."""
     tokens = completion.tokens
     if completion.finish_reason == "eos" and tokens[-1] in tokenizer.special_tokens.values():
         tokens = tokens[:-1]
-    return stop.cut(tokenizer.decode(tokens))
+    behind_prompt = tokenizer.decode_bytes(tokens)[len(tokenizer.decode_bytes(completion.taken_back)) :]
+    return stop.cut(behind_prompt.decode(errors="replace"))
 
 
 def with_text(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> Completion:

@@ -190,9 +190,12 @@ class Tokenizer:
         """One token, to be shown by itself: U+FFFD stands for a part of a character."""
         return self.decode([token])
 
-    def stream(self, *stop: str) -> TextStream:
-        """Decodes tokens one by one as they are generated, up to the first of the stop strings if given."""
-        return TextStream(self, stop)
+    def stream(self, *stop: str, skip: int = 0) -> TextStream:
+        """Decodes tokens one by one as they are generated, up to the first of the stop strings if given.
+
+        The first `skip` bytes are left out: see `Completion.taken_back`.
+        """
+        return TextStream(self, stop, skip)
 
     def stop_strings(self, *texts: str) -> StopStrings:
         """Texts that end a completion: pass `.completed` as `stop` to `minigpt.sampler.generate`.

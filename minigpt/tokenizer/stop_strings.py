@@ -39,10 +39,14 @@ class StopStrings:
         self._bytes = [text.encode() for text in texts]
         self._longest = max(map(len, self._bytes), default=0)
 
-    def completed(self, tokens: Sequence[int]) -> bool:
+    def completed(self, tokens: Sequence[int], skip: int = 0) -> bool:
         """Whether the last of these generated tokens completes a stop string.
 
         It looks at the last few tokens only, so asking after every token costs the same for any length.
+
+        Args:
+            tokens: the generated tokens.
+            skip: how many bytes at their beginning belong to the prompt, where nothing is looked for.
         """
         last = self._decoder.decode_bytes(tokens[-1:])
         tail, unread = last, len(tokens) - 1
@@ -50,8 +54,10 @@ class StopStrings:
             unread -= 1
             tail = self._decoder.decode_bytes([tokens[unread]]) + tail
         before = len(tail) - len(last)
+        # So many tokens are at least as many bytes: what is skipped ends among them, or not within the tail.
+        prompt = skip - len(self._decoder.decode_bytes(tokens[: min(unread, skip)]))
         # A stop string that starts any earlier ends before the last token: it was reported for that one.
-        return any(tail.find(stop, max(0, before + 1 - len(stop))) >= 0 for stop in self._bytes)
+        return any(tail.find(stop, max(0, prompt, before + 1 - len(stop))) >= 0 for stop in self._bytes)
 
     def cut(self, text: str) -> str:
         """The part of a text before the earliest stop string, or all of it."""

@@ -13,6 +13,7 @@ class TextStream:
 
     All that it returns, joined, is the text that `Tokenizer.decode` gives for the same tokens. With stop
     strings it ends before the one that is completed first, and holds back what may be the beginning of one.
+    With `skip`, so many bytes at the beginning belong to the prompt and are left out.
 
     Raises:
         ValueError: a stop string is empty.
@@ -24,15 +25,18 @@ class TextStream:
     (['a', '', 'é', ' ', '', '', 'EN.', '', '', '', ''], '')
     """
 
-    def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
+    def __init__(self, decoder: Decoder, stop: Sequence[str] = (), skip: int = 0) -> None:
         self._tokens, self._stop = decoder, StopStrings(decoder, stop)
+        self._skip = skip  # bytes that are still to be left out
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self._ended = False
 
     def feed(self, token: int) -> str:
         """The text that is certain now that this token has come; often "", in the middle of a character."""
-        self._held += self._characters.decode(self._tokens.decode_bytes([token]))
+        spelled = self._tokens.decode_bytes([token])
+        self._held += self._characters.decode(spelled[self._skip :])
+        self._skip = max(0, self._skip - len(spelled))
         text = self._up_to_stop()
         self._held = "" if self._ended else self._stop.held_back(text)
         return text[: len(text) - len(self._held)]

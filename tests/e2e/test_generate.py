@@ -23,6 +23,8 @@ from minigpt.sampler import Beam, BeamSample, Greedy, PromptLookup, Sample, gene
 from minigpt.sampler.api import run as decode
 from minigpt.sampler.events import TokenGenerated
 from minigpt.sampler.requests import prepare
+from minigpt.tokenizer.bpe import BYTES
+from minigpt.tokenizer.files import END_OF_TEXT
 
 STORY = "Once a cat saw a 😀 and cried: aaab! The End. Not so, said the wörld."
 WINDOW = len(STORY.encode()) + 1
@@ -820,3 +822,39 @@ def test_a_file_that_cannot_be_written_at_the_end_leaves_the_text(
         result.err
         == f"minigpt.generate: --output {tmp_path / 'text'}: No space left on device; its text went to stdout\n"
     )
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose vocabulary has " the" and " they"."""
+    directory = save(tmp_path_factory.mktemp("merged"), tiny(vocab_size=262, initializer_range=0.5))
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ġthe", "y")]
+    words = {a + b: 258 + i for i, (a, b) in enumerate(merges)}
+    Tokenizer({**BYTES, **words}, merges, special_tokens={END_OF_TEXT: 257}).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("flags", [(), ("--num-beams", 2), ("--top-k", 5, "--seed", 1), ("--stop", "e")])
+def test_a_healed_prompt_is_gone_on_from_its_end(
+    merged: Path, flags: tuple[object, ...], tmp_path: Path
+) -> None:
+    asked = ("--model", merged, "a th", "--heal", "--max-new-tokens", 4, *flags)
+    (record,) = [json.loads(line) for line in call(*asked, "--json").text.splitlines()]
+    tokenizer = Tokenizer.from_pretrained(merged)
+    assert tokenizer.decode(record["prompt_tokens"]) == "a"  # " t" and "h" are taken back
+    whole = tokenizer.decode([*record["prompt_tokens"], *record["tokens"]])
+    assert (record["prompt"] + record["text"]) == (
+        whole if "--stop" not in flags else whole.partition("e")[0]
+    )
+    assert call(*asked, "--no-stream").text == call(*asked, "--stream").text == record["text"]
+    assert call(*asked, "--stream", "--echo").text == call(*asked, "--echo").text == "a th" + record["text"]
+    (tmp_path / "p.txt").write_text("a th\n")
+    rows = call("--prompts", tmp_path / "p.txt", *asked[:2], *asked[3:]).out
+    if "--seed" not in flags:  # with which the row's id is mixed
+        assert rows.partition("\n")[2] == record["text"] + "\n"
+
+
+def test_a_healed_prompt_needs_no_hint(merged: Path) -> None:
+    asked = ("--model", merged, "a ", "--max-new-tokens", 2)
+    assert "leave it out for better text, or add --heal" in call(*asked).err
+    assert "ends in a space" not in call(*asked, "--heal").err

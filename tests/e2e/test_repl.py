@@ -411,3 +411,5 @@ def test_retry_says_why_the_text_will_be_the_same(type_: Type) -> None:
 def test_a_trailing_space_is_remarked_on(type_: Type) -> None:
     (note,) = notes(type_("Once "))
     assert note.startswith("the prompt ends in a space")
+    assert note.endswith("leave it out for better text, or !set heal on")
+    assert notes(type_("!set heal on", "Once ")) == ["heal: True; strategy: greedy"]

@@ -79,7 +79,10 @@ class ActiveSequence:
         assert self.finish_reason is not None
         top = self.top_logprobs if self.request.top_logprobs else []
         score = sum(self.logprobs)
-        return Completion(self.tokens, self.logprobs, score, self.finish_reason, top, traces=self.traces)
+        return Completion(
+            self.tokens, self.logprobs, score, self.finish_reason, top,
+            traces=self.traces, taken_back=self.request.taken_back,
+        )  # fmt: skip
 
 
 def apply(

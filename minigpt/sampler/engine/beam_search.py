@@ -189,4 +189,7 @@ class Search:
     def _completion(self, hypothesis: Hypothesis) -> Completion:
         top = list(hypothesis.top_logprobs) if self.request.top_logprobs else []
         tokens, logprobs, traces = list(hypothesis.tokens), list(hypothesis.logprobs), list(hypothesis.traces)
-        return Completion(tokens, logprobs, hypothesis.score, hypothesis.finish_reason, top, traces=traces)
+        return Completion(
+            tokens, logprobs, hypothesis.score, hypothesis.finish_reason, top,
+            traces=traces, taken_back=self.request.taken_back,
+        )  # fmt: skip

@@ -23,6 +23,7 @@ from minigpt.sampler.processors.cutoffs import (
 )
 from minigpt.sampler.processors.dry import DRY
 from minigpt.sampler.processors.grammar_mask import GrammarMask
+from minigpt.sampler.processors.healing import Healer, Healing
 from minigpt.sampler.processors.mirostat import Mirostat
 from minigpt.sampler.processors.order import ORDER, chain
 from minigpt.sampler.processors.penalties import (
@@ -50,6 +51,8 @@ __all__ = [
     "ExponentialLengthDecay",
     "FrequencyPenalty",
     "GrammarMask",
+    "Healer",
+    "Healing",
     "LogitBias",
     "MinNewTokens",
     "MinP",

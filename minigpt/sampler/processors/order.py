@@ -21,6 +21,7 @@ from minigpt.sampler.processors.cutoffs import (
 )
 from minigpt.sampler.processors.dry import DRY, DRYOptions
 from minigpt.sampler.processors.grammar_mask import GrammarMask, GrammarOptions
+from minigpt.sampler.processors.healing import Healing
 from minigpt.sampler.processors.mirostat import Mirostat, MirostatOptions
 from minigpt.sampler.processors.penalties import (
     BadWords,
@@ -48,6 +49,7 @@ ORDER: tuple[type[Step], ...] = (
     MinNewTokens,
     ExponentialLengthDecay,
     GrammarMask,  # after the decay, which would lift an end token that is ruled out to NaN
+    Healing,
     Custom,
     Temperature,
     TopNSigma,

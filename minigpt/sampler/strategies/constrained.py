@@ -116,6 +116,11 @@ class Goal:
 
     def check(self, request: Request, vocab_size: int) -> None:
         """Raises InvalidRequest where no text can contain the phrases."""
+        if request.taken_back:
+            raise InvalidRequest(
+                "heal (--heal) and must_include (--must-include) cannot be combined: phrases are looked for in the new"
+                " tokens, which would begin within the prompt; leave one of them out"
+            )
         tokens = [token for phrase in self.phrases for spelling in phrase for token in spelling]
         if unknown := [token for token in tokens if not 0 <= token < vocab_size]:
             raise InvalidRequest(f"must_include ids must be from 0 to {vocab_size - 1}, got {unknown[:5]}")

@@ -224,6 +224,18 @@ def test_a_stream_shows_what_comes_before_the_stop(text: str, stop: list[str]) -
     assert shown + stream.finish() == OWNED.stop_strings(*stop).cut(OWNED.decode(ids))
 
 
+@given(text=texts_with_stops, stop=stops, skip=st.integers(0, 9))
+def test_what_is_skipped_is_as_if_it_were_not_there(text: str, stop: list[str], skip: int) -> None:
+    ids, found = OWNED.encode(text), OWNED.stop_strings(*stop).completed
+    stream, shown = OWNED.stream(skip=skip), ""
+    for n in range(1, len(ids) + 1):
+        shown += stream.feed(ids[n - 1])
+        before, now = (OWNED.decode_bytes(ids[:m])[skip:] for m in (n - 1, n))
+        ends = [i + len(s) for s in map(str.encode, stop) for i in range(len(now)) if now[i:].startswith(s)]
+        assert found(ids[:n], skip) == any(end > len(before) for end in ends)
+    assert shown + stream.finish() == OWNED.decode_bytes(ids)[skip:].decode(errors="replace")
+
+
 def test_a_stop_text_is_found_across_tokens_and_after_a_false_start() -> None:
     tokenizer = Tokenizer(BYTES, [])
     stopped = tokenizer.stop_strings("never", "aab", "é").completed
