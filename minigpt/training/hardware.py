@@ -15,11 +15,14 @@ FASTER = 1.2  # times, or half precision is not worth its rounding
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Floating-point operations a second in one large matrix product, the fastest of those that fit the time."""
+    """Floating-point operations a second in one large matrix product, the fastest of those that fit the time.
+
+    One is measured in any case, for a busy machine may give this process no time before it is over.
+    """
     n = 1024 if device.type == "cpu" else 8192
     a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
     best, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while not best or time.monotonic() < end:
         began = time.perf_counter()
         # reading one number waits for the device
         (a @ b)[0, 0].item()
