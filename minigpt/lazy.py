@@ -11,6 +11,7 @@ who uses them asks before whether they are there. Our own packages import their 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Lazy(ModuleType):
+class _Lazy:
     """Stands for a module until one of its attributes is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         if name == "__wrapped__":  # which doctest asks of everything that a file names
             raise AttributeError(name)
-        return getattr(import_module(self.__name__), name)
+        return getattr(self._module, name)
+
+    @cached_property  # for it is asked for at every token
+    def _module(self) -> ModuleType:
+        return import_module(self._name)
 
 
 def imported_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -43,7 +43,7 @@ def most_likely(scores: Tensor, k: int) -> Tensor:
 def top_logprobs(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:
     """The `n` most likely tokens of each row and their log-probabilities, best first.  Shape: (B, V)."""
     if not n:
-        return [[] for _ in range(len(logprobs))]  # to iterate over a tensor would take its rows apart
+        return [[] for _ in range(logprobs.size(0))]
     ranked = [most_likely(row, n) for row in logprobs]
     return [
         list(zip(ids.tolist(), row[ids].tolist(), strict=True))

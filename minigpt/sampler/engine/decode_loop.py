@@ -39,17 +39,15 @@ def decode_loop(
         reader: reads and predicts; the model's own logits are the scores unless there is one.
     """
     reader = reader or ModelReader(model)
-    first = [ActiveSequence.begin(strategy, request, i) for i, request in enumerate(requests)]
-    seen = reader.read_prompts(first)
+    running = sequences = [
+        ActiveSequence.begin(strategy, request, i, j)
+        for i, request in enumerate(requests)
+        for j in range(copies)
+    ]
+    seen = reader.read_prompts(sequences[::copies])
     yield PrefillDone()
-    running = sequences = first
     if copies > 1:
-        rows = [sequence.prompt_index for sequence in first for _ in range(copies)]
-        running = sequences = [
-            ActiveSequence.begin(strategy, sequence.request, sequence.prompt_index, j)
-            for sequence in first
-            for j in range(copies)
-        ]
+        rows = [sequence.prompt_index for sequence in sequences]
         reader.select(rows)
         seen = seen.select(rows)
     while True:
@@ -106,7 +104,7 @@ def add_chosen(
 def added(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> Iterator[ActiveSequence]:
     """Adds the chosen tokens to the running texts; each text, once its token is added."""
     logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors did
-    reported = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+    reported = logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
     if any(map(math.isnan, reported)):  # then all of that row's are
         require_possible(reported, [sequence.request for sequence in running])
     tops = top_logprobs(logprobs, running[0].request.top_logprobs)

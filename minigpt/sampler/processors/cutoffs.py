@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minigpt.lazy import Tensor, torch
+from minigpt.lazy import Tensor, numpy, torch
 from minigpt.options import HUGE, option, require_in_range
 from minigpt.sampler.processors.processor import RULED_OUT, Processor, TextContext
 from minigpt.sampler.seed import Seeded
@@ -145,10 +145,14 @@ class TopP:
             yield cls(options.top_p, context.keep)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        ranked, order = logits.sort()  # ascending: the small probabilities add up exactly
+        ranked = _ascending(logits)  # so that the small probabilities add up exactly
         dropped = ranked.softmax(-1).cumsum(-1) <= 1 - self.p
         dropped[:, -self.keep :] = False
-        return logits.masked_fill(dropped.scatter(1, order, dropped), RULED_OUT)
+        n_dropped = dropped.sum(-1, keepdim=True)
+        unlikely = logits < ranked.gather(-1, n_dropped)  # than the least likely token that is kept
+        if not unlikely.sum(-1, keepdim=True).equal(n_dropped):  # of equals some are kept: torch says which
+            unlikely = dropped.scatter(1, logits.sort().indices, dropped)
+        return logits.masked_fill(unlikely, RULED_OUT)
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,14 @@ class EtaCutoff:
         epsilon = torch.tensor(self.epsilon, device=logits.device)
         dropped = logits.softmax(-1) < torch.minimum(epsilon, epsilon.sqrt() * (-entropy).exp())
         return logits.masked_fill(dropped & _beyond(self.keep, logits), RULED_OUT)
+
+
+def _ascending(logits: Tensor) -> Tensor:
+    """Each row in ascending order: (B, V)  ->  (B, V)."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # torch sorts the tokens along with their logits, which takes many times as long.
+        return torch.from_numpy(numpy.sort(logits.detach().numpy()))
+    return logits.sort().values
 
 
 def _beyond(keep: int, logits: Tensor) -> Tensor:

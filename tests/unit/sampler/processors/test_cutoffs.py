@@ -1,4 +1,4 @@
-"""Top-n-sigma, XTC and Mirostat: against oracles that follow their sources line by line."""
+"""Top-p, top-n-sigma, XTC and Mirostat: against oracles that follow their sources line by line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from minigpt.sampler import BeamSample, Greedy, Sample, generate
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Request
-from minigpt.sampler.processors import XTC, EtaCutoff, Mirostat, TopNSigma, chain
+from minigpt.sampler.processors import XTC, EtaCutoff, Mirostat, TopNSigma, TopP, chain
 from minigpt.sampler.processors.mirostat import REMEMBERED
 
 NONE = float("-inf")
@@ -26,6 +26,22 @@ def kept(logits: Tensor) -> list[list[int]]:
 
 def random_logits(seed: int, rows: int = 1) -> Tensor:
     return 2 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------ top-p
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_top_p_drops_the_beginning_of_the_sorted_row(dtype: torch.dtype, keep: int) -> None:
+    """With and without equal logits, of which torch's own sort decides, as in transformers."""
+    rows = 3 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    for logits in (rows.to(dtype), rows.round().to(dtype)):
+        ranked, order = logits.sort()
+        for p in (0.0, 0.3, 0.9, 0.999, 1.0):
+            dropped = (ranked.softmax(-1).cumsum(-1) <= 1 - p) & (torch.arange(1000) < 1000 - keep)
+            expected = logits.masked_fill(dropped.scatter(1, order, dropped), NONE)
+            assert TopP(p, keep)(logits, torch.zeros(4, 1).long()).equal(expected)
 
 
 # ------------------------------------------------------------------------------ top-n-sigma
