@@ -317,14 +317,19 @@ def _header_fields(path: Path) -> dict[str, Any]:
                 raise ValueError(f"its header would have {length:,} bytes")
             return expect(dict, parse(file.read(length), "its header"), "its header")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged or incomplete ({error}); fetch or save it again") from None
+        raise damaged(path, error) from None
 
 
 def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or incomplete ({error}); fetch or save it again") from None
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to raise where a file of weights cannot be read for this reason."""
+    return ValueError(f"{path} is damaged or incomplete ({error}); fetch or save it again")
 
 
 def _list(names: list[str]) -> str:

@@ -18,7 +18,7 @@ from minigpt.atomic import all_or_none
 from minigpt.json_files import expect, field, read_object, shown
 from minigpt.model import GPT2
 from minigpt.training.lora import LoraLinear, attach, linears, lora_linears, refuse_adapted, refuse_plain
-from minigpt.weights import to_theirs, whole
+from minigpt.weights import damaged, to_theirs, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -160,7 +160,7 @@ def _read_pairs(directory: Path, model: GPT2, rank: int) -> dict[str, tuple[Tens
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or incomplete ({error}); fetch or save it again") from None
+        raise damaged(path, error) from None
     pairs = {}
     for name, linear in linears(model).items():
         keys = _keys(name)
