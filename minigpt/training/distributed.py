@@ -142,10 +142,8 @@ def joined(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        with (
-            report_first_failure(),
-            _disconnection(),
-        ):  # inside, because losing the connection is a failure, too
+        # inside, because losing the connection is a failure, too
+        with report_first_failure(), _disconnection():
             yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
         dist.destroy_process_group()
@@ -166,7 +164,7 @@ def _disconnection() -> Iterator[None]:
         ) from error
 
 
-class Whole:
+class Replicated:
     """A model that every process holds whole; several processes average their gradients (DDP)."""
 
     def __init__(self, model: GPT2, processes: Processes) -> None:
@@ -194,6 +192,7 @@ class Sharded:
         self.forward: nn.Module = model
 
     def last_of_step(self, last: bool) -> AbstractContextManager[None]:
+        """Around a batch: gradients are exchanged after a step's last one only."""
         assert isinstance(self.forward, FSDPModule)
         self.forward.set_requires_gradient_sync(last)
         return nullcontext()

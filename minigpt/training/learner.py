@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from minigpt.data.windows import Windows
 from minigpt.model import GPT2
 from minigpt.training import optimiser as optim
-from minigpt.training.distributed import Processes, Sharded, Whole
+from minigpt.training.distributed import Processes, Replicated, Sharded
 from minigpt.training.hardware import autocast
 from minigpt.training.schedule import cosine, wsd
 from minigpt.training.settings import Settings
@@ -40,8 +40,8 @@ class Learner:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if settings.compile:
             model.compile()
-        self.spread = Sharded(model) if settings.shard else Whole(model, processes)
-        self.model = self.spread.model
+        self.parallel = Sharded(model) if settings.shard else Replicated(model, processes)
+        self.model = self.parallel.model
         self.optimisers = _optimisers(self.model, settings)
         self.model.train()
 
@@ -54,7 +54,7 @@ class Learner:
         for part in range(s.accumulate):
             first = (step * s.accumulate + part) * s.batch_size
             rows = self.windows.rows(self.processes.share(range(first, first + s.batch_size)))
-            with self.spread.last_of_step(part == s.accumulate - 1):
+            with self.parallel.last_of_step(part == s.accumulate - 1):
                 loss += self._learn(self._moved(rows))
         norm = torch.nn.utils.clip_grad_norm_(optim.trainable(self.model), MAX_GRAD_NORM)
         for optimiser in self.optimisers:
@@ -71,7 +71,7 @@ class Learner:
     def _learn(self, rows: Tensor) -> Tensor:
         """Accumulates gradients; the share of these rows in the step's loss. Shapes: (B, T + 1)."""
         with self.autocast():
-            logits = self.spread.forward(rows[:, :-1])
+            logits = self.parallel.forward(rows[:, :-1])
         loss = sum_loss(logits, rows[:, 1:]) / rows[:, 1:].numel() / self.settings.accumulate
         torch.autograd.backward(loss)
         return loss.detach()

@@ -153,11 +153,10 @@ class TrainingRun:
     def _validated(self) -> dict[str, float]:
         """The validation loss, and what follows from it; the best weights so far are kept."""
         learner = self.learner
-        rows = max(
-            1, self.settings.batch_size // self.processes.world_size
-        )  # as many as in training fit, too
+        # as many as in training fit, too
+        rows = max(1, self.settings.batch_size // self.processes.world_size)
         score = self.validation.score(
-            learner.spread.forward, rows, learner.device, self.processes, learner.autocast
+            learner.parallel.forward, rows, learner.device, self.processes, learner.autocast
         )
         self._refuse_divergence(validation_loss=score.loss)
         if self.progress.best is None or score.loss < self.progress.best:
