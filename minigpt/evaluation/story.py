@@ -81,9 +81,9 @@ def names_kept(text: str) -> float:
     >>> names_kept("And there was Anna with her brother Karl. But then one evening Karl met Tom.")
     0.5
     """
-    middle = len(text) // 2
-    known = {name for place, name in names(text) if place < middle}
-    later = [name for place, name in names(text) if place >= middle]
+    middle, mentioned = len(text) // 2, names(text)
+    known = {name for place, name in mentioned if place < middle}
+    later = [name for place, name in mentioned if place >= middle]
     return sum(name in known for name in later) / len(later) if later else math.nan
 
 
