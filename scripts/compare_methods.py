@@ -28,13 +28,8 @@ from minigpt.evaluation.diversity import repetition
 Figures = dict[str, float]
 
 MAXIMISING = ["greedy", "beam 5"]
-PUBLISHED = [
-    *MAXIMISING,
-    "pure sampling",
-    "temperature 0.7",
-    "top-k 40",
-    "nucleus 0.95",
-]  # what the paper compares
+# what the paper compares
+PUBLISHED = [*MAXIMISING, "pure sampling", "temperature 0.7", "top-k 40", "nucleus 0.95"]
 UNSURE = (
     "Texts drawn from a model have, on average, the perplexity that the model expects. Human text is above that where"
     " the model is surer than it has a right to be, as a small one is of tales that it has not read; and all that cuts"

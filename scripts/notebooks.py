@@ -43,9 +43,8 @@ def executed(path: Path) -> NotebookNode:
     cells = notebook.cells
     notebook.cells = [new_code_cell(NO_WARNINGS), *cells, new_code_cell(QUIET)]
     with tempfile.TemporaryDirectory() as folder:
-        kernel = AsyncKernelManager(
-            transport="ipc", ip=f"{folder}/socket"
-        )  # no ports: nobody else can connect
+        # no ports: nobody else can connect
+        kernel = AsyncKernelManager(transport="ipc", ip=f"{folder}/socket")
         client = NotebookClient(
             notebook,
             km=kernel,

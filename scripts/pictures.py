@@ -47,9 +47,8 @@ def photograph(file: Path, state: str, picture: Path) -> None:
         page.wait_for_selector("html[data-ready]", state="attached")
         image = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
-    image.convert("RGB").quantize(256).save(
-        picture, optimize=True
-    )  # a third of the size, and no difference to see
+    # a third of the size, and no difference to see
+    image.convert("RGB").quantize(256).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

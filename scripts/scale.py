@@ -90,13 +90,11 @@ def measure(plan: Plan) -> None:
     torch.set_num_threads(1)
     small = replace(plan.config, n_layer=1, n_head=4, n_embd=64, n_positions=16, vocab_size=512)
     with joined(CPU) as processes:
-        new_learner(replace(plan, config=small), processes).step(
-            0
-        )  # what torch itself needs, it has from here on
+        # what torch itself needs, it has from here on
+        new_learner(replace(plan, config=small), processes).step(0)
         learner = new_learner(plan, processes)
-        kept = (
-            3 * FLOAT32 * plan.config.n_parameters // plan.processes
-        )  # is there by now: weights and averages
+        # is there by now: weights and averages
+        kept = 3 * FLOAT32 * plan.config.n_parameters // plan.processes
         before = resident() - kept
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         learner.step(0)
@@ -148,9 +146,8 @@ def measured_table() -> Iterator[str]:
     rates: dict[str, float] = {}
     for name, plan in MEASURED.items():
         found, needed = measured(name), memory(plan).total
-        if (
-            plan.dtype not in rates
-        ):  # the first one says how fast this machine is; others are predicted from it
+        # the first one says how fast this machine is; others are predicted from it
+        if plan.dtype not in rates:
             rates[plan.dtype] = seconds(plan, 1.0, math.inf).total / found["seconds"]
             predicted, ratio = "", ""
         else:

@@ -126,9 +126,8 @@ def self_bleu(sequences: Sequence[Tokens], order: int = 4) -> float:
 def _matches(sequences: Sequence[Tokens], n: int) -> list[int]:
     """For each text, its runs of n tokens that another has too, as often at most as that other has them."""
     counts = [Counter(ngrams(tokens, n)) for tokens in sequences]
-    most: dict[
-        tuple[int, ...], tuple[int, int]
-    ] = {}  # how often at most, and at second most, one text has it
+    # Of each run: how often at most, and at second most, one text has it.
+    most: dict[tuple[int, ...], tuple[int, int]] = {}
     for count in counts:
         for run, times in count.items():
             first, second = most.get(run, (0, 0))

@@ -64,9 +64,8 @@ def series(out: str | os.PathLike[str]) -> Series:
     >>> series(run).run(lambda model: model.config.n_layer)
     {100: 1, 200: 1}
     """
-    models = Path(out, STEPS).glob(
-        "step-*/model.safetensors"
-    )  # written last: without it, a step is not whole
+    # written last: without it, a step is not whole
+    models = Path(out, STEPS).glob("step-*/model.safetensors")
     folders = {int(path.parent.name.removeprefix("step-")): path.parent for path in models}
     if not folders:
         raise ValueError(f"{out} has kept no steps: train with --keep-every N (keep_every=N)")

@@ -14,10 +14,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 BYTES = _byte_alphabet()  # "A" -> 65, "Ġ" -> 32, the space, and so on for all 256
 
-
-MOST_IDS = (
-    10_000_000  # forty times as many as any vocabulary has; what is listed by id is as long as the largest
-)
+# Forty times as many as any vocabulary has; what is listed by id is as long as the largest.
+MOST_IDS = 10_000_000
 
 
 def spell(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:

@@ -15,11 +15,8 @@ from minigpt.json_files import expect, field, read_object, shown
 from minigpt.options import Kind, check_options, flag_of, option
 
 RUN = "run.json"
-FACTS: dict[str, type] = {
-    "train": str,
-    "val": str,
-    "dtype": str,
-}  # what run.json must say beside the settings
+# what run.json must say beside the settings
+FACTS: dict[str, type] = {"train": str, "val": str, "dtype": str}
 DTYPES = ("float32", "bfloat16")
 
 # Shapes to learn with: a minute's, and that of the bundled model.

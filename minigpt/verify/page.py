@@ -22,9 +22,8 @@ from minigpt.verify.report import Check, not_checked
 
 SURPRISAL = "surprisal on a page (bits), with the formula in float64"
 ATTENTION = "attention on a page, with that of the model"
-HALF_A_STEP = (
-    1 / 510 + 1 / 131070 + 1e-6
-)  # of a weight in 8 bits, and of its row's largest in 16; and rounding
+# of a weight in 8 bits, and of its row's largest in 16; and rounding
+HALF_A_STEP = 1 / 510 + 1 / 131070 + 1e-6
 
 
 def check_page(model: GPT2, reference: Reference) -> Iterator[Check]:

@@ -547,9 +547,8 @@ def ordering(monkeypatch: pytest.MonkeyPatch, **changed: tuple[float, float]) ->
         "human": (12, 0.01), "greedy": (2, 0.7), "beam 5": (1.5, 0.3), "pure sampling": (23, 0.001),
         "temperature 0.7": (5, 0.05), "top-k 40": (7, 0.005), "nucleus 0.95": (13, 0.008),
     } | {name.replace("_", " "): value for name, value in changed.items()}  # fmt: skip
-    texts = ["la la la la la la la la"] + 3 * [
-        "Once upon a time there was a king"
-    ]  # one of four repeats itself
+    # one of four repeats itself
+    texts = ["la la la la la la la la"] + 3 * ["Once upon a time there was a king"]
     rows = [
         {"name": name, "figures": {"perplexity": a, "rep_4": b}, "texts": texts}
         for name, (a, b) in figures.items()

@@ -38,9 +38,8 @@ BY_NAME = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 def examples() -> list[tuple[str, str]]:
     """Commands in blocks of code that need nothing from outside: (command, flags)."""
-    pages = [
-        page for page in PAGES if page.name != "new-strategy.md"
-    ]  # test_new_strategy.py runs its commands
+    # test_new_strategy.py runs the commands of that page
+    pages = [page for page in PAGES if page.name != "new-strategy.md"]
     blocks = (
         block
         for page in pages
@@ -74,9 +73,8 @@ def test_the_python_runs_in_order(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.stem}
     for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
-        if (
-            "(Strategy)" not in block and "minigpt/sampler/" not in block
-        ):  # files to be added: test_new_strategy.py
+        # Blocks that are files to be added are tested by test_new_strategy.py.
+        if "(Strategy)" not in block and "minigpt/sampler/" not in block:
             exec(compile(block, page.name, "exec"), names)
 
 

@@ -90,9 +90,8 @@ def test_mistakes_are_one_line(model: Path, tmp_path: Path, flags: list[object],
     result = score(tmp_path / "a.txt", *flags, "--out", tmp_path / "out", "--model", model)
     assert result.code == 2
     assert message in result.mistake
-    assert (
-        score(tmp_path / "a.txt", "--out", tmp_path / "out", "--model", model).code == 0
-    )  # nothing stays behind
+    # nothing stays behind
+    assert score(tmp_path / "a.txt", "--out", tmp_path / "out", "--model", model).code == 0
 
 
 def test_flags_of_jobs_need_one(model: Path, tmp_path: Path) -> None:

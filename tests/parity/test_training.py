@@ -308,9 +308,8 @@ def test_fine_tuning_begins_at_what_the_bundled_model_knows(text: Path, tmp_path
 
     capsys.readouterr()
     assert score.main([str(known), "--json", "--per-token", "--quiet"]) == 0
-    *logprobs, _ = json.loads(capsys.readouterr().out)[
-        "logprobs"
-    ]  # the last is the end token's, not in training
+    # the last is the end token's, not in training
+    *logprobs, _ = json.loads(capsys.readouterr().out)["logprobs"]
     assert len(logprobs) <= 64  # one window
     assert line["val_loss"] == pytest.approx(-sum(logprobs) / len(logprobs), abs=1e-4)
 

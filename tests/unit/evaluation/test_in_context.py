@@ -42,9 +42,8 @@ def test_losses_are_those_of_one_token_at_a_time() -> None:
 
 
 def test_the_score_is_the_late_loss_minus_the_early_one() -> None:
-    losses = torch.stack(
-        [torch.arange(2.0, 600.0), torch.arange(2.0, 600.0) + 7]
-    )  # token n costs n, or n + 7
+    # token n costs n, or n + 7
+    losses = torch.stack([torch.arange(2.0, 600.0), torch.arange(2.0, 600.0) + 7])
     assert in_context_learning(losses) == 450
     assert in_context_learning(losses, early=10, late=20, width=4) == 10
     assert in_context_learning(losses.flip(1)) == -450

@@ -42,9 +42,8 @@ def kept_bytes(plan: Plan) -> int:
 def test_what_a_pass_keeps(dtype: str, n_layer: int) -> None:
     plan = Plan(replace(CONFIG, n_layer=n_layer), rows=16, dtype=dtype)
     needed = memory(plan)
-    logits = (
-        4 * plan.config.vocab_size * plan.tokens
-    )  # their log-softmax; the rest is there for a moment only
+    # their log-softmax; the rest is there for a moment only
+    logits = 4 * plan.config.vocab_size * plan.tokens
     ids = 2 * 8 * plan.tokens + 8 * 16 + 8 * 32  # inputs and targets, which the model leaves out
     assert kept_bytes(plan) == pytest.approx(needed.activations + needed.copies + logits + ids, rel=1e-3)
 

@@ -153,12 +153,8 @@ def test_a_run_keeps_what_decides_its_result() -> None:
             run.resumed({name: value})
     free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "keep_every", "logger", "device", "threads",
             "compile", "gradient_checkpointing", "shard", "decay"}  # fmt: skip
-    assert {*asdict(run)} - fixed.keys() - free == {
-        "config",
-        "n_layer",
-        "n_head",
-        "n_embd",
-    }  # not with --init
+    # not with --init
+    assert {*asdict(run)} - fixed.keys() - free == {"config", "n_layer", "n_head", "n_embd"}
 
 
 def test_a_held_out_file_may_have_moved_but_not_become_a_share() -> None:
