@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from minigpt import __version__
-from minigpt.cli import BAD_FLAGS, DONE
+from minigpt.cli import BAD_FLAGS, DONE, INTERRUPTED
 from minigpt.cli.terminal import write_err, write_out
 
 COMMANDS = {
@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"minigpt: there is no command {command!r}{_advice(name, command)}; commands: {', '.join(COMMANDS)}\n"
         )
         return BAD_FLAGS
-    module = import_module("minigpt." + name.replace("-", "_") + (".__main__" if name in PACKAGES else ""))
+    path = "minigpt." + name.replace("-", "_") + (".__main__" if name in PACKAGES else "")
+    try:
+        module = import_module(path)
+    except KeyboardInterrupt:  # from here on, the command itself takes care of it
+        return INTERRUPTED
     code: int = module.main(rest)
     return code
 
@@ -59,7 +63,8 @@ def usage() -> str:
     rows = "".join(f"  {name:17} {text}\n" for name, text in COMMANDS.items())
     return (
         f"usage: minigpt COMMAND ...\n\nGPT-2 from scratch in PyTorch (version {__version__})\n\ncommands:\n{rows}"
-        "\nminigpt COMMAND --help explains a command; python -m minigpt.COMMAND works as well.\n"
+        "\nminigpt COMMAND --help explains a command; python -m minigpt.COMMAND works as well."
+        '\nA first text: minigpt generate "Once upon a time" --top-p 0.9 --temperature 0.8\n'
     )
 
 

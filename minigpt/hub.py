@@ -272,8 +272,9 @@ class _Repository:
                     "make room there or point HF_HOME elsewhere"
                 )
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        here = f"; there is no directory {self.name!r} with {CONFIG} here" if file == CONFIG else ""
         return OSError(
-            f"cannot fetch {file} of {self}: {reason.rstrip('.')}; check the network and try again"
+            f"cannot fetch {file} of {self}: {reason.rstrip('.')}; check the network and try again{here}"
         )
 
 

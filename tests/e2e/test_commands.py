@@ -78,6 +78,14 @@ def test_a_command_gets_its_arguments_and_gives_its_exit_code() -> None:
     assert "--top-p" in result.mistake
 
 
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dispatcher, "import_module", interrupted)
+    assert dispatcher.main(["info"]) == 130
+
+
 # ------------------------------------------------------------------------------ help
 
 

@@ -208,6 +208,7 @@ def test_no_network_is_told_at_once(hub: HubServer, fetch: Run) -> None:
     hub.stop()
     run = fetch("model_files('org/tiny')", timeout=15)  # the client alone would try for 23 seconds
     assert run.stdout.startswith(f"OSError cannot fetch config.json of 'org/tiny' on {hub.endpoint}")
+    assert run.stdout.endswith("; there is no directory 'org/tiny' with config.json here\n")
     assert (run.stdout.count("\n"), run.stderr) == (1, "")
 
 
