@@ -32,10 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
-    parser = Parser("merge_lora", exits, EXAMPLES, description=ABOUT)
+    usage = "minigpt merge-lora --adapter DIR --out DIR [options]"
+    parser = Parser("merge_lora", exits, EXAMPLES, usage=usage, description=ABOUT)
     add_model_flags(parser)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter, as PEFT saves it")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the merged model")
+    parser.add_argument("--quiet", action="store_true", help="errors only on stderr")
     return parser
 
 
@@ -52,6 +54,8 @@ def merge_files(args: argparse.Namespace) -> int:
         raise Failure(NO_MODEL, error) from error
     tokenizer.save_pretrained(args.out)  # first: config.json, by which a model is known, comes last
     training.merge(model).save_pretrained(args.out)
+    if not args.quiet:
+        cli.note("merge_lora", f"{args.out} holds the merged model: --model {args.out}")
     return DONE
 
 

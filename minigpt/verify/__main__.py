@@ -13,7 +13,7 @@ from minigpt.cli.parser import Parser
 from minigpt.cli.progress import late_bar
 from minigpt.cli.table import table
 from minigpt.cli.terminal import write_out
-from minigpt.verify.report import Check, as_json, remarks, rows
+from minigpt.verify.report import Check, as_json, conclusion, remarks, rows
 
 ABOUT = """Prove that a model, as minigpt has loaded it, computes what its files say.
 
@@ -54,6 +54,8 @@ def verify(args: argparse.Namespace) -> int:
     write_out(as_json(wanted.name, checks) if args.json else table(rows(checks)))
     for line in remarks([check for check in checks if check.verdict == "failed" or not args.quiet]):
         cli.note("verify", line)
+    if not args.quiet:
+        cli.note("verify", conclusion(wanted.name, checks))
     return FAILED if any(check.verdict == "failed" for check in checks) else DONE
 
 

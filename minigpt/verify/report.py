@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Verdict = Literal["ok", "failed", "not checked"]
 
@@ -71,6 +71,18 @@ def remarks(checks: Sequence[Check]) -> list[str]:
         f"{one.verdict}: {one.name}: {one.detail}"
         for one in sorted(noted, key=lambda c: c.verdict != "failed")
     ]
+
+
+def conclusion(model: str, checks: Sequence[Check]) -> str:
+    """What the checks say of a model, in one line.
+
+    >>> conclusion("bundled", [passed("logits"), not_checked("hashes", "none known")])
+    'bundled computes what its files say: 1 ok, 1 not checked'
+    """
+    counts = {verdict: sum(one.verdict == verdict for one in checks) for verdict in get_args(Verdict)}
+    says = "does not compute" if counts["failed"] else "computes"
+    shown = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+    return f"{model} {says} what its files say: {shown}"
 
 
 def as_json(model: str, checks: Sequence[Check]) -> str:

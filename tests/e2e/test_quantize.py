@@ -22,7 +22,9 @@ def plain(tmp_path: Path) -> Path:
 def test_the_result_is_read_by_other_commands(kind: str, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "small"
     result = run(plain, "--to", kind, "-o", out, python=("-m", "minigpt.quantize"))
-    assert (result.code, result.out, result.err) == (0, "", "")
+    assert (result.code, result.out) == (0, "")
+    size = (out / "model.safetensors").stat().st_size / 1e6
+    assert result.err == f"minigpt.quantize: {out} holds the model, {size:.1f} MB of weights: --model {out}\n"
     assert GPT2.from_pretrained(out).quantization == kind
     assert Tokenizer.from_pretrained(out).encode("né") == Tokenizer.from_pretrained(plain).encode("né")
     flags = ("ab", "--max-new-tokens", 8, "--quiet")

@@ -47,6 +47,9 @@ def test_the_bundled_model_is_right() -> None:
     assert len(lines) == 18
     assert all(line.endswith((" ok", " not checked")) for line in lines)
     assert "not checked: published values: there are none for weights with this hash" in result.err
+    n = sum(line.endswith(" ok") for line in lines)
+    says = f"minigpt.verify: bundled computes what its files say: {n} ok, {18 - n} not checked"
+    assert result.err.splitlines()[-1] == says
 
 
 def test_json_has_every_check_with_its_figures(model: Path) -> None:
