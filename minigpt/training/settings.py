@@ -33,6 +33,14 @@ def _count(default: int | None, help: str, *, group: str, least: int = 1, **how:
     return option(default, help, group=group, kind=int, least=least, below=2**31, **how)
 
 
+def _shapes() -> str:
+    """The names of all shapes, with the sizes of those that are ours."""
+    sizes = [
+        f"{name} ({c.n_layer} layers, width {c.n_embd}, context {c.n_positions})" for name, c in SMALL.items()
+    ]
+    return ", ".join([*sizes, *PUBLISHED])
+
+
 def _are_strings(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
 
@@ -67,7 +75,7 @@ class Settings:
 
     init: str | None = option(None, "fine-tune this model: bundled, a folder, or a hub name such as gpt2",
         group="model", kind=str, metavar="NAME_OR_DIR")
-    config: str | None = option(None, f"a new model of this shape: {', '.join(SHAPES)}", group="model", kind=str,
+    config: str | None = option(None, f"a new model of this shape: {_shapes()}", group="model", kind=str,
         choices=SHAPES, default_is="tiny", metavar="NAME")
     n_layer: int | None = _count(None, "layers", group="model", default_is="those of --config")
     n_head: int | None = _count(None, "attention heads", group="model", default_is="those of --config")
@@ -75,12 +83,13 @@ class Settings:
     context: int | None = _count(None, "context length in tokens", group="model", default_is="the model's")
     dropout: float = option(0.0, "dropout probability; 0.1 or more helps when training for many epochs", group="model",
         least=0, below=1, metavar="P")
-    lora: int | None = _count(None, "train a low-rank adapter of this rank beside the frozen weights of --init",
-        group="model", metavar="RANK")
+    lora: int | None = _count(None, "train a low-rank adapter of this rank beside the frozen weights of --init; "
+        "8 is usual", group="model", metavar="RANK")
     lora_alpha: float | None = option(None, "scale of the adapter: its product is multiplied by alpha / rank",
         group="model", kind=float, above=0, default_is="32", metavar="ALPHA")
 
-    steps: int = _count(2000, "optimizer steps", group="training", fixed=False)
+    steps: int = _count(2000, "optimizer steps, each of --batch-size x --accumulate sequences", group="training",
+        fixed=False)
     batch_size: int = _count(12, "sequences per batch, over all processes", group="training")
     accumulate: int = _count(1, "gradient accumulation: batches per optimizer step", group="training")
     optimizer: str | None = option(None, "optimizer of the matrices inside the blocks; AdamW updates everything else",

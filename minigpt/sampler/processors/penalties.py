@@ -26,16 +26,16 @@ class PenaltyOptions:
     # fmt: off
     repetition_penalty: float = option(1.0, "logits of tokens already in the text are divided by this if positive, else "
         "multiplied; 1.1 to 1.3 is usual", group="control", least=1e-4, most=1e4, off=1.0, metavar="F")
-    presence_penalty: float = option(0.0, "subtract P from the logits of generated tokens, prompt excluded",
-        group="control", least=-2, most=2, off=0.0, metavar="P")
+    presence_penalty: float = option(0.0, "subtract P from the logits of generated tokens, prompt "
+        "excluded; 0.1 to 1 is usual", group="control", least=-2, most=2, off=0.0, metavar="P")
     frequency_penalty: float = option(0.0, "subtract P from the logits of generated tokens for each occurrence, prompt "
-        "excluded", group="control", least=-2, most=2, off=0.0, metavar="P")
+        "excluded; 0.1 to 1 is usual", group="control", least=-2, most=2, off=0.0, metavar="P")
     no_repeat_ngram_size: int = option(0, "no repeated n-grams of N tokens; 3 is usual", group="control", least=1,
         below=HUGE, off=0)
-    bad_words: Sequence[Sequence[int]] = option((), "banned text; repeatable", group="control", kind=TOKEN_SEQUENCES,
-        collect=spellings, metavar="TEXT")
-    logit_bias: Mapping[int, float] = option({}, "add BIAS to the logit of token ID, -inf bans it; repeatable",
-        group="control", kind=BIASES, collect=lambda pairs, _: dict(pairs))
+    bad_words: Sequence[Sequence[int]] = option((), "banned text, with a space before it and without; repeatable",
+        group="control", kind=TOKEN_SEQUENCES, collect=spellings, metavar="TEXT")
+    logit_bias: Mapping[int, float] = option({}, "add BIAS to the logit of token ID (--json shows ids), -inf bans it; "
+        "repeatable", group="control", kind=BIASES, collect=lambda pairs, _: dict(pairs))
     min_new_tokens: int = option(0, "no end-of-text token before N new tokens", group="length", least=0, below=HUGE)
     exponential_decay_length_penalty: tuple[int, float] | None = option(None, "exponentially boost the end-of-text token, by "
         "FACTOR per token after START new tokens (20,1.1)", group="length", kind=START_AND_FACTOR)

@@ -60,7 +60,7 @@ class Constrained(Beam):
     """
 
     must_include: Sequence[Sequence[Any]] = option(
-        (), "the text must contain this; repeatable",
+        (), "the text must contain this, with a space before it or without; repeatable",
         group="control", kind=PHRASES, collect=_phrases, metavar="TEXT",
     )  # fmt: skip
 
