@@ -9,7 +9,7 @@ TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 .DEFAULT_GOAL := help
 
 help: ## list these
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: $(VENV)/ready ## make the virtual environment and install everything into it
 
@@ -49,7 +49,7 @@ $(VENV)/ready-all: $(VENV)/ready
 test-browser: $(VENV)/ready-all ## the page of `explore` in Chromium (apt install chromium)
 	$(TESTS) tests/browser
 
-fuzz: $(VENV)/ready ## 10,000 inputs that nobody thought of, drawn with FUZZ_SEED (up to an hour)
+fuzz: $(VENV)/ready ## 10,000 random inputs, by FUZZ_SEED (up to an hour)
 	FUZZ_EXAMPLES=1300 $(TESTS) tests/fuzz
 
 faults: $(VENV)/ready ## full and failing disks and kill -9, at every call that changes a folder (up to an hour)
