@@ -153,7 +153,7 @@ class _Int8(Small):
         evened = torch.addcmul(NEARLY_ZERO, rows, self.input_scale)
         largest = evened.abs().amax(1, keepdim=True)
         product = self.product(evened.div_(largest))
-        return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest)
+        return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest, out=product)
 
     def product(self, rows: Tensor) -> Tensor:
         """The product of rows from -1 to 1, which may be overwritten."""
