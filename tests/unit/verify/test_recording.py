@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes import tiny_gpt2
 
-from minigpt.interp import hooks
+from minigpt.interp import hooks, interventions
 from minigpt.verify.recording import check_recording
 
 TOKENS = [3, 1, 4, 1, 5]
@@ -23,7 +23,16 @@ def test_a_hook_that_changes_a_value_is_found(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(hooks.BlockHooks, "heads", heads)
     check = check_recording(tiny_gpt2(), TOKENS)
-    assert (check.verdict, check.detail) == ("failed", "token 0 has others")
+    assert (check.verdict, check.detail) == ("failed", "recorded, token 0 has others")
+
+
+def test_an_intervention_that_puts_in_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def aligned(name: str, value: torch.Tensor, *_: object) -> torch.Tensor:
+        return value * (1 + 1e-6)
+
+    monkeypatch.setattr(interventions, "_aligned", aligned)
+    check = check_recording(tiny_gpt2(), TOKENS)
+    assert (check.verdict, check.detail) == ("failed", "patched, token 0 has others")
 
 
 def test_a_compiled_model_is_not_checked() -> None:
