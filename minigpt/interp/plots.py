@@ -16,6 +16,7 @@ from minigpt.interp.attribution import Attribution
 from minigpt.interp.canvas import (
     DIVERGING,
     SEQUENTIAL,
+    TICKS,
     canvas,
     colour_of,
     figure_of,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 WHITE = (1.0, 1.0, 1.0, 1.0)
 WIDTH_OF_TEXT = 90  # characters a line of coloured text
+WIDEST = 16.0  # inches, of a picture that has a column for each token
 
 
 def attention(
@@ -125,16 +127,17 @@ def lens(
         reading: from `logit_lens`.
         tokenizer: of the model.
         row: which text of the batch.
-        positions: only these slots; the last 20 unless given.
+        positions: only these slots; the last 20 unless given. Of more than 40 the colours alone are shown.
         ax: an axis to draw into.
     """
     n = reading.tokens.size(1)
     places = list(range(max(0, n - 20), n) if positions is None else positions)
     kl = reading.kl[:, row, places].float().flip(0)  # the last layer on top
     guesses = reading.top_tokens[:, row, places, 0].flip(0)
-    ax = canvas(ax, 1.8 + 0.75 * len(places), 1.4 + 0.32 * len(kl))
+    readable = len(places) <= TICKS
+    ax = canvas(ax, 1.8 + 0.75 * len(places) if readable else WIDEST, 1.4 + 0.32 * len(kl))
     image = heat(ax, kl, SEQUENTIAL.reversed(), root=True)
-    for i, tokens in enumerate(guesses.tolist()):
+    for i, tokens in enumerate(guesses.tolist() if readable else []):
         for j, label in enumerate(token_labels(tokenizer, tokens)):
             write(ax, image, j, i, float(kl[i, j]), label if len(label) <= 9 else label[:8] + "…", 7)
     label_axis(ax, "x", token_labels(tokenizer, reading.tokens[row, places].tolist()), 8)
@@ -170,7 +173,7 @@ def attribution(
     else:
         largest = parts.largest(n)
         names, values, total = [name for name, _ in largest], [value for _, value in largest], parts.total
-    ax = canvas(ax, 6, 1.2 + 0.24 * len(names))
+    ax = canvas(ax, 6, 1.2 + 0.24 * min(TICKS, len(names)))
     high, low = DIVERGING(0.1), DIVERGING(0.9)
     ax.barh(range(len(names)), values, color=[high if value >= 0 else low for value in values])
     label_axis(ax, "y", names, 8)
@@ -192,7 +195,7 @@ def sweep(result: Sweep, labels: Sequence[str] | None = None, *, ax: Axes | None
     if len(columns) != len(result.columns):
         raise ValueError(f"there are {len(result.columns)} columns, but {len(columns)} labels")
     reach = max(1.0, float(result.values.nan_to_num().abs().max()))
-    ax = canvas(ax, min(16.0, 2.2 + 0.5 * len(columns)), 1.6 + 0.32 * len(result.rows))
+    ax = canvas(ax, min(WIDEST, 2.2 + 0.5 * len(columns)), 1.6 + 0.32 * len(result.rows))
     image = heat(ax, result.values, DIVERGING.reversed(), -reach, reach)
     label_axis(ax, "x", columns, 8)
     label_axis(ax, "y", result.rows, 8)
@@ -233,7 +236,7 @@ def surprisal(bits: Tensor, labels: Sequence[str], *, ax: Axes | None = None) ->
 
 
 def head_statistics(statistics: HeadStatistics, *, ax: Axes | None = None) -> Figure:
-    """Six small maps, layers downwards and heads to the right, each with a scale of its own.
+    """Six small maps, layers downwards and heads to the right: entropy and distance to their largest, shares to 1.
 
     Args:
         statistics: from `minigpt.interp.head_statistics`.
@@ -246,7 +249,7 @@ def head_statistics(statistics: HeadStatistics, *, ax: Axes | None = None) -> Fi
         small = ax.inset_axes((i % 3 * 0.36, 0.58 - i // 3 * 0.58, 0.22, 0.38))
         values: Tensor = getattr(statistics, field.name)
         share = field.name not in ("entropy", "mean_distance")
-        image = heat(small, values, SEQUENTIAL, 0, 1 if share else None)
+        image = heat(small, values, SEQUENTIAL, 0, 1 if share else None, root=share)
         small.set_xticks(range(0, n_head, -(-n_head // 12)))
         small.set_yticks(range(0, n_layer, -(-n_layer // 12)))
         small.tick_params(labelsize=7)

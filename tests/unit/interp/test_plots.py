@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 import minigpt
 from minigpt.interp import (
+    TokenAttribution,
     direct_attribution,
     head_statistics,
     input_x_gradient,
@@ -81,6 +82,18 @@ def test_labels_of_a_pattern_do_not_lie_over_each_other(n: int) -> None:
     assert not overlaps(figure, "x")
     assert not overlaps(figure, "y")
     assert (len(figure.axes[0].get_xticks()) == n) == (n <= 40)
+
+
+@pytest.mark.parametrize("n", [8, 40, 200])
+def test_pictures_of_long_texts_stay_as_large_as_a_page(n: int) -> None:
+    shares = TokenAttribution([1] * n, torch.ones(n), 1.0)
+    model = tiny_gpt2(n_positions=n)
+    reading = logit_lens(model, record_text(model, [1 + i % 20 for i in range(n)]))
+    for figure in (plots.attribution(shares), plots.lens(reading, BYTES, positions=range(n))):
+        assert figure.get_size_inches().max() < 33
+        assert not overlaps(figure, "x")
+        assert not overlaps(figure, "y")
+    assert (len(figure.axes[0].texts) > 0) == (n <= 40)
 
 
 def contrast(colour: tuple[float, ...], other: float) -> float:
