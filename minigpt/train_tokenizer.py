@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   minigpt train-tokenizer web.jsonl --text-field content --vocab-size 8192 --out tok
 
 then:
+  minigpt train --data tales.txt --tokenizer tok --out tales
   python -c "import minigpt; print(minigpt.Tokenizer.load('tok').encode('Once upon a time'))"
 
 choosing a vocabulary size: 1000 to 8000 for a small model and some megabytes of text; GPT-2 has 50257.

@@ -30,7 +30,7 @@ A text longer than the context length is read in windows that move by --stride t
 scored before, with the others as context. A small stride is exact and slow, the whole context length fast.
 """
 
-EPILOG = """metrics:
+EPILOG = """metrics (lower is better):
   loss             nats per token
   perplexity       exp(loss); comparable only across models with the same tokenizer
   word perplexity  per word between white space; comparable across models on the same text
