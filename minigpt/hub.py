@@ -68,12 +68,14 @@ def tokenizer_files(
 ) -> Path:
     """A directory with vocab.json and merges.txt, or with tokenizer.json where those are absent.
 
-    added_tokens.json (beside vocab.json) and tokenizer_config.json are there too if the model has them.
+    added_tokens.json and special_tokens_map.json (beside vocab.json) and tokenizer_config.json are there too if the
+    model has them.
     Arguments and errors are those of `model_files`; a local directory may do without config.json.
     """
     source = _open(name, revision, offline, marks=(CONFIG, "vocab.json", "tokenizer.json"))
     if source.fetch("vocab.json") and source.fetch("merges.txt"):
-        source.fetch("added_tokens.json")
+        if source.fetch("added_tokens.json"):
+            source.fetch("special_tokens_map.json")
     elif source.fetch("tokenizer.json") is None:
         raise FileNotFoundError(
             f"{source} has no tokenizer: that takes vocab.json and merges.txt, or tokenizer.json"

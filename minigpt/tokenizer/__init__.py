@@ -110,7 +110,8 @@ class Tokenizer:
     def load(cls, directory: str | os.PathLike[str]) -> Tokenizer:
         """Reads vocab.json and merges.txt, or tokenizer.json where those are absent.
 
-        Added tokens are also looked for in added_tokens.json, tokenizer_config.json and tokenizer.json.
+        Added tokens are also looked for in added_tokens.json, tokenizer_config.json and tokenizer.json. Those of
+        added_tokens.json are special if special_tokens_map.json or tokenizer_config.json give them a purpose.
 
         Raises:
             FileNotFoundError: neither is there.

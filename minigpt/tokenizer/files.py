@@ -159,9 +159,25 @@ def end_token_text(settings: Mapping[str, Any]) -> str:
     >>> end_token_text({"eos_token": {"content": "</s>"}}), end_token_text({"eos_token": None})
     ('</s>', '<|endoftext|>')
     """
-    token = settings.get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token  # transformers has written both
+    token = _content(settings.get("eos_token"))
     return token if isinstance(token, str) else END_OF_TEXT
+
+
+def _content(token: Any) -> Any:
+    """The text of a token that settings name; transformers has written both forms."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _named(settings: Mapping[str, Any]) -> list[Any]:
+    """The tokens that settings give a purpose: what makes a token of added_tokens.json a special one.
+
+    >>> _named({"pad_token": "<pad>", "additional_special_tokens": ["<a>"]})
+    ['<|endoftext|>', '<pad>', '<a>']
+    """
+    single = [value for name, value in settings.items() if name.endswith("_token")]
+    lists = (settings.get("additional_special_tokens"), settings.get("extra_special_tokens"))
+    several = [token for tokens in lists if isinstance(tokens, list) for token in tokens]
+    return [END_OF_TEXT, *map(_content, [*single, *several])]
 
 
 def _refuse_others(path: Path, name: str, found: Any, *supported: Any) -> None:
@@ -210,9 +226,11 @@ def _entries(
     directory: Path, settings: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Every added token that a file describes, with its content and id, and where that stands."""
-    old = directory / "added_tokens.json"
+    old, purposes = directory / "added_tokens.json", directory / "special_tokens_map.json"
+    named = [*_named(settings), *_named(read_object(purposes) if purposes.is_file() else {})]
     for text, number in read_object(old).items() if old.is_file() else ():
-        yield {"content": text, "id": expect(int, number, old, repr(text))}, str(old)
+        entry = {"content": text, "id": expect(int, number, old, repr(text)), "special": text in named}
+        yield entry, str(old)
     where = f"{directory / 'tokenizer_config.json'}: added_tokens_decoder"
     for number, entry in expect(dict, settings.get("added_tokens_decoder") or {}, where).items():
         if not number.isdecimal():

@@ -347,12 +347,22 @@ def test_merges_without_a_version_or_from_windows(tmp_path: Path, old: str, new:
 
 def test_added_tokens_of_old_directories(tmp_path: Path) -> None:
     helpers_bpe.write(tmp_path, VOCAB, MERGES)
-    (tmp_path / "added_tokens.json").write_text('{"<old>": 1000, "word": 1001}')
+    (tmp_path / "added_tokens.json").write_text(
+        '{"<old>": 1000, "word": 1001, "newword": 1003, "<mask>": 1004}'
+    )
+    (tmp_path / "special_tokens_map.json").write_text('{"mask_token": "<mask>"}')
     decoder = {"1001": {"content": "word", "special": False}, "1002": {"content": "<new>", "special": True}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    config = {"added_tokens_decoder": decoder, "pad_token": {"content": "<old>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.special_tokens == {END_OF_TEXT: VOCAB[END_OF_TEXT], "<old>": 1000, "<new>": 1002}
-    assert tokenizer.words == {"word": 1001}
+    assert tokenizer.special_tokens == {
+        END_OF_TEXT: VOCAB[END_OF_TEXT],
+        "<old>": 1000,
+        "<new>": 1002,
+        "<mask>": 1004,
+    }
+    assert tokenizer.words == {"word": 1001, "newword": 1003}  # no setting gives it a purpose
+    assert tokenizer.encode("a newword") == [*tokenizer.encode("a "), 1003]
 
 
 def test_from_pretrained_takes_a_directory(saved: Path) -> None:
