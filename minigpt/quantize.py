@@ -13,7 +13,7 @@ from minigpt.cli.model_flags import QUANTIZATIONS, ModelFlags
 from minigpt.cli.outputs import check_new_model
 from minigpt.cli.parser import Parser
 
-ABOUT = """Save a model with its weights in fewer bits: faster on a CPU, and nearly as exact.
+ABOUT = """Save a model with its weights in fewer bits: nearly as exact, and faster on a CPU if it has gpt2's size or more.
 
 int8 needs a quarter of float32's memory, float16 half of it. Every command reads the result as --model; other
 programs do not. Other commands do the same while they load, by --quantize, without saving.

@@ -127,7 +127,7 @@ def add_model_flags(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--quantize", choices=QUANTIZATIONS,
-        help="keep weights in fewer bits: faster on a CPU, and nearly as exact (float16 more so)",
+        help="keep weights in fewer bits: nearly as exact (float16 more so), and faster on a CPU from gpt2's size on",
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true", help="torch.compile the blocks: slow first step, faster after"
