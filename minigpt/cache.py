@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,26 @@ class KVCache:
     def advance(self, n: int) -> None:
         """Commits the `n` tokens that the layers have just stored."""
         self.length += n
+
+    def places(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each layer, where the key and value of one new token go, and all keys and all values, with the new.
+
+        It is `LayerCache.extend` for all layers at once, where making views one by one would take a while.
+
+        Shapes: (key | value, B, H, 1, K), (B, H, S, K), (B, H, S, K)
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        self.check_room(1)
+        seen = self._slots.narrow(-2, 0, self.length + 1)
+        keys, values = seen.unbind(1)
+        return zip(seen.narrow(-2, self.length, 1).unbind(), keys.unbind(), values.unbind(), strict=True)
+
+    def check_room(self, n: int) -> None:
+        """Refuses more tokens than there is room for."""
+        if self.length + n > self.n_max:
+            raise ValueError(f"token {self.length + n} does not fit a cache reserved for {self.n_max}")
 
     def rewind(self, length: int) -> None:
         """Forgets every token from position `length` on.
@@ -221,8 +241,7 @@ class LayerCache:
         """
         start, n_new = self._cache.length, kv.size(-2)
         stop = start + n_new
-        if stop > self._cache.n_max:
-            raise ValueError(f"token {stop} does not fit a cache reserved for {self._cache.n_max}")
+        self._cache.check_room(n_new)
         self._slots.narrow(-2, start, n_new).copy_(kv)
         return self._slots.narrow(-2, 0, stop).unbind()
 

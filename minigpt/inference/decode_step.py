@@ -65,12 +65,12 @@ def through_blocks(blocks: Iterable[nn.Module], x: Tensor, mask: Tensor | None, 
     """
     rows, _, width = x.shape
     x = x.view(rows, width)
-    for block, past in zip(blocks, cache.layers, strict=True):
+    for block, (place, k, v) in zip(blocks, cache.places(), strict=True):  # k, v: (B, H, S, K)
         parts: Any = block._modules
         attn, mlp = parts["attn"], parts["mlp"]
         qkv = linear(attn._modules["qkv"], norm(parts["attn_norm"], x))
         qkv = qkv.view(rows, 1, 3, attn.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, 1, K)
-        k, v = past.extend(qkv[1:])  # (B, H, S, K) each
+        place.copy_(qkv[1:])
         scale = attn._modules["sdpa"].scale
         y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask, scale=scale)  # (B, H, 1, K)
         x = x + linear(attn._modules["out"], y.reshape(rows, width))
