@@ -83,9 +83,9 @@ class GrowingFile:
     def finish(self) -> None:
         """Gives FILE its name, for all rows are in it."""
         os.fsync(self._part.fileno())
-        self.close()
         os.replace(self.part, self.file)
         _paths(str(self.file))[1].unlink(missing_ok=True)
+        self.close()  # and so unlocks it: only now may another process begin
 
     def close(self) -> None:
         self._part.close()

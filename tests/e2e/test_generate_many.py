@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import random
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from command import call, run, save, start, tiny
 
+from minigpt.cli import Failure
 from minigpt.generate.growing_file import GrowingFile
 
 ROWS = [
@@ -282,6 +284,24 @@ def test_two_processes_do_not_write_to_one_file(folder: Path, interrupt_after: C
     assert (folder / "out.jsonl.part").read_bytes() == before
     interrupt_after(len(ROWS) + 1)
     assert call(*FLAGS, *JSON).code == 1
+
+
+def test_no_process_takes_up_what_another_is_about_to_rename(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, replace = str(folder / "out.txt"), os.replace
+
+    def intruded(source: Path, target: Path) -> None:
+        with pytest.raises(Failure, match=r"another process writes to .*out\.txt\.part: wait for it"):
+            GrowingFile(file, 1, {})
+        replace(source, target)
+
+    growing = GrowingFile(file, 1, {})
+    growing.add(0, b"Once\n", failed=False)
+    monkeypatch.setattr(os, "replace", intruded)
+    growing.finish()
+    assert sorted(path.name for path in folder.glob("out.*")) == ["out.txt"]
+    assert Path(file).read_bytes() == b"Once\n"
 
 
 def test_kill_and_go_on(folder: Path) -> None:
