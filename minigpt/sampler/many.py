@@ -22,7 +22,7 @@ from minigpt.sampler.requests import (
 from minigpt.sampler.running import windowed
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.text import TextTokenizer, healer, prompt_ids, with_text
+from minigpt.sampler.text import TextTokenizer, check_tokenizer, healer, prompt_ids, stop_test, with_text
 
 
 class Row(Protocol):
@@ -91,11 +91,12 @@ def complete_many(
     a 5
     """
     check_model("complete_many", model)
+    check_tokenizer("complete_many", tokenizer)
     refuse_unknown_limits("complete_many", lengths)
     check_strategy(strategy)
     if rows_at_once is not None and rows_at_once < 1:
         raise InvalidRequest(f"rows_at_once must be at least 1, got {rows_at_once}")
-    stops = tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
+    stops = stop_test(stop, tokenizer)
     strategy = strategy or Greedy()
     model = windowed(model, lengths.get("overflow", "error"), stride)
     limits: Limits = {**lengths, "stop": stops.completed if stop else None}

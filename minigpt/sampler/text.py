@@ -100,18 +100,15 @@ def complete(
     (True, 'length')
     """
     check_model("complete", model)
-    _check_tokenizer(tokenizer)
+    check_tokenizer("complete", tokenizer)
     refuse_unknown_limits("complete", lengths)
     check_strategy(strategy)
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise InvalidRequest(
             f"complete() takes text, got {wrong[0]!r:.60}: for token ids use minigpt.sampler.generate"
         )
-    try:
-        stops = tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
-    except (TypeError, AttributeError, ValueError) as error:
-        raise InvalidRequest(f"stop must be a list of strings, got {stop!r:.60}: {error}") from None
+    stops = stop_test(stop, tokenizer)
     model = windowed(model, lengths.get("overflow", "error"), stride)
     ids = [prompt_ids(text, tokenizer) for text in texts]
     requests = prepare(model, ids, stop=stops.completed if stop else None, **lengths)
@@ -141,6 +138,18 @@ def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False)
     return [tokenizer.end_token]
 
 
+def stop_test(stop: str | Sequence[str], tokenizer: TextTokenizer) -> StopTest:
+    """What finds the stop strings that are given; one by itself needs no list.
+
+    Raises:
+        InvalidRequest: they are not strings, or one is empty.
+    """
+    try:
+        return tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InvalidRequest(f"stop must be a list of strings, got {stop!r:.60}: {error}") from None
+
+
 def healer(model: LanguageModel, tokenizer: TextTokenizer, stop: StopTest) -> Callable[[Request], Request]:
     """What takes back the end of a request's prompt, where other tokens may fit what follows; see `Healer`."""
     known = Healer(tokenizer.token_bytes()[: model.config.vocab_size])
@@ -166,9 +175,9 @@ def _best_of(group: list[Completion]) -> Completion:
     return replace(best, alternatives=others)
 
 
-def _check_tokenizer(tokenizer: object) -> None:
+def check_tokenizer(function: str, tokenizer: object) -> None:
+    """Refuses what cannot be a tokenizer."""
     if not hasattr(tokenizer, "stop_strings"):
         raise InvalidRequest(
-            f"complete(model, tokenizer, prompt) takes a tokenizer second, got {tokenizer!r:.60}:"
-            " model, tokenizer = minigpt.load(...)"
+            f"{function}() takes a tokenizer second, got {tokenizer!r:.60}: model, tokenizer = minigpt.load(...)"
         )

@@ -267,6 +267,14 @@ def test_the_text_may_grow_beyond_the_window(type_: Type) -> None:
     )
 
 
+def test_the_next_tokens_are_known_beyond_the_context_length(type_: Type) -> None:
+    result = type_("Once" + "x" * 99, "!next 1")
+    (dropped, heading, row) = notes(result)
+    assert re.match(r"minigpt.generate: left out the \d+ oldest of 103 prompt tokens$", dropped)
+    assert heading.split()[0] == "token"
+    assert 0 < float(row.split()[-2]) <= 1
+
+
 def test_stopping_at_the_edge_says_what_to_do(type_: Type) -> None:
     result = type_("Once", "!set overflow slide", "", flags=("--overflow", "stop", "--max-new-tokens", 99,
                                                              "--logit-bias", "257=-inf"))  # fmt: skip

@@ -152,6 +152,8 @@ def test_limits_and_texts_are_those_of_complete() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
         ({"max_tokens": 3}, "max_new_tokens"),
         ({"stride": 3}, "it is for slide"),
+        ({"stop": [""]}, r"stop must be a list of strings, got \[''\]: .*must not be empty"),
+        ({"stop": 5}, "stop must be a list of strings, got 5"),
         ({"strategy": "greedy"}, "is a name"),
         ({"strategy": strategy("speculative", draft=tiny(vocab_size=600))}, "must share one vocabulary"),
     ],
@@ -159,3 +161,8 @@ def test_limits_and_texts_are_those_of_complete() -> None:
 def test_what_is_wrong_for_all_rows_is_refused_before_any(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         complete_many(MODEL, TOKENIZER, ROWS, **wrong)
+
+
+def test_a_tokenizer_comes_second() -> None:
+    with pytest.raises(InvalidRequest, match=r"complete_many\(\) takes a tokenizer second, got 'gpt2'"):
+        complete_many(MODEL, "gpt2", ROWS)  # type: ignore[arg-type]

@@ -104,6 +104,7 @@ WRONG = [
     (lambda m, t: complete((m, t), t, "a"), r"complete\(\) takes a model, got a tuple"),
     (lambda m, t: complete(m, "a", "b"), r"takes a tokenizer second, got 'a'"),
     (lambda m, t: complete(m, t, [[1, 2]]), r"complete\(\) takes text, got \[1, 2\]: for token ids use"),
+    (lambda m, t: complete(m, t, None), r"complete\(\) takes text, got None"),
     (lambda m, t: complete(m, t, "a", "greedy"), r"strategy='greedy' is a name: pass minigpt.sampler.Greedy"),
     (lambda m, t: complete(m, t, "a", Greedy), r"strategy is the class Greedy: write Greedy\(\)"),
     (lambda m, t: complete(m, t, "a", 5), r"strategy must be a strategy such as .* got 5"),
