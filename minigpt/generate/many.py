@@ -188,11 +188,13 @@ def _write_all(
     n_failed = file.count(growing_file.FAILED) if file else results.n_failed
     if code == DONE and n_failed:
         code = FAILED
-    _tell(settings, results, before, n_failed, code)
+    _closing_lines(settings, results, before, n_failed, code)
     return code
 
 
-def _tell(settings: GenerateSettings, results: Results, before: int, n_failed: int, code: int) -> None:
+def _closing_lines(
+    settings: GenerateSettings, results: Results, before: int, n_failed: int, code: int
+) -> None:
     """The closing lines on stderr."""
     if n_failed:
         first = f", first {results.failures[0]}" if results.failures else ""

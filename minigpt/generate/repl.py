@@ -96,14 +96,14 @@ class Repl:
                     line = read()
                 if line is None or line.strip() == "!quit":
                     return
-                self._obey(line)
+                self._execute(line)
             except KeyboardInterrupt:
                 say("\nCtrl-D or !quit ends")
             except (Failure, InvalidRequest) as error:
                 say(error)
             line = None
 
-    def _obey(self, line: str) -> None:
+    def _execute(self, line: str) -> None:
         if line.lower() in PLAIN_WORDS:
             command = PLAIN_WORDS[line.lower()]
             say(

@@ -115,8 +115,9 @@ class Session:
         ]
 
     def _completions(self, prompt_index: int) -> list[Completion]:
-        begun = [self._begun(i, events) for (i, _), events in self._generated.items() if i == prompt_index]
-        return self._finished.get(prompt_index, begun)
+        if prompt_index in self._finished:
+            return self._finished[prompt_index]
+        return [self._begun(i, events) for (i, _), events in self._generated.items() if i == prompt_index]
 
     def _begun(self, prompt_index: int, events: list[TokenGenerated]) -> Completion:
         tokens, logprobs = [event.token for event in events], [event.logprob for event in events]

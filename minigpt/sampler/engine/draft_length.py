@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import mean, median
 from time import perf_counter
 
+from minigpt.sampler.engine.prefix import common_prefix
+
 PLAIN = 2  # steps without drafts, to know what they cost
 MARGIN = 1.1  # drafts must promise this much more than plain decoding, for what is measured is never exact
 EVIDENCE = 3  # draft tokens that must have been judged, where that costs nothing
@@ -128,6 +130,5 @@ def matching(draft: Sequence[int], added: Sequence[int]) -> tuple[int, int]:
     >>> matching([5, 6, 7, 8], [5, 6, 9]), matching([5, 6, 7], [5, 6]), matching([], [5])
     ((2, 3), (2, 2), (0, 0))
     """
-    both = list(zip(draft, added, strict=False))
-    holds = next((i for i, (token, other) in enumerate(both) if token != other), len(both))
-    return holds, min(holds + 1, len(both))
+    holds = common_prefix(draft, added)
+    return holds, min(holds + 1, len(draft), len(added))

@@ -18,6 +18,7 @@ from minigpt.lazy import torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose, require_possible
 from minigpt.sampler.engine.decode_loop import added, finished, processed
+from minigpt.sampler.engine.prefix import common_prefix
 from minigpt.sampler.engine.reader import Known, Prediction, RowReader
 from minigpt.sampler.events import Failed, Finished, Request
 from minigpt.sampler.strategy import Strategy
@@ -208,4 +209,4 @@ def shared(a: Tokens, b: Tokens) -> int:
     """
     if a[:SHARED] != b[:SHARED] or len(a) < SHARED:
         return 0
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return common_prefix(a, b)

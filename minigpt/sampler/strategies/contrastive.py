@@ -49,11 +49,11 @@ class Contrastive(Strategy):
     )
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        reader = Unlike(model, self)
+        reader = DissimilarityReader(model, self)
         return decode_loop(model, requests, self, pick=reader.pick, reader=reader)
 
 
-class Unlike(LookAhead):
+class DissimilarityReader(LookAhead):
     """Weighs each candidate by its probability, less its likeness to the text so far."""
 
     def __init__(self, model: LanguageModel, strategy: Contrastive) -> None:

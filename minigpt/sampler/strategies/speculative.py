@@ -11,6 +11,7 @@ from minigpt.options import REQUIRED, option
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose
 from minigpt.sampler.engine.drafting import DraftOptions, RewindingReader, drafted, room
+from minigpt.sampler.engine.prefix import common_prefix
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.processors import chain
@@ -85,9 +86,7 @@ class DraftModel:
     def _room(self, sequence: ActiveSequence) -> int:
         """How many tokens to draft: the last one is not read, so it may lie beyond the context length."""
         config = self._draft.config
-        if (
-            max(sequence.token_ids) >= config.vocab_size
-        ):  # padding of the model's vocabulary that the draft lacks
+        if max(sequence.token_ids) >= config.vocab_size:  # padding of the vocabulary, which the draft lacks
             return 0
         return min(room(sequence), config.n_positions - len(sequence.token_ids) + 1)
 
@@ -116,13 +115,7 @@ class DraftModel:
     def _unread(self, known: list[list[int]]) -> int:
         """How many tokens at the end of these texts some have not been read, at least one to go on from."""
         read = [self._read[sequence.prompt_index] for sequence in self._sequences]
-        same = [
-            next(
-                (i for i, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old))
-            )
-            for new, old in zip(known, read, strict=True)
-        ]
-        return max(1, *(len(tokens) - n for tokens, n in zip(known, same, strict=True)))
+        return max(1, *(len(new) - common_prefix(new, old) for new, old in zip(known, read, strict=True)))
 
     def _of_shared_vocabulary(self, logits: Tensor) -> Tensor:
         """The draft's logits for the model's tokens; padding that either lacks is never drafted: (V,)."""
