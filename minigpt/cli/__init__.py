@@ -27,6 +27,7 @@ EXIT_CODES = {
     OUT_OF_MEMORY: "out of memory",
     INTERRUPTED: "Ctrl-C",
 }
+COMPILERS = ("torch._dynamo", "torch._inductor")  # where the errors of torch.compile come from
 BARS = ("minigpt", "huggingface_hub")  # names of progress bars: ours (see `progress`), and those of downloads
 
 
@@ -96,6 +97,12 @@ def _failure(error: Exception, saves_memory: str) -> Failure:
             return Failure(BAD_FLAGS, error)
         case OSError():
             return Failure(FAILED, error)
+    if type(error).__module__.startswith(COMPILERS):
+        reason = str(error).partition("\n")[0]
+        return Failure(
+            BAD_FLAGS,
+            f"--compile: torch cannot compile here ({reason}): leave it out, or install a C++ compiler",
+        )
     if not _is_out_of_memory(error):
         raise error
     return Failure(OUT_OF_MEMORY, f"out of memory ({error}); ask for {saves_memory}")

@@ -824,6 +824,22 @@ def test_a_file_that_cannot_be_written_at_the_end_leaves_the_text(
     )
 
 
+def test_where_torch_cannot_compile_it_is_one_line(
+    tell: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def uncompilable(*_: Any) -> None:
+        raise InternalTorchDynamoError("No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(GPT2, "next_logits", uncompilable)
+    result = tell("Once")
+    assert result.code == 2
+    assert result.mistake == (
+        "--compile: torch cannot compile here (No working C++ compiler found): leave it out, or install a C++ compiler"
+    )
+
+
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose vocabulary has " the" and " they"."""
