@@ -40,7 +40,7 @@ _HOMES = {
     "load": "pretrained",
     "top": "sampler.next_tokens",
 }
-__getattr__ = imported_when_used(__name__, _HOMES)
+__getattr__ = imported_when_used(__name__, _HOMES, others=("sampler", "training"))
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,7 +107,7 @@ def field(kind: type[T], values: Mapping[str, Any], name: str, source: object) -
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: cut off if it is long, and never so deep that it cannot be shown.
+    """A value as an error shows it: in one line, cut off if it is long, and never so deep that it cannot be shown.
 
     >>> shown("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
@@ -115,6 +116,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except (RecursionError, ValueError):  # nested, or a number of thousands of digits
         text = f"a {type(value).__name__} too large to show"
+    text = re.sub(r"\s*\n\s*", " ", text)  # of tensors, models and data frames
     return text if len(text) <= 62 else f"{text[:59]}..."
 
 

@@ -22,6 +22,7 @@ from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
 from minigpt.inference import decode_step
+from minigpt.json_files import shown
 from minigpt.kernels import product
 from minigpt.linear import Linear
 
@@ -112,6 +113,10 @@ class GPT2(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise ValueError(
+                f"GPT2 takes a GPT2Config, got {shown(config)}; GPT2.from_pretrained(name_or_dir) loads a model"
+            )
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
@@ -132,7 +137,9 @@ class GPT2(nn.Module):
             ValueError: the tokens do not fit the model's context length or vocabulary, or `pad` does not
                 fit the tokens.
         """
+        _check_tensor("tokens", tokens)
         if pad is not None:
+            _check_tensor("pad", pad)
             pad = pad.to(tokens.device)
             check_pad(pad, *tokens.shape)
         return self.unembed(self.hidden_states(tokens, NoCache(self.config, pad)))
@@ -167,6 +174,7 @@ class GPT2(nn.Module):
         Raises:
             ValueError: as for `hidden_states`.
         """
+        _check_tensor("tokens", tokens)
         logits = self.unembed(self._read(tokens, cache)[:, -1])
         cache.advance(tokens.size(1))
         return logits
@@ -264,8 +272,9 @@ class GPT2(nn.Module):
 
         Raises:
             OSError: there is no such model, or it cannot be fetched.
-            ValueError: it is no GPT-2, or config.json and weights do not fit each other.
+            ValueError: it is no GPT-2, config.json and weights do not fit each other, or device or dtype cannot be used.
         """
+        _check_place(device, dtype)
         directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
         config, checkpoint = GPT2Config.load(directory), weights.Checkpoint(directory)
         stored = stored_quantization(directory)
@@ -335,6 +344,29 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer))
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=std)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        example = (
+            "torch.tensor([ids]), one list for each row" if name == "tokens" else "torch.tensor([0, 1, 7])"
+        )
+        raise ValueError(f"{name} must be a tensor, got {shown(value)}: write {example}")
+
+
+def _check_place(device: object, dtype: object) -> None:
+    """Refuses what weights cannot be loaded to, before anything is fetched or read."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            f"dtype must be one of torch's of floating-point numbers, as torch.float32, got {dtype!r}"
+        )
+    try:
+        torch.empty(0, device=device)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device={device!r} cannot be used here ({reason:.100}): take 'cpu', or 'cuda' or 'mps' where torch finds one"
+        ) from None
 
 
 def _check_fit(tokens: Tensor, cache: KVCache | NoCache, config: GPT2Config) -> None:

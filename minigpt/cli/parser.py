@@ -44,7 +44,7 @@ ELSEWHERE = {
     **dict.fromkeys(("dataset", "data-dir", "data-path", "train-data", "train-file", "input", "input-file"), _DATA),
     **dict.fromkeys(("layers", "n-layers", "num-layers", "num-hidden-layers"), ("--n-layer",)),
     **dict.fromkeys(("heads", "n-heads", "num-heads", "num-attention-heads"), ("--n-head",)),
-    **dict.fromkeys(("d-model", "hidden-size", "dim", "embedding-size", "width"), ("--n-embd",)),
+    **dict.fromkeys(("d-model", "hidden-size", "dim", "embedding-size", "width"), ("--n-embd", "--num-beams")),
     **dict.fromkeys(("init-from", "pretrained", "base-model"), ("--init", "--model")),
     **dict.fromkeys(("model-name", "model-path", "model-name-or-path", "checkpoint", "m"), ("--model", "--init")),
     **dict.fromkeys(("grad-accum", "gradient-accumulation-steps", "gradient-accumulation"), ("--accumulate",)),

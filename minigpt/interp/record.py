@@ -17,6 +17,7 @@ from minigpt.interp import tensor_file
 from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
 from minigpt.interp.points import as_indices, expand, point_of
 from minigpt.interp.recording import Recording
+from minigpt.json_files import shown
 from minigpt.model import GPT2
 
 READ_IT_ONCE = "record the finished text instead: record_text(model, tokens)"
@@ -135,14 +136,14 @@ def as_batch(
         ValueError: a text is empty, or was not encoded.
     """
     if isinstance(tokens, str):
-        raise ValueError(f"tokens are ids, got the text {tokens!r:.60}: encode it first")
+        raise ValueError(f"tokens are ids, got the text {shown(tokens)}: encode it first")
     rows = _plain(tokens)
     try:
         one = all(hasattr(row, "__index__") for row in rows)
         texts = [[index(token) for token in row] for row in ([rows] if one else rows)]
     except TypeError:
         raise ValueError(
-            f"tokens are ids of one text, or of several, got {' '.join(repr(rows).split()):.60}: lists of whole "
+            f"tokens are ids of one text, or of several, got {shown(rows)}: lists of whole "
             "numbers, or a tensor"
         ) from None
     if not all(texts):
@@ -270,7 +271,7 @@ class _Recorder:
             return value
         taken = self.take(value.clone())  # whatever it writes into
         if not isinstance(taken, Tensor):
-            raise ValueError(f"take= must give a tensor, got {taken!r:.60} at {name}")
+            raise ValueError(f"take= must give a tensor, got {shown(taken)} at {name}")
         return taken
 
     def _add(self, name: str, value: Tensor) -> None:

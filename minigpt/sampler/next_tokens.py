@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import exp
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 from minigpt.sampler.api import generate
 from minigpt.sampler.events import LanguageModel
 from minigpt.sampler.requests import check_model
@@ -72,7 +73,7 @@ def top(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, n: int = 5)
     """
     check_model("top", model)
     if not isinstance(prompt, str):
-        raise InvalidRequest(f"top() takes a text, got {prompt!r:.60}")
+        raise InvalidRequest(f"top() takes a text, got {shown(prompt)}")
     if not isinstance(n, int) or n < 1:
         raise InvalidRequest(f"n must be a whole number of at least 1, got {n!r}")
     ((best,),) = generate(model, [prompt_ids(prompt, tokenizer)], max_new_tokens=1, top_logprobs=n)

@@ -7,6 +7,7 @@ from operator import index
 from typing import Any, Literal, TypedDict, cast
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 from minigpt.options import check_count
 from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request
 from minigpt.sampler.registry import names
@@ -70,7 +71,7 @@ def prepare(
         raise InvalidRequest(f"overflow={overflow!r} is not known; there are {', '.join(OVERFLOWS)}")
     if stop is not None and not callable(stop):
         raise InvalidRequest(
-            f"stop={stop!r:.60} must be a function of the new tokens: tokenizer.stop_strings(...).completed;"
+            f"stop={shown(stop)} must be a function of the new tokens: tokenizer.stop_strings(...).completed;"
             " minigpt.complete takes a list of strings"
         )
     ends = _end_tokens(end_tokens, model)
@@ -91,7 +92,7 @@ def check_model(function: str, model: object) -> None:
         )
     if not hasattr(model, "next_logits"):
         raise InvalidRequest(
-            f"{function}() takes a model first, got {model!r:.60}; minigpt.load() returns one and its tokenizer"
+            f"{function}() takes a model first, got {shown(model)}; minigpt.load() returns one and its tokenizer"
         )
 
 
@@ -107,7 +108,7 @@ def check_strategy(strategy: object) -> None:
         hint = f"minigpt.sampler.{example}()" if known else "a strategy such as minigpt.sampler.Greedy()"
         raise InvalidRequest(f"strategy={strategy!r} is a name: pass {hint}")
     raise InvalidRequest(
-        f"strategy must be a strategy such as Greedy() or Sample(top_p=0.9), got {strategy!r:.60}"
+        f"strategy must be a strategy such as Greedy() or Sample(top_p=0.9), got {shown(strategy)}"
     )
 
 
@@ -144,7 +145,7 @@ def _prompts(prompts: object, vocab_size: int) -> list[tuple[int, ...]]:
     if isinstance(prompts, str):
         raise InvalidRequest(_is_text(prompts))
     if not isinstance(prompts, Iterable) or getattr(prompts, "ndim", 2) == 0:
-        raise InvalidRequest(f"prompts is a list of lists of ids, got {prompts!r:.60}")
+        raise InvalidRequest(f"prompts is a list of lists of ids, got {shown(prompts)}")
     return [_ids(prompt, vocab_size) for prompt in prompts]
 
 
@@ -156,7 +157,7 @@ def _ids(prompt: object, vocab_size: int) -> tuple[int, ...]:
     try:
         ids = tuple(index(token) for token in cast(Iterable[Any], prompt))
     except TypeError:
-        raise InvalidRequest(f"a prompt is a list of token ids, got {prompt!r:.60}") from None
+        raise InvalidRequest(f"a prompt is a list of token ids, got {shown(prompt)}") from None
     if not ids:
         raise InvalidRequest(
             "an empty prompt has nothing to continue: give at least one token, such as the end-of-text token"
@@ -170,7 +171,7 @@ def _ids(prompt: object, vocab_size: int) -> tuple[int, ...]:
 
 def _is_text(prompt: str) -> str:
     return (
-        f"prompts are token ids, got the text {prompt!r:.60}: use minigpt.complete(model, tokenizer, prompt),"
+        f"prompts are token ids, got the text {shown(prompt)}: use minigpt.complete(model, tokenizer, prompt),"
         " or tokenizer.encode(prompt)"
     )
 

@@ -11,10 +11,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from minigpt.errors import UnknownArgument
+from minigpt.json_files import shown
 from minigpt.options import Option, check_options, options_of
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.processors.order import CommonOptions, chain
+from minigpt.sampler.processors.order import CommonOptions, SamplingOptions, chain
 from minigpt.sampler.processors.processor import Processor, Step, TextContext
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ OTHER_NAMES = {
     "eos_token_id": "it is an argument of generate: end_tokens",
     "end_tokens": "it is an argument of generate",
     "stop": "it is an argument of generate",
+    **dict.fromkeys(
+        ("num_beams", "length_penalty", "early_stopping"), "it is an option of beam search: of Beam, for one"
+    ),
+    "num_return_sequences": "it is an option of Sample and of Beam",
     "do_sample": "Sample samples, Greedy does not",
 }
 
@@ -80,8 +85,13 @@ class Strategy(CommonOptions, ABC):
         if "__repr__" not in vars(cls):
             cls.__repr__ = Strategy.__repr__  # type: ignore[method-assign]  # before @dataclass makes one
 
-    def __new__(cls, **options: Any) -> Self:
-        """Answers options that it does not have with those that may be meant."""
+    def __new__(cls, *unnamed: Any, **options: Any) -> Self:
+        """Answers options that it does not have, or that have no name, with those that may be meant."""
+        if unnamed:
+            raise UnknownArgument(
+                f"{cls.__name__} takes its options by name, got {shown(unnamed[0])}: write name=value; help({cls.__name__})"
+                " lists the names"
+            )
         for name in options.keys() - {field.name for field in fields(cls)}:
             raise UnknownArgument(f"{cls.__name__} has no option {name}: {_advice(cls, name)}")
         return super().__new__(cls)
@@ -149,5 +159,7 @@ def _advice(kind: type[Strategy], name: str) -> str:
         return f"it is called {meant}"
     if meant is not None and " " in meant:
         return meant
+    if name in options_of(SamplingOptions):
+        return f"it is an option of strategies that sample: Sample({name}=...), or BeamSample({name}=...)"
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"help({kind.__name__}) lists what there is"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, Unpack, overload
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 from minigpt.sampler.api import decoded
 from minigpt.sampler.events import Completion, LanguageModel, Request
 from minigpt.sampler.processors.healing import Healer
@@ -103,10 +104,12 @@ def complete(
     check_tokenizer("complete", tokenizer)
     refuse_unknown_limits("complete", lengths)
     check_strategy(strategy)
+    if isinstance(prompt, Mapping):
+        raise InvalidRequest(f"complete() takes a text or a list of texts, got {shown(prompt)}")
     texts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise InvalidRequest(
-            f"complete() takes text, got {wrong[0]!r:.60}: for token ids use minigpt.sampler.generate"
+            f"complete() takes text, got {shown(wrong[0])}: for token ids use minigpt.sampler.generate"
         )
     stops = stop_test(stop, tokenizer)
     model = windowed(model, lengths.get("overflow", "error"), stride)
@@ -144,10 +147,12 @@ def stop_test(stop: str | Sequence[str], tokenizer: TextTokenizer) -> StopTest:
     Raises:
         InvalidRequest: they are not strings, or one is empty.
     """
+    if not isinstance(stop, Iterable):
+        raise InvalidRequest(f"stop must be a list of strings, got {shown(stop)}")
     try:
         return tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
-    except (TypeError, AttributeError, ValueError) as error:
-        raise InvalidRequest(f"stop must be a list of strings, got {stop!r:.60}: {error}") from None
+    except ValueError as error:
+        raise InvalidRequest(f"stop must be a list of strings, got {shown(stop)}: {error}") from None
 
 
 def healer(model: LanguageModel, tokenizer: TextTokenizer, stop: StopTest) -> Callable[[Request], Request]:
@@ -179,5 +184,5 @@ def check_tokenizer(function: str, tokenizer: object) -> None:
     """Refuses what cannot be a tokenizer."""
     if not hasattr(tokenizer, "stop_strings"):
         raise InvalidRequest(
-            f"{function}() takes a tokenizer second, got {tokenizer!r:.60}: model, tokenizer = minigpt.load(...)"
+            f"{function}() takes a tokenizer second, got {shown(tokenizer)}: model, tokenizer = minigpt.load(...)"
         )

@@ -13,6 +13,7 @@ from typing import Any
 import tiktoken
 
 from minigpt.atomic import all_or_none
+from minigpt.json_files import shown
 from minigpt.tokenizer import files as vocabulary
 from minigpt.tokenizer.bpe import BYTES, check_ids, makeable, spell
 from minigpt.tokenizer.stop_strings import StopStrings
@@ -136,7 +137,8 @@ class Tokenizer:
         Half a surrogate pair, which is no character, becomes U+FFFD.
 
         Raises:
-            ValueError: the vocabulary lacks a byte of some character; the message names the first such.
+            ValueError: this is no text, or the vocabulary lacks a byte of some character; the message names the
+                first such.
 
         >>> from minigpt.tokenizer.bpe import BYTES
         >>> tokenizer = Tokenizer(BYTES, [], special_tokens={"<|end|>": 256})
@@ -145,6 +147,8 @@ class Tokenizer:
         >>> len(tokenizer.encode("a<|end|>"))
         8
         """
+        if not isinstance(text, str):
+            raise ValueError(f"encode takes one text, got {shown(text)}: encode several one by one")
         tokens: list[int] = []
         pieces = (self._find_added if allow_special else self._find_words).split(text)
         for i, piece in enumerate(pieces):
@@ -178,9 +182,18 @@ class Tokenizer:
         return self.decode_bytes(tokens).decode(errors="replace")
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """The bytes of some tokens, which need not be whole characters."""
-        # `index`, because a tensor of one number would be looked up by its identity, not its value.
-        return b"".join([self._bytes.get(index(token), UNKNOWN) for token in tokens])
+        """The bytes of some tokens, which need not be whole characters.
+
+        Raises:
+            ValueError: these are no ids.
+        """
+        try:
+            # `index`, because a tensor of one number would be looked up by its identity, not its value.
+            return b"".join([self._bytes.get(index(token), UNKNOWN) for token in tokens])
+        except TypeError:
+            raise ValueError(
+                f"decode takes the ids of one text, got {shown(tokens)}: decode several one by one"
+            ) from None
 
     def token_bytes(self) -> list[bytes | None]:
         """What each id spells; None for special tokens and ids without a token."""

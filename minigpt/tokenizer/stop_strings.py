@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from minigpt.json_files import shown
+
 
 class Decoder(Protocol):
     """What stop strings need of a tokenizer."""
@@ -20,9 +22,10 @@ class StopStrings:
         texts: the stop strings; none at all never stops.
 
     Raises:
-        ValueError: a stop string is empty.
+        ValueError: a stop string is empty, or no text.
 
-    >>> from minigpt.tokenizer import Tokenizer
+    >>> from minigpt.json_files import shown
+    from minigpt.tokenizer import Tokenizer
     >>> from minigpt.tokenizer.bpe import BYTES
     >>> stop = StopStrings(Tokenizer(BYTES, merges=[]), ["END", "."])
     >>> stop.completed(list(b"one.")), stop.cut("one. two END"), stop.held_back("the EN")
@@ -32,6 +35,8 @@ class StopStrings:
     def __init__(self, decoder: Decoder, texts: Sequence[str]) -> None:
         if isinstance(texts, str):
             raise ValueError(f"stop is a list of strings: write [{texts!r}], not {texts!r}")
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"a stop string must be a text, got {shown(wrong[0])}")
         if "" in texts:
             raise ValueError(f"a stop string must not be empty, got {list(texts)!r}: every text contains it")
         self.texts = tuple(texts)

@@ -35,6 +35,12 @@ def folder(path: str | Path, *files: str) -> Path:
     return Path(path)
 
 
+@pytest.mark.parametrize("name", [42, ["gpt2"], b"gpt2"])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match="a model is a directory, a name on the hub, or 'bundled'; got "):
+        model_files(name)
+
+
 def index(*shards: str) -> str:
     return json.dumps({"weight_map": {f"tensor{i}": shard for i, shard in enumerate(shards)}})
 

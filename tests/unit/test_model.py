@@ -3,7 +3,9 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -238,6 +240,41 @@ def test_the_loss_of_a_padded_row_counts_its_own_tokens() -> None:
     torch.testing.assert_close(model.loss(padded, torch.tensor([0, 2])), alone / 4)
     with pytest.raises(ValueError, match="a loss needs two tokens"):
         model.loss(padded[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: model([1, 2]),
+            r"tokens must be a tensor, got \[1, 2\]: write torch.tensor\(\[ids\]\)",
+        ),
+        (lambda model: model.loss("text"), "tokens must be a tensor, got 'text'"),
+        (
+            lambda model: model.next_logits([1, 2], model.new_cache(9)),
+            r"tokens must be a tensor, got \[1, 2\]",
+        ),
+        (lambda model: model(torch.tensor([[1, 2]]), pad=[0]), r"pad must be a tensor, got \[0\]"),
+        (lambda model: GPT2("gpt2"), r"GPT2 takes a GPT2Config, got 'gpt2'; GPT2.from_pretrained\("),
+    ],
+)
+def test_what_is_no_tensor_or_no_config_is_refused(call: Callable[[GPT2], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call(tiny_gpt2())
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"dtype": "float32"}, "dtype must be one of torch's of floating-point numbers, .* got 'float32'"),
+        ({"dtype": torch.int8}, "dtype must be one of torch's of floating-point numbers, .* got torch.int8"),
+        ({"device": "gpu"}, r"device='gpu' cannot be used here \(.*\): take 'cpu', or"),
+        ({"device": 3.5}, "device=3.5 cannot be used here"),
+    ],
+)
+def test_where_weights_cannot_be_is_said_at_once(place: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        GPT2.from_pretrained("no/such/model", **place)
 
 
 def test_what_a_model_and_a_cache_show() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import minigpt
+from minigpt.lazy import MOVED
 
 PACKAGE = Path(minigpt.__file__).parent
 MODEL = {"config", "cache", "attention", "inference", "kernels", "linear", "model", "quantization", "weights"}
@@ -38,6 +41,7 @@ MAY_IMPORT = {
         "config",
         "hub",
         "inference",
+        "json_files",
         "kernels",
         "linear",
         "quantization",
@@ -196,5 +200,17 @@ def test_at_most_twenty_modules_stand_at_the_top() -> None:
 
 def test_public_names_are_there_and_no_others_are_promised() -> None:
     assert {name for name in minigpt.__all__ if getattr(minigpt, name)} == set(minigpt.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'gpt3'"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'gpt3'$"):
         _ = minigpt.gpt3  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"has no attribute 'Sample': it is minigpt\.sampler\.Sample$"):
+        _ = minigpt.Sample  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_a_module_of_version_0_1_is_answered_with_where_it_is_now(module: str) -> None:
+    there = [f"minigpt.{place}" for place in MOVED[module].split(" and minigpt.")]
+    assert all(find_spec(place) for place in there)
+    with pytest.raises(
+        ModuleNotFoundError, match=f"^minigpt.{module} has moved: it is {' and '.join(there)}$"
+    ):
+        import_module(f"minigpt.{module}")

@@ -120,9 +120,9 @@ class Sliding:
         self.model = model
         self.window = model.config.n_positions
         self.stride = max(1, self.window // 2) if stride is None else stride
-        if not 1 <= self.stride <= self.window:
+        if not isinstance(self.stride, int) or not 1 <= self.stride <= self.window:
             raise InvalidRequest(
-                f"stride must be from 1 to the model's context length of {self.window}, got {stride}"
+                f"stride must be a whole number from 1 to the model's context length of {self.window}, got {stride}"
             )
         self.config = Unbounded(model.config.vocab_size, model.config.end_tokens)
         self.cost = Cost()

@@ -59,6 +59,14 @@ def texts(strategy: Strategy, **limits: Any) -> list[list[int]]:
         (Sample, "max_new_tokens", "it is an argument of generate"),
         (Sample, "do_sample", "Sample samples, Greedy does not"),
         (Greedy, "zzz", r"help\(Greedy\) lists what there is"),
+        (
+            Greedy,
+            "temperature",
+            r"it is an option of strategies that sample: Sample\(temperature=.*BeamSample.*",
+        ),
+        (Beam, "top_p", r"it is an option of strategies that sample: Sample\(top_p=.*BeamSample.*"),
+        (Sample, "num_beams", "it is an option of beam search: of Beam, for one"),
+        (Greedy, "num_return_sequences", "it is an option of Sample and of Beam"),
     ],
 )
 def test_an_option_that_is_not_there_is_answered_with_the_right_one(
@@ -66,6 +74,21 @@ def test_an_option_that_is_not_there_is_answered_with_the_right_one(
 ) -> None:
     with pytest.raises(UnknownArgument, match=f"^{kind.__name__} has no option {name}: {advice}$"):
         kind(**{name: 5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (Beam, 5, r"Beam takes its options by name, got 5: write name=value; help\(Beam\) lists the names$"),
+        (Sample, 0.7, r"Sample takes its options by name, got 0.7: write name=value"),
+        (Speculative, MODEL, r"Speculative takes its options by name, got GPT2\("),
+        (Greedy, "x", r"Greedy takes its options by name, got 'x'"),
+    ],
+)
+def test_options_are_given_by_name(kind: Any, value: object, message: str) -> None:
+    with pytest.raises(UnknownArgument, match=f"^{message}") as raised:
+        kind(value)
+    assert "\n" not in str(raised.value)
 
 
 def test_mistakes_are_invalid_requests() -> None:

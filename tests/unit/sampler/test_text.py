@@ -103,13 +103,24 @@ def test_top_works_on_a_model_in_training_mode(pair: tuple[GPT2, Tokenizer]) -> 
 WRONG = [
     (lambda m, t: complete((m, t), t, "a"), r"complete\(\) takes a model, got a tuple"),
     (lambda m, t: complete(m, "a", "b"), r"takes a tokenizer second, got 'a'"),
+    (lambda m, t: complete(m, m, "a"), r"takes a tokenizer second, got GPT2\( "),
+    (lambda m, t: generate(m, [[1]], m), r"strategy must be a strategy such as .*, got GPT2\( "),
     (lambda m, t: complete(m, t, [[1, 2]]), r"complete\(\) takes text, got \[1, 2\]: for token ids use"),
     (lambda m, t: complete(m, t, None), r"complete\(\) takes text, got None"),
     (lambda m, t: complete(m, t, "a", "greedy"), r"strategy='greedy' is a name: pass minigpt.sampler.Greedy"),
     (lambda m, t: complete(m, t, "a", Greedy), r"strategy is the class Greedy: write Greedy\(\)"),
     (lambda m, t: complete(m, t, "a", 5), r"strategy must be a strategy such as .* got 5"),
-    (lambda m, t: complete(m, t, "a", stop=[""]), r"stop must be a list of strings, .*must not be empty"),
-    (lambda m, t: complete(m, t, "a", stop=[3]), r"stop must be a list of strings, got \[3\]"),
+    (lambda m, t: complete(m, t, {"a": 1}), r"complete\(\) takes a text or a list of texts, got \{'a': 1\}"),
+    (lambda m, t: complete(m, t, "a", stop=[""]), r"stop must be a list of strings, got .*must not be empty"),
+    (
+        lambda m, t: complete(m, t, "a", stop=["b", 3]),
+        r"stop must be a list of strings, got .* must be a text, got 3",
+    ),
+    (lambda m, t: complete(m, t, "a", stop=3), r"stop must be a list of strings, got 3$"),
+    (
+        lambda m, t: complete(m, t, "a", overflow="slide", stride=2.5),
+        r"stride must be a whole number from 1 to the model's context length of \d+, got 2.5",
+    ),
     (lambda m, t: complete(m, t, "a", do_sample=True), r"no argument 'do_sample': sampling is a strategy"),
     (lambda m, t: complete(m, t, "a", top_p=0.9), r"'top_p': it is an option of the strategy: Sample\(top_p"),
     (lambda m, t: complete(m, t, "a", num_beams=4), r"'num_beams': it is an option .*Beam\(num_beams=...\)"),
@@ -147,8 +158,9 @@ WRONG = [
 @pytest.mark.parametrize(("call", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_what_is_wrong_is_said(pair: tuple[GPT2, Tokenizer], call: object, message: str) -> None:
     assert callable(call)
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequest, match=message) as raised:
         call(*pair)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_argument_is_a_type_error_too(pair: tuple[GPT2, Tokenizer]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,25 @@ def test_text_is_cut_before_the_earliest_stop() -> None:
 def test_an_empty_stop_string_is_refused(use: Any) -> None:
     with pytest.raises(ValueError, match=r"a stop string must not be empty, got \['a', ''\]"):
         use("a", "")
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: OWNED.encode(["one", "two"]), r"encode takes one text, got \['one', 'two'\]"),
+        (lambda: OWNED.encode(5), "encode takes one text, got 5"),
+        (lambda: OWNED.decode("one"), "decode takes the ids of one text, got 'one'"),
+        (lambda: OWNED.decode(5), "decode takes the ids of one text, got 5"),
+        (
+            lambda: OWNED.decode([[97], [98]]),
+            r"decode takes the ids of one text, got \[\[97\], \[98\]\]: decode several",
+        ),
+        (lambda: OWNED.stop_strings("a", 5), "a stop string must be a text, got 5"),
+    ],
+)
+def test_what_is_no_text_and_no_ids_is_refused(use: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        use()
 
 
 # ------------------------------------------------------------------------------ files
