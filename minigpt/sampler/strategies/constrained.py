@@ -191,16 +191,19 @@ class ConstrainedSearch(Search):
         return super().ending([hypothesis for hypothesis in grown if not self.goal.unmet(hypothesis.tokens)])
 
     def going_on(self, unfinished: list[Hypothesis]) -> list[Hypothesis]:
-        """From each bank in turn its best, the fullest bank first; texts that may run out of room come last."""
+        """From each bank in turn its best, the fullest bank first; texts that may run out of room come last.
+
+        They are in the candidates' order, in which rounding decides nothing.
+        """
         left = self.request.max_new_tokens - len(self.live[0].tokens) - 1
         places: Counter[int] = Counter()
-        ranked = []
-        for hypothesis in unfinished:
+        in_turn = []
+        for order, hypothesis in enumerate(unfinished):
             at_least, enough = self.goal.missing(hypothesis.tokens)
             if at_least <= left:
-                ranked.append((enough > left, places[enough], enough, hypothesis))
+                in_turn.append((enough > left, places[enough], enough, order))
                 places[enough] += 1
-        ranked.sort(key=lambda entry: entry[:3])
-        if not ranked and not self.finished:  # a processor forbids what must be written
+        in_turn.sort()
+        if not in_turn and not self.finished:  # a processor forbids what must be written
             require_possible([float("-inf")], [self.request])
-        return super().going_on([hypothesis for *_, hypothesis in ranked[: self.beam.num_beams]])
+        return [unfinished[order] for order in sorted(order for *_, order in in_turn[: self.beam.num_beams])]

@@ -11,6 +11,7 @@ from fakes import FakeModel, Text, after_last, scrambled, tiny_gpt2
 
 from minigpt.sampler import Beam, Greedy, generate, stream
 from minigpt.sampler.api import run
+from minigpt.sampler.engine.beam_search import Hypothesis
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.strategies.constrained import Constrained, Goal, _phrases
 
@@ -296,3 +297,13 @@ def test_of_equal_candidates_the_first_are_looked_at(error: float) -> None:
     totals[1, 11] = -2.0
     totals += error * (torch.arange(46).view(2, 23) % 3)
     assert search.candidates(totals, 3).tolist() == [23 + 11, 0, 1, 2, 19, 23, 23 + 1, 23 + 19]
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-7, -1e-7, 1e-6])
+def test_of_equal_beams_the_first_come_first(error: float) -> None:
+    """Their order decides between equal candidates of the next step."""
+    strategy = Constrained(num_beams=2, must_include=[[19]])
+    (request,) = prepare(FakeModel(scrambled(23)), [(1,)], max_new_tokens=9, end_tokens=[])
+    search = strategy.new_search(0, request)
+    equal = [Hypothesis(tokens=(1,), total=-3.0), Hypothesis(tokens=(2,), total=-3.0 + error)]
+    assert search.going_on(equal) == equal
