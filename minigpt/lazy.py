@@ -108,7 +108,7 @@ class _Moved:
             raise ModuleNotFoundError(f"{name} has moved: it is minigpt.{MOVED[module]}", name=name)
 
 
-sys.meta_path.append(_Moved())  # type: ignore[arg-type]  # it finds no module
+sys.meta_path.append(_Moved())
 
 if TYPE_CHECKING:
     import fsspec
