@@ -89,9 +89,9 @@ def points_to_edit(
     names = expand(model.config, [point], layers)
     for name in names:
         if heads is not None and not point_of(name).has_heads:
-            raise ValueError(f"heads={heads} has no meaning at {name}, which has no heads")
+            raise ValueError(f"heads={heads} has no effect at {name}, which has no heads")
         if layers is not None and layer_of(name) is None:
-            raise ValueError(f"layers={layers} has no meaning at {name}, which belongs to no layer")
+            raise ValueError(f"layers={layers} has no effect at {name}, which belongs to no layer")
     return names
 
 

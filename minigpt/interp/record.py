@@ -67,7 +67,7 @@ def record(
     names = expand(model.config, points or ("*", "blocks.*.*", "blocks.*.*.*"), layers)
     chosen = as_indices("head", heads, model.config.n_head)
     if chosen is not None and not any(point_of(name).has_heads for name in names):
-        raise ValueError(f"heads={chosen} has no meaning: none of {', '.join(names[:3])} has heads")
+        raise ValueError(f"heads={chosen} has no effect: none of {', '.join(names[:3])} has heads")
     if grad and (to is not None or take is not None or chosen is not None):
         raise ValueError("grad=True records whole values in memory: leave out to=, take= and heads=")
     with ExitStack() as stack:

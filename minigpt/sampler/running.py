@@ -54,6 +54,6 @@ def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> 
         return Sliding(model, stride)
     if stride is not None:
         raise InvalidRequest(
-            f"stride={stride} (--stride) has no meaning with overflow={overflow}: it is for slide"
+            f"stride={stride} (--stride) has no effect with overflow={overflow}: it is for slide"
         )
     return model

@@ -95,7 +95,7 @@ def test_the_end_token_comes_first_then_the_bytes_then_the_merges(trained: Path)
     assert in_order[257:] == [merge.replace(" ", "") for merge in merges]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=st.text() | st.lists(st.sampled_from(TEXT.split(" "))).map(" ".join))
 def test_encoding_is_the_librarys(trained: Path, learned: ByteLevelBPETokenizer, text: str) -> None:
     tokenizer = Tokenizer.load(trained)

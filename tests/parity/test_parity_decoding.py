@@ -35,12 +35,12 @@ def models() -> tuple[GPT2, GPT2LMHeadModel]:
 
 def as_they_call_it(options: dict[str, Any]) -> dict[str, Any]:
     """Our options under their names; what is ours alone is left as it is."""
-    told = dict(options)
-    if "bad_words" in told:
-        told["bad_words_ids"] = told.pop("bad_words")
-    if "logit_bias" in told:
-        told["sequence_bias"] = {(token,): bias for token, bias in told.pop("logit_bias").items()}
-    return told
+    as_theirs = dict(options)
+    if "bad_words" in as_theirs:
+        as_theirs["bad_words_ids"] = as_theirs.pop("bad_words")
+    if "logit_bias" in as_theirs:
+        as_theirs["sequence_bias"] = {(token,): bias for token, bias in as_theirs.pop("logit_bias").items()}
+    return as_theirs
 
 
 def their_texts(

@@ -78,7 +78,7 @@ class HubServer:
 
     `files` is what the repository holds; of safetensors and .bin it tells the sha256, as the hub does of
     large files. Three ways to go wrong: `damaged` is sent in a file's place while its size and sha256 are
-    told as before; the first answer with a file in `cut` breaks off half-way; what is `refused` gets a 403.
+    reported as before; the first answer with a file in `cut` breaks off half-way; what is `refused` gets a 403.
     """
 
     def __init__(self, repo: str, files: dict[str, bytes]) -> None:
@@ -150,13 +150,13 @@ class _Handler(BaseHTTPRequestHandler):
         large = file.endswith((".safetensors", ".bin"))
         blob = b"blob %d\0" % len(content) + content  # what git hashes to name a small file
         etag = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(blob).hexdigest()
-        told = {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        facts = {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": COMMIT}
         body = self.hub.damaged.get(file, content) if self.command == "GET" else content
         if self.command == "GET" and file in self.hub.cut:
             self.hub.cut.remove(file)
-            self.send(body, told, only=len(body) // 2)
+            self.send(body, facts, only=len(body) // 2)
         else:
-            self.send(body, told)
+            self.send(body, facts)
 
     def send(self, body: bytes, headers: dict[str, str], only: int | None = None) -> None:
         self.send_response(200)
@@ -168,8 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refuse(self, status: int, reason: str) -> None:
         self.send_response(status)
-        told = {"X-Error-Code": reason, "X-Repo-Commit": COMMIT, "Content-Length": "0"}
-        for name, value in told.items():
+        facts = {"X-Error-Code": reason, "X-Repo-Commit": COMMIT, "Content-Length": "0"}
+        for name, value in facts.items():
             self.send_header(name, value)
         self.end_headers()
 

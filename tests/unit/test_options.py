@@ -104,7 +104,7 @@ def test_what_a_flag_takes_is_said(flags: list[str], message: str) -> None:
 
 
 def test_the_help_shows_range_default_and_what_is_needed() -> None:
-    described = {name: told.described for name, told in options_of(Oven).items()}
+    described = {name: declared.described for name, declared in options_of(Oven).items()}
     assert described == {
         "degrees": "temperature in degrees (above 0 and below 300; default: 180)",
         "fan": "switch the fan on",

@@ -36,7 +36,7 @@ def epoch(of: Windows, number: int) -> list[list[int]]:
 
 
 def order_of_documents(tokens: TokenFile, rows: list[list[int]]) -> dict[int, int]:
-    """The documents in the order in which some windows go through them, told from their borders alone.
+    """The documents in the order in which some windows go through them, by their borders alone.
 
     It is what the module promises, the other way round: any successor of a token is the next of its
     document, or, after a document's last token, the first of another.

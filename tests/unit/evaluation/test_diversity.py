@@ -160,13 +160,13 @@ PROMPTS = [Prompt((1, 2, 3)), Prompt((4,)), Prompt((5, 6))]
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_counting_and_batches_change_no_text(strategy, batch_size) -> None:
-    model, told = tiny_gpt2(), []
+    model, reported = tiny_gpt2(), []
     expected = [
         best.tokens for best, *_ in generate(model, [p.tokens for p in PROMPTS], strategy, max_new_tokens=9)
     ]
-    written = write(model, PROMPTS, strategy, 9, batch_size, told.append)
+    written = write(model, PROMPTS, strategy, 9, batch_size, reported.append)
     assert written.tokens == expected
-    assert told == [1, 1, 1]
+    assert reported == [1, 1, 1]
     assert written.cost["tokens_per_s"] > 0
 
 

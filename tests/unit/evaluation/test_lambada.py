@@ -77,6 +77,6 @@ def test_no_examples(model: GPT2) -> None:
 
 
 def test_progress_counts_every_token_that_is_read(model: GPT2) -> None:
-    told: list[int] = []
-    last_words(model, [Example([1, 2], [3]), Example([1] * 20, [3])], report=told.append)
-    assert sorted(told) == [3, WINDOW + 1]
+    reported: list[int] = []
+    last_words(model, [Example([1, 2], [3]), Example([1] * 20, [3])], report=reported.append)
+    assert sorted(reported) == [3, WINDOW + 1]

@@ -73,10 +73,10 @@ def test_more_scored_tokens_than_logits_at_once() -> None:
 
 
 def test_progress_counts_every_scored_token(model: GPT2) -> None:
-    told: list[int] = []
-    list(document_logprobs(model, [Document(random_tokens(30), 1, 1)] * 2, report=told.append))
-    assert len(told) > 2
-    assert sum(told) == 58
+    reported: list[int] = []
+    list(document_logprobs(model, [Document(random_tokens(30), 1, 1)] * 2, report=reported.append))
+    assert len(reported) > 2
+    assert sum(reported) == 58
 
 
 def test_windows_of_one_length_come_out_batch_by_batch(model: GPT2) -> None:

@@ -344,7 +344,7 @@ def test_recording_one_layer_keeps_one_layer_however_deep_the_model() -> None:
         (["logits"], {"layers": [2]}, IndexError, "there is no layer 2: this model has layers 0 to 1"),
         (["blocks.*.attn.q"], {"heads": [2]}, IndexError, "there is no head 2: this model has heads 0 to 1"),
         (["blocks.*.attn.q"], {"heads": []}, ValueError, r"heads=\[\] chooses nothing"),
-        (["logits"], {"heads": [0]}, ValueError, r"heads=\[0\] has no meaning: none of logits has heads"),
+        (["logits"], {"heads": [0]}, ValueError, r"heads=\[0\] has no effect: none of logits has heads"),
         (["logits"], {"grad": True, "to": "x"}, ValueError, "grad=True records whole values in memory"),
     ],
 )

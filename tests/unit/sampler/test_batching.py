@@ -26,7 +26,7 @@ TABLE = FakeModel(scrambled(23))
 GPT2 = tiny_gpt2()
 
 
-def told(group: list[Completion]) -> list[tuple[list[int], str]]:
+def outcome(group: list[Completion]) -> list[tuple[list[int], str]]:
     return [(text.tokens, text.finish_reason) for text in group]
 
 
@@ -36,7 +36,7 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model: Any, strategy: Str
     batch = generate(model, PROMPTS, strategy, **LIMITS)
     for prompt, group in zip(PROMPTS, batch, strict=True):
         (alone,) = generate(model, [prompt], strategy, **LIMITS)
-        assert told(group) == told(alone)
+        assert outcome(group) == outcome(alone)
         for text, other in zip(group, alone, strict=True):
             assert text.score == pytest.approx(other.score, abs=1e-4)
             assert text.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -47,13 +47,13 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(model: Any, strategy: Str
 def test_place_in_the_batch_changes_nothing(model: Any, strategy: Strategy) -> None:
     batch = generate(model, PROMPTS, strategy, **LIMITS)
     backwards = generate(model, PROMPTS[::-1], strategy, **LIMITS)
-    assert list(map(told, backwards[::-1])) == list(map(told, batch))
+    assert list(map(outcome, backwards[::-1])) == list(map(outcome, batch))
 
 
 @EACH
 def test_two_equal_prompts_give_equal_texts(strategy: Strategy) -> None:
     batch = generate(GPT2, PROMPTS, strategy, **LIMITS)
-    assert told(batch[1]) == told(batch[3])
+    assert outcome(batch[1]) == outcome(batch[3])
 
 
 @pytest.mark.parametrize(

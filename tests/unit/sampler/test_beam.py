@@ -255,10 +255,10 @@ def test_without_end_tokens_the_modes_are_one() -> None:
     assert len(found) == 1
 
 
-# What is told while it searches
+# What is reported while it searches
 
 
-def told(model: Any, strategy: Strategy, steps: int) -> tuple[Text, list[Text], Text]:
+def reported(model: Any, strategy: Strategy, steps: int) -> tuple[Text, list[Text], Text]:
     """What was settled and which beams went on after so many steps; and the best text in the end."""
     settled, live, grown = [], [()], 0
     best: Text = ()
@@ -294,10 +294,10 @@ def test_a_token_is_told_as_soon_as_no_future_can_change_it(strategy: Strategy, 
                 return [value + (token in (2, 3)) for token, value in enumerate(rule(text))]
             return [30.0 * (text[2 : 2 + steps] == winner) * (token == 4) for token in range(9)]
 
-        settled, live, _ = told(FakeModel(partial(future, winner=None)), strategy, steps)
+        settled, live, _ = reported(FakeModel(partial(future, winner=None)), strategy, steps)
         futures = []
         for winner in [*live, None]:
-            again, same, best = told(FakeModel(partial(future, winner=winner)), strategy, steps)
+            again, same, best = reported(FakeModel(partial(future, winner=winner)), strategy, steps)
             assert (again, same) == (settled, live)
             futures.append(best)
         assert all(best[: len(settled)] == settled for best in futures)

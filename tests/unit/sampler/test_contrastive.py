@@ -148,12 +148,12 @@ def test_tokens_come_one_pass_each() -> None:
 
 def test_events_come_token_by_token() -> None:
     model = FakeModel(scrambled(9), end_tokens=[2, 3])
-    told: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    reported: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for event in run(model, prepare(model, [[1], [4, 5, 6], [7, 7]], max_new_tokens=8), Contrastive()):
         if isinstance(event, TokenGenerated):
-            told[event.prompt_index].append(event.token)
+            reported[event.prompt_index].append(event.token)
         elif isinstance(event, Finished):
-            assert told[event.prompt_index] == event.completions[0].tokens
+            assert reported[event.prompt_index] == event.completions[0].tokens
 
 
 def test_logprobs_are_those_of_the_unprocessed_model() -> None:

@@ -304,8 +304,8 @@ def test_events_are_told_in_order(name: str) -> None:
         *emitted, last = (e for e in events[1:] if not isinstance(e, PrefillDone) and e.prompt_index == i)
         assert isinstance(last, Finished)
         (text,) = last.completions
-        told = [(e.token, e.logprob) for e in emitted if isinstance(e, TokenGenerated)]
-        assert told == list(zip(text.tokens, text.logprobs, strict=True))
+        reported = [(e.token, e.logprob) for e in emitted if isinstance(e, TokenGenerated)]
+        assert reported == list(zip(text.tokens, text.logprobs, strict=True))
 
 
 @pytest.mark.parametrize(

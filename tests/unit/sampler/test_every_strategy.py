@@ -32,7 +32,7 @@ def written(name: str) -> list[list[Completion]]:
     return generate(MODEL, PROMPTS, strategy(name), **LIMITS)
 
 
-def told(groups: list[list[Completion]]) -> list[list[tuple[list[int], str]]]:
+def outcome(groups: list[list[Completion]]) -> list[list[tuple[list[int], str]]]:
     return [[(text.tokens, text.finish_reason) for text in group] for group in groups]
 
 
@@ -46,18 +46,18 @@ def test_every_option_explains_itself(name: str) -> None:
 @EVERY
 def test_it_does_the_same_again(name: str) -> None:
     again = replace(strategy(name))
-    assert told(generate(MODEL, PROMPTS, again, **LIMITS)) == told(written(name))
+    assert outcome(generate(MODEL, PROMPTS, again, **LIMITS)) == outcome(written(name))
 
 
 @EVERY
 def test_what_else_is_in_the_batch_changes_nothing(name: str) -> None:
     for prompt, group in zip(PROMPTS, written(name), strict=True):
         (alone,) = generate(MODEL, [prompt], strategy(name), **LIMITS)
-        assert told([group]) == told([alone])
+        assert outcome([group]) == outcome([alone])
         for text, other in zip(group, alone, strict=True):
             assert text.score == pytest.approx(other.score, abs=1e-4)
             assert text.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-    assert told([written(name)[1]]) == told([written(name)[3]])
+    assert outcome([written(name)[1]]) == outcome([written(name)[3]])
 
 
 @EVERY
@@ -136,7 +136,7 @@ def test_the_common_options_hold(name: str) -> None:
 def test_traces_change_nothing_and_agree_with_the_log_probabilities(name: str) -> None:
     found = traced(MODEL, PROMPTS, strategy(name, repetition_penalty=1.0001), **LIMITS)
     plain = generate(MODEL, PROMPTS, strategy(name, repetition_penalty=1.0001), **LIMITS)
-    assert told(found) == told(plain)
+    assert outcome(found) == outcome(plain)
     for text in (text for group in found for text in group):
         probabilities = [trace.before.probability for trace in text.traces]
         assert torch.tensor(probabilities).log().tolist() == pytest.approx(text.logprobs, abs=1e-3)
@@ -156,7 +156,7 @@ def test_a_batch_mate_that_fills_the_context_changes_nothing(name: str) -> None:
         batch = generate(model, prompts, strategy(name), **limits)
         assert len(prompts[1]) + 12 - 1 == model.config.n_positions
         for prompt, group in zip(prompts, batch, strict=True):
-            assert told([group]) == told(generate(model, [prompt], strategy(name), **limits))
+            assert outcome([group]) == outcome(generate(model, [prompt], strategy(name), **limits))
 
 
 def only_two(logits: Any, tokens: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Greedy decoding and sampling: what is chosen, how often, and what is told about it."""
+"""Greedy decoding and sampling: what is chosen, how often, and what is reported of it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_texts_come_best_first() -> None:
         assert scores == sorted(scores, reverse=True)
 
 
-# What is told about a text
+# What is reported of a text
 
 
 @BY_NAME

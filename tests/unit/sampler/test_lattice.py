@@ -66,11 +66,11 @@ def test_the_beams_that_go_on_are_those_that_the_model_reads_next(strategy: Stra
     read: dict[int, set[Text]] = {}
     rule = scrambled(9)
 
-    def told(text: Text) -> list[float]:
+    def scores(text: Text) -> list[float]:
         read.setdefault(len(text), set()).add(text)
         return rule(text)
 
-    model = FakeModel(told, end_tokens=[2, 8])
+    model = FakeModel(scores, end_tokens=[2, 8])
     read.clear()
     lattice = Lattice([(1, 2)])
     for event in run(model, prepare(model, [(1, 2)], max_new_tokens=7), strategy):

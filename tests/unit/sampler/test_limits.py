@@ -69,8 +69,8 @@ def test_a_stop_may_need_several_tokens(strategy: Strategy) -> None:
 
 def test_a_stop_is_found_after_a_false_start() -> None:
     """ "aab" in "aaab": a matcher that starts again at the first mismatch would miss it."""
-    told = [0, 0, 0, 1, 2]
-    model = FakeModel(lambda text: [9.0 * (token == told[len(text) - 1]) for token in range(3)])
+    script = [0, 0, 0, 1, 2]
+    model = FakeModel(lambda text: [9.0 * (token == script[len(text) - 1]) for token in range(3)])
     ((text,),) = generate(model, [[2]], max_new_tokens=5, stop=ends_with(0, 0, 1))
     assert (text.tokens, text.finish_reason) == ([0, 0, 0, 1], "stop")
 

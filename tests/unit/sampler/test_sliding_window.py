@@ -221,7 +221,7 @@ def test_a_stride_must_be_within_the_window(stride: int) -> None:
 
 def test_a_stride_without_sliding_is_a_mistake() -> None:
     with pytest.raises(
-        ValueError, match=r"^stride=2 \(--stride\) has no meaning with overflow=error: it is for slide"
+        ValueError, match=r"^stride=2 \(--stride\) has no effect with overflow=error: it is for slide"
     ):
         generate(GPT, [[1]], stride=2, max_new_tokens=1)
 

@@ -36,7 +36,7 @@ LIMITS: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": []}
 
 def made(name: str) -> Strategy:
     kind = find(name)
-    return kind(**{name: MODEL for name, told in options_of(kind).items() if told.required})
+    return kind(**{name: MODEL for name, declared in options_of(kind).items() if declared.required})
 
 
 def texts(strategy: Strategy, **limits: Any) -> list[list[int]]:
@@ -109,8 +109,8 @@ def test_the_repr_shows_what_differs_from_the_default() -> None:
 @pytest.mark.parametrize("name", names())
 def test_help_lists_every_option_with_its_range(name: str) -> None:
     shown = " ".join((inspect.getdoc(find(name)) or "").split())
-    for option_name, told in options_of(find(name)).items():
-        assert f" {option_name}: {' '.join(told.described.split())}" in shown
+    for option_name, declared in options_of(find(name)).items():
+        assert f" {option_name}: {' '.join(declared.described.split())}" in shown
 
 
 @pytest.mark.parametrize("name", names())

@@ -94,10 +94,10 @@ def test_metrics_that_exceed_a_float_are_null(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"), [(0.004, 2.6, True), (0.1, 0.1, False), (0.1, 0.09, False)]
+    ("before", "after", "reported"), [(0.004, 2.6, True), (0.1, 0.1, False), (0.1, 0.09, False)]
 )
 def test_a_learning_rate_that_jumps_on_resuming_is_reported_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float, told: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float, after: float, reported: bool
 ) -> None:
     (tmp_path / METRICS).write_text(json.dumps(metrics(1, lr=before)) + "\n")
     one, lines = report(tmp_path, monkeypatch)
@@ -108,7 +108,7 @@ def test_a_learning_rate_that_jumps_on_resuming_is_reported_once(
     message = (
         f"the learning rate rises from {before:.2g} to {after:.2g}: the schedule is stretched to 9 steps"
     )
-    assert lines[:-1] == [message] * told
+    assert lines[:-1] == [message] * reported
 
 
 def test_a_callback_sees_the_metrics_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,8 @@ def test_every_option_has_its_flag() -> None:
     }
     assert sampling.keys() <= SAMPLING
     assert not control.keys() & SAMPLING
-    told = {**control, "exponential_decay_length_penalty": "20,1.1", **sampling}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    given = {**control, "exponential_decay_length_penalty": "20,1.1", **sampling}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     expected = Sample(**control, **sampling, watermark=True, seed=1)
     assert strategy(Sample, *flags, "--watermark", "--seed=1") == expected
 

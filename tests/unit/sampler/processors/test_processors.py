@@ -1,4 +1,4 @@
-"""What each processor does, told by small examples; that transformers does the same is for tests/parity."""
+"""What each processor does, by small examples; that transformers does the same is for tests/parity."""
 
 from __future__ import annotations
 
