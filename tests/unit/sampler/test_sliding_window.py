@@ -214,7 +214,8 @@ def test_a_long_prompt_is_read_at_its_end_only() -> None:
 @pytest.mark.parametrize("stride", [0, -1, WINDOW + 1])
 def test_a_stride_must_be_within_the_window(stride: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"^stride must be from 1 to the model's context length of 8, got {stride}$"
+        ValueError,
+        match=rf"^stride must be a whole number from 1 to the model's context length of 8, got {stride}$",
     ):
         generate(GPT, [[1]], overflow="slide", stride=stride)
 
