@@ -6,8 +6,9 @@ which a model learns instead. Not every seed finds the head soon: of seeds 0, 1 
 
 Which head comes first depends on what is asked. Induction needs of the head below that the previous token be read,
 not that it get all attention: the composition of the two by their weights and the first tenth of the rise in attention
-to the previous token come before the induction head, half of that rise with it, and the rest long after. So "no later"
-is said of what the induction head is built on, and of the beginning; of half of the final share, it would be wrong.
+to the previous token come before the induction head, and the rest long after it. So "no later" is said of what the
+induction head is built on, and of the beginning; of half of the final share, it would be wrong. The thresholds were
+chosen with these seeds in view: the test holds on to what was seen, and is no independent proof.
 
 Source: Olsson et al. 2022: a phase change, in which the scores rise together; the order of learning from the top
 down: Bietti et al. 2023, arXiv:2306.00802; one layer cannot: Sanford et al. 2024, arXiv:2408.14332.
