@@ -70,7 +70,7 @@ def run_job(task: Task, source: Callable[[], Source]) -> int:
     try:
         _run(task, job, cut, done)
     except KeyboardInterrupt:
-        interrupted = True
+        interrupted, done = True, job.output.all_done()  # a block may be done, and not yet counted
     finally:
         if any(one.rejected for one in done.values()):
             job.output.write_rejected(sorted(number for number, one in done.items() if one.rejected))

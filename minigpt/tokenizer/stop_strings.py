@@ -24,8 +24,7 @@ class StopStrings:
     Raises:
         ValueError: a stop string is empty, or no text.
 
-    >>> from minigpt.json_files import shown
-    from minigpt.tokenizer import Tokenizer
+    >>> from minigpt.tokenizer import Tokenizer
     >>> from minigpt.tokenizer.bpe import BYTES
     >>> stop = StopStrings(Tokenizer(BYTES, merges=[]), ["END", "."])
     >>> stop.completed(list(b"one.")), stop.cut("one. two END"), stop.held_back("the EN")
