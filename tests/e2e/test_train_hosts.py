@@ -152,9 +152,11 @@ def test_a_host_dies_and_comes_back(long_text: Path, alone: Path, folder: Folder
     assert_like(out, alone)  # and so no step is missing from metrics.jsonl, and none is there twice
     assert agents.notes("processes", 0) == agents.notes("processes", 1) == ["2", "2", "2"]
     lines = agents.ours(0) + agents.ours(1)
-    (lost,) = [line for line in lines if "is gone" in line]
-    assert lost.startswith("another process of this run is gone (")
-    assert "--max-restarts" in lost
+    lost = [line for line in lines if "is gone" in line]
+    assert len(lost) <= 1  # none where torchrun restarts the process before it notices
+    for line in lost:
+        assert line.startswith("another process of this run is gone (")
+        assert "--max-restarts" in line
     assert [line for line in lines if line.startswith("resuming at")] == [
         f"resuming at step {CHECKPOINT} of 8, from {out}/checkpoints/step-{CHECKPOINT:08}"
     ]
