@@ -29,15 +29,13 @@ LARGEST = 127
 STEP = 1 / LARGEST  # rows are brought to [-1, 1], of which this is the step
 REST = 2 * LARGEST  # what a rounded input leaves over is at most 1 / REST
 ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
+EXACT = 1024  # products of 8-bit integers whose sum float32 holds exactly: 1024 * 127 * 128 < 2**24
 TINY = 1e-30  # instead of the largest magnitude of a channel that is all zeros
 NEARLY_ZERO = torch.tensor(TINY)  # added to every input, so that even a row of zeros has a largest magnitude
 
 
 class PlainMatrix:
-    """A weight of 8 bits, multiplied by torch's plain product of integers: what `PackedMatrix` must equal.
-
-    Runs on any processor. The sums are int32, so nothing saturates.
-    """
+    """A weight of 8 bits, multiplied exactly on any processor: what `PackedMatrix` must equal."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.weight, self.scale = weight, scale  # int8 (out, in), float32 (out,)
@@ -46,7 +44,33 @@ class PlainMatrix:
         """Shapes: (rows, in), from -1 to 1  ->  (rows, out)."""
         inverse = torch.tensor(1.0) / torch.tensor(STEP)
         whole = (rows * inverse).round().clamp(-ZERO, LARGEST).to(torch.int8)
-        return torch._int_mm(whole, self.weight.t()).float() * (self.scale * STEP)
+        return integer_product(whole, self.weight).float() * (self.scale * STEP)
+
+
+@cache
+def int_mm_is_exact() -> bool:
+    """Whether torch's own product of integers is one on this processor.
+
+    oneDNN computes it, and without instructions for sums of 8-bit products (VNNI) pairs of products saturate at 16 bits.
+    """
+    largest = torch.full((1, 64), LARGEST, dtype=torch.int8)
+    return int(torch._int_mm(largest, largest.t())) == 64 * LARGEST**2
+
+
+def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """The product rows · weightᵀ of 8-bit integers, as int32.
+
+    Shapes: (rows, in), (out, in)  ->  (rows, out)
+
+    >>> largest = torch.full((1, 64), 127, dtype=torch.int8)
+    >>> integer_product(largest, largest).item() == 64 * 127**2
+    True
+    """
+    if int_mm_is_exact():
+        return torch._int_mm(rows, weight.t())
+    parts = zip(rows.split(EXACT, 1), weight.split(EXACT, 1), strict=True)
+    products = [(few.float() @ own.float().t()).to(torch.int32) for few, own in parts]
+    return torch.stack(products).sum(0, dtype=torch.int32)
 
 
 class PackedMatrix:
@@ -95,7 +119,7 @@ def _pack(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
 def packing_is_exact() -> bool:
     """Whether this processor's packed kernel gives the plain product to the bit.
 
-    It takes instructions for sums of 8-bit products (VNNI); without them pairs of products saturate at 16 bits.
+    As for torch's own, that takes VNNI.
     """
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return False

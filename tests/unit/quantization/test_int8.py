@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -155,3 +158,17 @@ def test_gradients_and_other_dtypes_are_refused() -> None:
     ):
         linear.half()
     assert linear.float() is linear
+
+
+@needs_packing
+def test_a_processor_without_vnni_multiplies_exactly_too() -> None:
+    """Both of torch's kernels saturate there, alike, so neither can be held against the other."""
+    script = (
+        "import torch; from minigpt.quantization import int8;"
+        "weight = torch.full((32, 2048), 127, dtype=torch.int8);"
+        "product = int8.matrix(weight, torch.ones(32))(torch.ones(3, 2048));"
+        "torch.testing.assert_close(product, torch.full((3, 32), 2048.0 * 127), rtol=1e-6, atol=0);"
+        "assert not int8.packing_is_exact() and not int8.int_mm_is_exact()"
+    )
+    old = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    subprocess.run([sys.executable, "-c", script], env=old, check=True)
