@@ -61,10 +61,11 @@ def losses(model: GPT2, texts: Tensor) -> tuple[float, Tensor]:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), texts[:, 1:].flatten()).item(), logits.argmax(-1)
 
 
+# Of 3,096 places 97% agree, with a standard error of 0.3%: each processor rounds in its own way, and so samples other texts.
 @pytest.mark.parametrize(
     ("kind", "change", "perplexity", "agreement"),
     [
-        ("int8", lambda model: model, 0.01, 0.97),
+        ("int8", lambda model: model, 0.01, 0.955),
         ("int8", plant_outliers, 0.03, 0.95),
         ("float16", lambda model: model, 0.001, 0.995),
         ("float16", plant_outliers, 0.001, 0.995),
