@@ -68,7 +68,7 @@ def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
     """
     if int_mm_is_exact():
         return torch._int_mm(rows, weight.t())
-    parts = zip(rows.split(EXACT, 1), weight.split(EXACT, 1), strict=True)
+    parts = zip(torch.split(rows, EXACT, 1), torch.split(weight, EXACT, 1), strict=True)
     products = [(few.float() @ own.float().t()).to(torch.int32) for few, own in parts]
     return torch.stack(products).sum(0, dtype=torch.int32)
 
