@@ -246,7 +246,10 @@ def main() -> None:
         if "a" in measured:
             memory += f"\n\n{share_of_bandwidth(measured['a'], folders)}"
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
-    text = "\n".join(speed_table(measured)) + f"\n\n{memory}\n\n{what}; {machine()}, by `make bench`.\n"
+    text = (
+        "\n".join(speed_table(measured))
+        + f"\n\n{memory}\n\n{what}; medians of {args.rounds} rounds; {machine()}, by `make bench`.\n"
+    )
     print(text)
     if MANY in args.workloads:  # a part of the page of its own, which `make bench-many` writes
         for line in many_table(200, 3):
