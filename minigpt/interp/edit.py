@@ -68,8 +68,7 @@ def edit(
     def change(name: str, value: Tensor, current: Pass) -> Tensor:
         return function(value.clone())
 
-    names = points_to_edit(model, point, layers, heads)
-    with edited(model, Edit(names, change, Places.of(model, heads, positions, rows))):
+    with edited(model, Edit.at(model, point, change, layers, heads, positions, rows)):
         yield
 
 
@@ -185,6 +184,21 @@ class Edit:
         self._change = change
         self._silent = list(names)  # that have not acted yet
         self._passes = 0
+
+    @classmethod
+    def at(
+        cls,
+        model: GPT2,
+        point: str,
+        change: Change,
+        layers: Sequence[int] | None,
+        heads: Sequence[int] | None,
+        positions: Sequence[int] | None,
+        rows: Sequence[int] | None,
+    ) -> Edit:
+        """A change of what was chosen of a point, as the arguments of `edit` name it; its errors, too."""
+        names = points_to_edit(model, point, layers, heads)
+        return cls(names, change, Places.of(model, heads, positions, rows))
 
     def begin(self, current: Pass) -> None:
         self._passes += 1

@@ -61,12 +61,11 @@ def ablate(
     def change(name: str, old: Tensor, current: Pass) -> Tensor:
         return _fit(0.0 if value is None else value, old, name)
 
-    names = points_to_edit(model, point, layers, heads)
-    where = Places.of(model, heads, positions, rows)
+    ablation = Edit.at(model, point, change, layers, heads, positions, rows)
     with ExitStack() as stack:
         if keep_patterns is not None:
             stack.enter_context(patch(model, "blocks.*.attn.pattern", keep_patterns))
-        stack.enter_context(edited(model, Edit(names, change, where)))
+        stack.enter_context(edited(model, ablation))
         yield
 
 
@@ -86,8 +85,7 @@ def scale(
     def change(name: str, value: Tensor, current: Pass) -> Tensor:
         return value * factor
 
-    names = points_to_edit(model, point, layers, heads)
-    with edited(model, Edit(names, change, Places.of(model, heads, positions, rows))):
+    with edited(model, Edit.at(model, point, change, layers, heads, positions, rows)):
         yield
 
 
@@ -119,8 +117,7 @@ def steer(
     def change(name: str, value: Tensor, current: Pass) -> Tensor:
         return value + factor * _fit(vector, value, name)
 
-    names = points_to_edit(model, point, layers, heads)
-    with edited(model, Edit(names, change, Places.of(model, heads, positions, rows))):
+    with edited(model, Edit.at(model, point, change, layers, heads, positions, rows)):
         yield
 
 

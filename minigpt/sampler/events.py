@@ -67,9 +67,8 @@ class Request:
     seed: int | None = None  # takes the place of the strategy's
     trace: bool = False  # whether each token brings along how it came to be chosen
     taken_back: tuple[int, ...] = ()  # the prompt's last tokens, which the new ones must spell first
-    may_follow: Callable[[Sequence[int]], Tensor | None] | None = (
-        None  # new tokens -> ids to go on with; None: any
-    )
+    # Which ids may follow these new tokens, bool (V,); None is any.
+    may_follow: Callable[[Sequence[int]], Tensor | None] | None = None
 
     @property
     def random_name(self) -> str | tuple[int, ...]:
