@@ -13,9 +13,11 @@ True
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from minigpt.lazy import imported_when_used
+from minigpt.legacy.moved_modules import MovedModules
 
 if TYPE_CHECKING:
     from minigpt.config import GPT2Config
@@ -41,6 +43,9 @@ _HOMES = {
     "top": "sampler.next_tokens",
 }
 __getattr__ = imported_when_used(__name__, _HOMES, others=("sampler", "training"))
+
+# An `import` statement asks finders alone, so that only one of them can answer it with a module's new name.
+sys.meta_path.append(MovedModules())
 
 
 def __dir__() -> list[str]:

@@ -5,12 +5,11 @@
 Importing torch takes seconds; the command line reads every strategy's file to answer `--help`. `hub_constants`,
 `hub_errors` and `hub_tqdm` are modules of the Hugging Face hub's client. Those of `arrow`, `fsspec` and `ray` are optional:
 who uses them asks before whether they are there. Our own packages import their public names in the same way, by
-`imported_when_used`; modules that have moved since version 0.1 are answered with their new names.
+`imported_when_used`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
@@ -61,54 +60,6 @@ def imported_when_used(
 
     return find
 
-
-MOVED = {  # modules of version 0.1, and where their contents are now
-    "alphabets": "tokenizer.byte_level",
-    "comparison": "compare and minigpt.evaluation.diversity",
-    "console": "generate",
-    "explain": "sampler.token_trace",
-    "figures": "cli.table",
-    "files": "atomic",
-    "last_word": "evaluation.lambada",
-    "lattice": "sampler.lattice",
-    "merges": "tokenizer.bpe",
-    "plot": "interp.plots",
-    "progress": "cli.progress",
-    "sampler.chance": "sampler.engine.random_stream",
-    "sampler.drafting": "sampler.engine.drafting",
-    "sampler.plausible": "sampler.engine.contrast",
-    "sampler.regex": "sampler.grammar",
-    "sampler.search": "sampler.engine.beam_search",
-    "sampler.sliding": "sampler.engine.sliding_window",
-    "sampler.steps": "sampler.engine.decode_loop",
-    "scoring": "evaluation.perplexity",
-    "training.evaluate": "training.validation",
-    "training.machine": "training.hardware",
-    "training.processes": "training.distributed",
-    "training.text": "data.documents",
-    "training.tokens": "data.token_file",
-    "training.windows": "data.windows",
-    "vocabulary": "tokenizer.files",
-    **{
-        f"sampler.{strategy}": f"sampler.strategies.{strategy}"
-        for strategy in (
-            "beam", "beam_sample", "constrained", "contrastive", "contrastive_decoding", "diverse_beam", "dola",
-            "greedy", "prompt_lookup", "sample", "speculative",
-        )
-    },
-}  # fmt: skip
-
-
-class _Moved:
-    """The last to be asked for a module that nobody has found: says where the contents of one that moved are now."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        package, _, module = name.partition(".")
-        if package == "minigpt" and module in MOVED:
-            raise ModuleNotFoundError(f"{name} has moved: it is minigpt.{MOVED[module]}", name=name)
-
-
-sys.meta_path.append(_Moved())
 
 if TYPE_CHECKING:
     import fsspec

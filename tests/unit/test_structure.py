@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import minigpt
-from minigpt.lazy import MOVED
+from minigpt.legacy.moved_modules import MOVED
 
 PACKAGE = Path(minigpt.__file__).parent
 MODEL = {"config", "cache", "attention", "inference", "kernels", "linear", "model", "quantization", "weights"}
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "config": {"json_files"},
     "json_files": set(),
     "lazy": set(),
+    "legacy": {"legacy"},
     "errors": set(),
     "options": {"errors", "json_files"},
     "atomic": set(),
