@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt.interp.edit import Edit, Places, edited, points_to_edit
 from minigpt.interp.hooks import Pass
-from minigpt.interp.points import expand, point_of
+from minigpt.interp.points import one_point, point_of
 from minigpt.interp.record import record_text
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
@@ -209,12 +209,9 @@ def mean_activation(
     """
     if over not in ("texts and positions", "texts"):
         raise ValueError(f'over must be "texts and positions" or "texts", got {over!r}')
-    names = expand(model.config, [point])
-    if len(names) > 1:
-        raise ValueError(f"{point!r} matches {len(names)} points: ask for the mean of one at a time")
+    name = one_point(model.config, point)
     if not len(texts):
         raise ValueError("a mean needs at least one text")
-    (name,) = names
     if over == "texts" and len({len(text) for text in texts}) != 1:
         raise ValueError('a mean over "texts", at each position, needs texts that are equally long')
     if over != "texts" and name.endswith("attn.pattern"):

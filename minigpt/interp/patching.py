@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minigpt.cli.progress import bar
 from minigpt.interp.interventions import ablate, patch
-from minigpt.interp.points import expand, point_of
+from minigpt.interp.points import expand, one_point, point_of
 from minigpt.interp.record import differentiable, equally_long, one_text, record, record_text
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
@@ -205,9 +205,8 @@ def attribution_patching(
     >>> attribution_patching(model, clean, corrupt, logit_difference(5, 6)).values.shape
     torch.Size([6, 4])
     """
+    has_heads = point_of(one_point(model.config, f"blocks.0.{part}")).has_heads
     names = expand(model.config, [f"blocks.*.{part}"])
-    if len(names) > model.config.n_layer:
-        raise ValueError(f"{part!r} is several parts of a layer: ask for one at a time")
     runs = _Runs.of(model, clean, corrupt, metric, "denoise", names)
     with record(model, *names, grad=True) as seen:
         value = metric(model(torch.tensor([runs.tokens], device=model.device)))
@@ -220,7 +219,7 @@ def attribution_patching(
         ((runs.source[name] - seen[name].detach()) * gradient)[0]
         for name, gradient in zip(names, gradients, strict=True)
     ]
-    if point_of(names[0]).has_heads:
+    if has_heads:
         sweep, table = _layers_by_heads(model, runs, part), torch.stack([e.sum((-1, -2)) for e in effects])
     else:
         places = list(map(str, range(len(runs.tokens))))

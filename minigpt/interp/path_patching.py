@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigpt.interp.interventions import patch
-from minigpt.interp.points import all_points, as_indices, expand
+from minigpt.interp.points import all_points, as_indices, one_point
 from minigpt.interp.record import equally_long, record_text
 from minigpt.interp.recording import Recording
 from minigpt.model import GPT2
@@ -54,10 +54,7 @@ def path_patching(
     as_indices("layer", [layer], model.config.n_layer)
     as_indices("head", [head], model.config.n_head)
     good, bad = equally_long(model, clean, corrupt)
-    names = expand(model.config, [receiver])
-    if len(names) > 1:
-        raise ValueError(f"{receiver!r} matches {len(names)} points: the receiver is one")
-    (name,) = names
+    name = one_point(model.config, receiver)
     order = all_points(model.config)
     if order.index(name) <= order.index(f"blocks.{layer}.attn.z"):
         raise ValueError(

@@ -149,6 +149,18 @@ def expand(config: GPT2Config, patterns: Iterable[str], layers: Sequence[int] | 
     return [name for name in names if name in chosen]
 
 
+def one_point(config: GPT2Config, pattern: str) -> str:
+    """The full name of the only point that a pattern matches; errors as for `expand`, and ValueError for several.
+
+    >>> one_point(GPT2Config(n_layer=3), "blocks.2.*.z")
+    'blocks.2.attn.z'
+    """
+    names = expand(config, [pattern])
+    if len(names) > 1:
+        raise ValueError(f"{pattern!r} matches {len(names)} points: name one of them, such as {names[0]}")
+    return names[0]
+
+
 def as_indices(what: str, indices: Any, n: int | None = None) -> list[int] | None:
     """The numbers of some heads, layers, positions or rows as a list; None is all of them.
 
