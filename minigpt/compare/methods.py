@@ -54,7 +54,7 @@ class Method:
     def strategy(self, loaded: options.Loaded | None) -> Strategy:
         """Ready to decode; with nothing loaded, only to check the numbers."""
         strategy = options.build_strategy(self.kind, self.args, loaded)
-        if getattr(strategy, "num_return_sequences", 1) != 1:
+        if strategy.n_texts != 1:
             raise Failure(BAD_FLAGS, "one text a prompt is compared: leave out --num-return-sequences")
         unseeded = "seed" in options_of(self.kind) and self.args.seed is None
         return replace(strategy, seed=self.seed) if unseeded else strategy  # type: ignore[call-arg]

@@ -57,7 +57,7 @@ def make(settings: ExploreSettings, argv: Sequence[str]) -> Page:
     model, tokenizer = settings.model.load()
     strategy = settings.strategy.build(settings.model, tokenizer)
     asked = Asked(strategy, settings.max_new_tokens, settings.stop, settings.overflow, settings.allow_special)
-    origin = Origin(settings.model.name, command_line(argv, getattr(strategy, "seed", None)))
+    origin = Origin(settings.model.name, command_line(argv, strategy.seed_in_use))
     return page_of(model, tokenizer, settings.prompts, asked, origin)
 
 

@@ -130,7 +130,7 @@ def write_many(settings: GenerateSettings) -> int:
             settings = with_seed(settings, begun.get("seed"))
     model, tokenizer = settings.model.load()
     strategy = settings.strategy.build(settings.model, tokenizer)
-    seed = getattr(strategy, "seed", None)
+    seed = strategy.seed_in_use
     file = None
     if settings.output is not None:
         job |= {"model": settings.model.sha256(), "seed": seed}

@@ -149,7 +149,7 @@ class Repl:
     @property
     def _is_random(self) -> bool:
         """Whether the next text differs from turn to turn."""
-        return self.args.seed is None and getattr(self.strategy, "seed", None) is not None
+        return self.args.seed is None and self.strategy.seed_in_use is not None
 
     def _last(self) -> Turn:
         if not self.turns:
@@ -165,7 +165,7 @@ class Repl:
         self._continue(self.turns[:-1], last.typed)
 
     def _why_deterministic(self) -> str:
-        if getattr(self.strategy, "seed", None) is not None:
+        if self.strategy.seed_in_use is not None:
             return f"the seed is fixed at {self.args.seed}; `!set seed` removes it"
         return f"{name_of(type(self.strategy))} decoding is deterministic; `!set temperature 1` samples"
 

@@ -129,8 +129,3 @@ class Session:
     def lengths(self) -> list[int]:
         """How many new tokens each text has."""
         return [len(result.completion.tokens) for result in self.results()]
-
-    @property
-    def seed(self) -> int | None:
-        """What the strategy samples with, if it samples."""
-        return getattr(self.strategy, "seed", None)

@@ -132,7 +132,7 @@ class Generation:
         row, request = answer.row, answer.request
         if answer.error is not None or request is None:
             return Outcome(row.index, row.id, reason=str(answer.error))
-        seed = getattr(strategy, "seed", None) if row.seed is None else row.seed
+        seed = strategy.seed_in_use if row.seed is None else row.seed
         records = []
         for i, completion in enumerate(answer.completions):
             written = Written(row.prompt, request, completion, rows_before + row.index, i, seed, {})

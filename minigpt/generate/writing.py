@@ -122,7 +122,7 @@ def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, tex
     for prompt_index, error in session.failures.items():
         cli.note("generate", Failure(FAILED, f"prompt {prompt_index} failed: {error}"))
     if not settings.quiet:
-        summary = session.clock.summary(session.requests, session.lengths(), session.seed)
+        summary = session.clock.summary(session.requests, session.lengths(), session.strategy.seed_in_use)
         cli.note("generate", ", ".join([summary, *_slides(session.model)]))
 
 
@@ -131,7 +131,7 @@ def _as_json(settings: GenerateSettings, tokenizer: Tokenizer, session: Session,
     written = (
         Written(
             texts[result.prompt_index], session.requests[result.prompt_index], result.completion,
-            result.prompt_index, result.index, session.seed, timing,
+            result.prompt_index, result.index, session.strategy.seed_in_use, timing,
         )
         for result in session.results()
     )  # fmt: skip

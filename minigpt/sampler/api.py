@@ -83,10 +83,10 @@ def stream(
 ) -> Iterator[int]:
     """The ids that continue one prompt, each as soon as it is final; arguments and errors as for `generate`."""
     strategy = _checked("stream", model, strategy, limits)
-    if getattr(strategy, "num_return_sequences", 1) != 1:
+    if strategy.n_texts != 1:
         raise InvalidRequest(
             "stream continues a prompt in one way: num_return_sequences must be 1"
-            f" ({type(strategy).__name__} has {getattr(strategy, 'num_return_sequences', 1)}); use generate"
+            f" ({type(strategy).__name__} has {strategy.n_texts}); use generate"
         )
     model = windowed(model, limits.get("overflow", "error"), stride)
     events = run(model, prepare(model, [prompt], **limits), strategy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from minigpt.errors import InvalidRequest
@@ -68,8 +68,7 @@ def continuously(
                 at_work.pop(event.prompt_index, None)
                 yield event
         except InvalidRequest:
-            for one in at_work.items():
-                yield from _together(model, [one], strategy)
+            yield from _one_by_one(model, at_work, strategy)
             at_work.clear()
         else:
             return
@@ -114,16 +113,23 @@ def _length(request: Request | InvalidRequest) -> int:
 def _together(
     model: LanguageModel, batch: Sequence[Numbered], strategy: Strategy
 ) -> Iterator[Finished | Failed]:
-    done = set()
+    left = dict(batch)
     try:
         for event in run(model, [request for _, request in batch], strategy):
             if isinstance(event, Finished):
-                done.add(event.prompt_index)
-                yield Finished(batch[event.prompt_index][0], event.completions)
+                i, _ = batch[event.prompt_index]
+                del left[i]
+                yield Finished(i, event.completions)
     except InvalidRequest as error:
         if len(batch) == 1:
             yield Failed(batch[0][0], error)
-            return
-        for place, numbered in enumerate(batch):
-            if place not in done:
-                yield from _together(model, [numbered], strategy)
+        else:
+            yield from _one_by_one(model, left, strategy)
+
+
+def _one_by_one(
+    model: LanguageModel, requests: Mapping[int, Request], strategy: Strategy
+) -> Iterator[Finished | Failed]:
+    """Prompts one of which has failed beside the others: alone, each shows whether it is the one."""
+    for numbered in requests.items():
+        yield from _together(model, [numbered], strategy)

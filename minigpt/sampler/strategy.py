@@ -125,6 +125,18 @@ class Strategy(CommonOptions, ABC):
         """The models that it uses beside the one that it decodes, for `run` to check and to put into inference."""
         return ()
 
+    @property
+    def n_texts(self) -> int:
+        """How many texts it returns for each prompt."""
+        n: int = getattr(self, "num_return_sequences", 1)
+        return n
+
+    @property
+    def seed_in_use(self) -> int | None:
+        """Its random seed, given or taken at random; None if it is a strategy that has none."""
+        seed: int | None = getattr(self, "seed", None)
+        return seed
+
     def row_reader(self, model: LanguageModel) -> RowReader | None:
         """What reads many prompts, whose rows are replaced one by one; None decodes them in plain batches.
 

@@ -115,7 +115,7 @@ def _provenance(model: GPT2, asked: Asked, origin: Origin) -> dict[str, Any]:
         "sha256": weights_sha256(model),
         "command": origin.command,
         "strategy": "" if asked.max_new_tokens == 0 else name_of(type(asked.strategy)),
-        "seed": getattr(asked.strategy, "seed", None),
+        "seed": asked.strategy.seed_in_use,
         "versions": {
             "minigpt": minigpt.__version__,
             "torch": torch.__version__,

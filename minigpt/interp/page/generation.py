@@ -37,10 +37,10 @@ class Asked:
     allow_special: bool = False
 
     def __post_init__(self) -> None:
-        if (n := getattr(self.strategy, "num_return_sequences", 1)) != 1:
+        if self.strategy.n_texts != 1:
             raise InvalidRequest(
-                f"num_return_sequences (--num-return-sequences) must be 1, got {n}: a page shows one text, and "
-                "all beams that were looked at for it"
+                f"num_return_sequences (--num-return-sequences) must be 1, got {self.strategy.n_texts}: a page shows"
+                " one text, and all beams that were looked at for it"
             )
         if self.overflow not in OVERFLOWS:
             raise InvalidRequest(

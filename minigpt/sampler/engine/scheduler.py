@@ -76,12 +76,13 @@ class Scheduler:
         self, requests: Iterable[tuple[int, Request | InvalidRequest]]
     ) -> Iterator[ActiveSequence | Failed]:
         """The texts that are to be written: of each prompt as many as the strategy returns."""
-        copies = getattr(self.strategy, "num_return_sequences", 1)
         for number, request in requests:
             if isinstance(request, InvalidRequest):
                 yield Failed(number, request)
                 continue
-            group = [ActiveSequence.begin(self.strategy, request, number, j) for j in range(copies)]
+            group = [
+                ActiveSequence.begin(self.strategy, request, number, j) for j in range(self.strategy.n_texts)
+            ]
             self._groups[number] = group
             for sequence in group:
                 if sequence.finish_reason is None:  # one before it may have failed

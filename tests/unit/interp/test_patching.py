@@ -208,7 +208,9 @@ def test_what_cannot_be_swept_is_refused() -> None:
         ablate_heads(MODEL, CLEAN, lambda logits: logits[0, -1])
     with pytest.raises(ValueError, match="must be a tensor that depends on the logits, not float"):
         attribution_patching(MODEL, CLEAN, CORRUPT, lambda logits: METRIC(logits).detach())
-    with pytest.raises(ValueError, match=r"'blocks.0.attn.\*' matches \d+ points: name one of them, such as blocks.0.attn.q"):
+    with pytest.raises(
+        ValueError, match=r"'blocks.0.attn.\*' matches \d+ points: name one of them, such as blocks.0.attn.q"
+    ):
         attribution_patching(MODEL, CLEAN, CORRUPT, METRIC, part="attn.*")
     with pytest.raises(ValueError, match="matches 2 points: name one of them"):
         path_patching(MODEL, CLEAN, CORRUPT, (0, 0), "blocks.*.attn.k")
