@@ -44,7 +44,7 @@ def generate(args: argparse.Namespace) -> int:
         return DONE
     session = write_texts(settings, model, tokenizer, strategy, texts)
     if not settings.quiet:  # at the end, for a mistake is answered with one line
-        for hint in (*hints(settings, texts), *same_texts(session.results(), tokenizer, settings.stop)):
+        for hint in (*hints(settings, texts), *same_texts(session.results())):
             cli.note("generate", hint)
     if session.interrupted:
         return INTERRUPTED

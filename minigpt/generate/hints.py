@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from minigpt.cli.strategy_flags import samples
 from minigpt.generate.session import Result
 from minigpt.generate.settings import GenerateSettings
-from minigpt.sampler.text import text_of
-from minigpt.tokenizer import Tokenizer
 
 
 def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
@@ -30,13 +28,11 @@ def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
         yield f"{TRAILING_SPACE}: leave it out for better text, or add --heal"
 
 
-def same_texts(results: Sequence[Result], tokenizer: Tokenizer, stop: Sequence[str]) -> Iterator[str]:
+def same_texts(results: Sequence[Result]) -> Iterator[str]:
     """One line for each text that reads as a better one of its prompt, in other tokens: beams find such."""
-    strings = tokenizer.stop_strings(*stop)
     first: dict[tuple[int, str], Result] = {}
     for result in results:
-        text = text_of(result.completion, tokenizer, strings)
-        better = first.setdefault((result.prompt_index, text), result)
+        better = first.setdefault((result.prompt_index, result.text), result)
         if better.completion.tokens != result.completion.tokens:
             yield (
                 f"text {result.index} of prompt {result.prompt_index} is text {better.index} again, in other tokens:"

@@ -9,7 +9,6 @@ from typing import Any
 from minigpt.cli.table import number
 from minigpt.generate.settings import GenerateSettings
 from minigpt.sampler.events import Completion, Request
-from minigpt.sampler.text import text_of
 from minigpt.tokenizer import Tokenizer
 
 FIELDS = (
@@ -20,7 +19,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Written:
-    """One text, and where it comes from."""
+    """One completion with its text, and where it comes from."""
 
     prompt: str
     request: Request
@@ -36,7 +35,7 @@ def record(written: Written, settings: GenerateSettings, tokenizer: Tokenizer) -
     completion = written.completion
     fields: dict[str, Any] = {
         "prompt": written.prompt,
-        "text": text_of(completion, tokenizer, tokenizer.stop_strings(*settings.stop)),
+        "text": completion.text,
         "prompt_tokens": list(written.request.prompt),
         "tokens": completion.tokens,
         "token_strings": [tokenizer.token_string(token) for token in completion.tokens],

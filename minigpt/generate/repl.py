@@ -23,7 +23,6 @@ from minigpt.sampler.next_tokens import top
 from minigpt.sampler.registry import name_of
 from minigpt.sampler.running import windowed
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.text import text_of
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -128,11 +127,9 @@ class Repl:
         session = write_texts(
             self.settings, self.model, self.tokenizer, self._renewed(), [_text(turns) + typed]
         )
-        stop = self.tokenizer.stop_strings(*self.settings.stop)
-        completions = [result.completion for result in session.results()]
-        written = "".join(text_of(completion, self.tokenizer, stop) for completion in completions)
-        self.turns = [*turns, Turn(typed, written)]
-        reasons = {completion.finish_reason for completion in completions}
+        results = session.results()
+        self.turns = [*turns, Turn(typed, "".join(result.text for result in results))]
+        reasons = {result.completion.finish_reason for result in results}
         if "eos" in reasons:
             say("end of text reached; press Enter to continue")
         if "overflow" in reasons:

@@ -19,15 +19,21 @@ from minigpt.sampler.events import (
 )
 from minigpt.sampler.running import run
 from minigpt.sampler.strategy import Strategy
+from minigpt.sampler.text import StopTest, TextTokenizer, with_text
 
 
 @dataclass(frozen=True)
 class Result:
-    """One text: of which prompt it is, its place among that prompt's texts, best first, and what it is."""
+    """One completion with its text: of which prompt it is, and its place among that prompt's texts, best first."""
 
     prompt_index: int
     index: int
     completion: Completion
+
+    @property
+    def text(self) -> str:
+        assert self.completion.text is not None
+        return self.completion.text
 
 
 @dataclass
@@ -35,6 +41,8 @@ class Session:
     """A strategy at work on some requests, and what has come of it so far."""
 
     model: LanguageModel
+    tokenizer: TextTokenizer
+    stops: StopTest
     strategy: Strategy
     requests: Sequence[Request]
     clock: Clock = field(default_factory=Clock)
@@ -109,7 +117,7 @@ class Session:
     def results(self) -> list[Result]:
         """All texts, prompt by prompt, best first; unfinished ones as they stand."""
         return [
-            Result(prompt_index, index, completion)
+            Result(prompt_index, index, with_text(completion, self.tokenizer, self.stops))
             for prompt_index in range(len(self.requests))
             for index, completion in enumerate(self._completions(prompt_index))
         ]

@@ -22,7 +22,7 @@ from minigpt.sampler.events import Request
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.running import windowed
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.text import healer, prompt_ids, text_of
+from minigpt.sampler.text import healer, prompt_ids
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def begin(
     )
     if settings.heal:
         requests = list(map(healer(reader, tokenizer, stops), requests))
-    return Session(reader, strategy, requests)
+    return Session(reader, tokenizer, stops, strategy, requests)
 
 
 def observers(
@@ -111,7 +111,7 @@ def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, tex
     """Prints or saves the texts, then their explanations, then timing and memory."""
     if settings.json or not settings.stream:
         written = _as_json(settings, tokenizer, session, texts) if settings.json else _as_text(
-            settings, tokenizer, session, texts
+            settings, session, texts
         )  # fmt: skip
         if settings.output:
             save("--output", settings.output, written)
@@ -139,11 +139,9 @@ def _as_json(settings: GenerateSettings, tokenizer: Tokenizer, session: Session,
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
 
 
-def _as_text(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> str:
-    stop = tokenizer.stop_strings(*settings.stop)
+def _as_text(settings: GenerateSettings, session: Session, texts: Sequence[str]) -> str:
     shown = [
-        (texts[result.prompt_index] if settings.echo else "") + text_of(result.completion, tokenizer, stop)
-        for result in session.results()
+        (texts[result.prompt_index] if settings.echo else "") + result.text for result in session.results()
     ]
     return BETWEEN_TEXTS.join(shown) + "\n" if shown else ""
 

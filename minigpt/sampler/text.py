@@ -161,18 +161,13 @@ def healer(model: LanguageModel, tokenizer: TextTokenizer, stop: StopTest) -> Ca
     return lambda request: known.heal(request, stop.completed)
 
 
-def text_of(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> str:
-    """The text of a completion: what follows the prompt, up to a stop string or a special end token."""
+def with_text(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> Completion:
+    """The completion with its text: what follows the prompt, up to a stop string or a special end token."""
     tokens = completion.tokens
     if completion.finish_reason == "eos" and tokens[-1] in tokenizer.special_tokens.values():
         tokens = tokens[:-1]
     behind_prompt = tokenizer.decode_bytes(tokens)[len(tokenizer.decode_bytes(completion.taken_back)) :]
-    return stop.cut(behind_prompt.decode(errors="replace"))
-
-
-def with_text(completion: Completion, tokenizer: TextTokenizer, stop: StopTest) -> Completion:
-    """The completion, its text filled in."""
-    return replace(completion, text=text_of(completion, tokenizer, stop))
+    return replace(completion, text=stop.cut(behind_prompt.decode(errors="replace")))
 
 
 def _best_of(group: list[Completion]) -> Completion:

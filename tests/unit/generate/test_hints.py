@@ -6,6 +6,7 @@ import minigpt
 from minigpt.generate.hints import same_texts
 from minigpt.generate.session import Result
 from minigpt.sampler import Completion
+from minigpt.sampler.text import with_text
 
 
 def test_texts_that_read_the_same_in_other_tokens() -> None:
@@ -15,11 +16,12 @@ def test_texts_that_read_the_same_in_other_tokens() -> None:
     assert whole != in_parts
 
     def remarks(*texts: tuple[int, list[int]], stop: tuple[str, ...] = ()) -> list[str]:
+        completions = [Completion(tokens, [0.0] * len(tokens), 0.0, "length") for _, tokens in texts]
         results = [
-            Result(prompt, place, Completion(tokens, [0.0] * len(tokens), 0.0, "length"))
-            for place, (prompt, tokens) in enumerate(texts)
+            Result(prompt, place, with_text(completion, tokenizer, tokenizer.stop_strings(*stop)))
+            for place, ((prompt, _), completion) in enumerate(zip(texts, completions, strict=True))
         ]
-        return list(same_texts(results, tokenizer, stop))
+        return list(same_texts(results))
 
     assert remarks((0, whole), (0, other), (0, in_parts)) == [
         "text 2 of prompt 0 is text 0 again, in other tokens: ask for more texts if there are too few"
