@@ -31,13 +31,14 @@ class MirostatOptions(Seeded):
 class Mirostat:
     """Drops tokens above a surprise of mu bits, and adapts mu until the text's mean surprise is tau bits.
 
-    Each token chosen moves mu by eta times its distance from tau bits, its surprise being that among the
-    tokens left: after predictable tokens mu grows, after surprising ones it shrinks. A text begins with
-    mu = 2 tau.
+    Each token chosen moves mu by eta times its distance from tau bits: after predictable tokens mu grows, after
+    surprising ones it shrinks. A text begins with mu = 2 tau. A token's surprise is that before the cutoff, so
+    that it is the perplexity of the text which is held, at 2 ** tau; among the tokens that the cutoff leaves, as
+    llama.cpp counts it, each surprises less, and the text would be more surprising than was asked for.
 
     The state belongs to the text, not to the order of calls: for each text, by its tokens, mu and the
-    distribution after the cutoff are kept, from which the mu of the text one token longer follows. So beams
-    may fork and drafts may be rejected.
+    surprise of the tokens that are left are kept, from which the mu of the text one token longer follows. So
+    beams may fork and drafts may be rejected.
 
     Source: Basu et al. 2021, algorithm 2 (Mirostat 2.0).
     """
@@ -62,11 +63,12 @@ class Mirostat:
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         rows = [tuple(row) for row in tokens.tolist()]
         limits = [self._limit(row) for row in rows]
-        dropped = _surprise(logits) > logits.new_tensor(limits)[:, None]
+        surprise = -logits.log_softmax(-1) / math.log(2)  # in bits
+        dropped = surprise > logits.new_tensor(limits)[:, None]
         kept = logits.topk(min(self.keep, logits.size(-1))).indices
         out = logits.masked_fill(dropped.scatter(-1, kept, False), RULED_OUT)
-        for row, limit, kept_logits in zip(rows, limits, out, strict=True):
-            self._remember(row, limit, kept_logits)
+        for row, limit, bits, is_left in zip(rows, limits, surprise, out > RULED_OUT, strict=True):
+            self._remember(row, limit, bits, is_left)
         while len(self._offers) > REMEMBERED * len(rows):
             del self._offers[next(iter(self._offers))]  # the oldest
         return out
@@ -78,13 +80,7 @@ class Mirostat:
         surprise = offered.get(tokens[-1], self.tau)
         return mu - self.eta * (surprise - self.tau)
 
-    def _remember(self, tokens: tuple[int, ...], mu: float, logits: Tensor) -> None:
-        offered = (logits > RULED_OUT).nonzero()[:, 0]
-        surprise = _surprise(logits[offered])
+    def _remember(self, tokens: tuple[int, ...], mu: float, surprise: Tensor, is_left: Tensor) -> None:
+        offered = is_left.nonzero()[:, 0]
         self._offers.pop(tokens, None)  # move to the end (LRU)
-        self._offers[tokens] = mu, dict(zip(offered.tolist(), surprise.tolist(), strict=True))
-
-
-def _surprise(logits: Tensor) -> Tensor:
-    """In bits: -log2 of the probability."""
-    return -logits.log_softmax(-1) / math.log(2)
+        self._offers[tokens] = mu, dict(zip(offered.tolist(), surprise[offered].tolist(), strict=True))
