@@ -1,4 +1,11 @@
-"""What heads do by their weights alone: whom they look for, what they copy, which heads they build on."""
+"""What heads do by their weights alone: whom they look for, what they copy, which heads they build on.
+
+Every norm subtracts the stream's mean before anything reads it. So that is part of each matrix here, as the norm's
+weight is, and the mean of what a head writes, which nothing can read, counts nowhere; nor does what is added to all
+logits alike, which changes no probability. So models that compute the same have the same circuits and scores.
+
+Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section "Handling layer normalization".
+"""
 
 from __future__ import annotations
 
@@ -11,13 +18,15 @@ from minigpt.interp.dense import HeadWeights, block_of, exact, head_weights, une
 from minigpt.interp.points import as_indices
 from minigpt.model import GPT2
 
+EPSILON = 1e-13  # what is smaller, of the size of its factors, is rounding
+
 # Shapes below:  L layers · H heads · K head dimension · D n_embd
 
 
 def qk_circuit(model: GPT2, layer: int, head: int) -> Tensor:
     """Whom the head looks for: score(i, j) = x_i @ this @ x_j, times the attention scale, but for biases.
 
-    x is the stream after the norm's division; the norm's weight is in the matrix.
+    x is the stream divided by its standard deviation; the rest of the norm is in the matrix.
 
     Shapes: (D, D), float64
 
@@ -32,7 +41,9 @@ def qk_circuit(model: GPT2, layer: int, head: int) -> Tensor:
 
 
 def ov_circuit(model: GPT2, layer: int, head: int) -> Tensor:
-    """What the head writes of what it sees: x_j @ this, for a key that gets all attention; otherwise as `qk_circuit`.
+    """What the head writes of what it sees: x_j @ this, for a key that gets all attention, without its mean.
+
+    Otherwise as `qk_circuit`.
 
     Shapes: (D, D), float64
     """
@@ -43,9 +54,9 @@ def ov_circuit(model: GPT2, layer: int, head: int) -> Tensor:
 def copying_score(model: GPT2, layer: int, head: int) -> float:
     """Whether the head raises the logits of the tokens it sees: from -1 (lowers them) to 1 (copies).
 
-    sum of λ / sum of |λ| over the eigenvalues λ of W_E W_V W_O W_U, the map from tokens seen to logits. Those that
-    are not zero are also the eigenvalues of the K x K matrix W_O W_U W_E W_V, which is what is computed. 0 for a
-    head that writes nothing into the logits.
+    sum of λ / sum of |λ| over the eigenvalues λ of W_E W_V W_O W_U, the map from tokens seen to logits (less their
+    mean). Those that are not zero are also the eigenvalues of the K x K matrix W_O W_U W_E W_V, which is what is
+    computed. 0 for a head that writes nothing into the logits.
 
     Raises:
         IndexError: there is no such layer or head.
@@ -59,12 +70,13 @@ def copying_score(model: GPT2, layer: int, head: int) -> float:
     True
     """
     weights = _folded(model, layer, head)
-    unembed = exact(unembedding(model)) * exact(model.final_norm.weight)  # (V, D)
+    unembed = _centred(exact(unembedding(model)) * exact(model.final_norm.weight))  # (V, D)
     embed = exact(model.token_embedding.weight)
     small = weights.out @ (unembed.T @ embed) @ weights.v  # (K, K)
     values = torch.linalg.eigvals(small)
     size = values.abs().sum()
-    return float(values.real.sum() / size) if size > 0 else 0.0
+    rounding = EPSILON * weights.out.norm() * unembed.norm() * embed.norm() * weights.v.norm()
+    return float(values.real.sum() / size) if size > rounding else 0.0
 
 
 def composition_score(
@@ -107,13 +119,10 @@ def composition_baseline(model: GPT2, samples: int = 20, seed: int = 0) -> float
     generator = torch.Generator().manual_seed(seed)
     width, size = model.config.n_embd, model.config.head_dim
 
-    def random(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+    def random() -> Tensor:
+        return _centred(torch.randn(width, size, dtype=torch.float64, generator=generator))
 
-    scores = [
-        _composition((random(width, size), random(size, width)), (random(width, size), random(size, width)))
-        for _ in range(samples)
-    ]
+    scores = [_composition((random(), random().T), (random(), random().T)) for _ in range(samples)]
     return sum(scores) / samples
 
 
@@ -129,9 +138,14 @@ def _composition(first: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> f
 
 
 def _folded(model: GPT2, layer: int, head: int) -> HeadWeights:
-    """A head's weights in float64, with the weight of the norm before it in those that read."""
+    """A head's weights in float64, with the norm before it in those that read, and without the mean of what it writes."""
     as_indices("layer", [layer], model.config.n_layer)
     as_indices("head", [head], model.config.n_head)
     q, k, v, out = (exact(weight) for weight in head_weights(model, layer, head))
     scale = exact(block_of(model, layer).attn_norm.weight)[:, None]
-    return HeadWeights(scale * q, scale * k, scale * v, out)
+    return HeadWeights(_centred(scale * q), _centred(scale * k), _centred(scale * v), _centred(out.T).T)
+
+
+def _centred(matrix: Tensor) -> Tensor:
+    """Each column less its mean: what reads or writes a stream without a mean, (D, K), or logits, (V, D)."""
+    return matrix - matrix.mean(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -197,17 +198,55 @@ def test_gradients_refuse_what_there_is_not() -> None:
 # By weights alone
 
 
+CENTRE = torch.eye(16, dtype=torch.float64) - 1 / 16  # what a norm does to the mean of the stream
+
+
 def test_circuits_are_the_products_of_the_weights() -> None:
     norm = RANDOM.blocks[1].attn_norm.weight.detach()
     qkv = RANDOM.blocks[1].attn.qkv.weight.detach()
-    q, k, v = (qkv[:, 16 * part + 8 : 16 * part + 16] * norm[:, None] for part in range(3))
+    q, k, v = (CENTRE @ (qkv[:, 16 * part + 8 : 16 * part + 16] * norm[:, None]) for part in range(3))
+    out = RANDOM.blocks[1].attn.out.weight.detach()[8:]
     torch.testing.assert_close(qk_circuit(RANDOM, 1, 1), q @ k.T)
-    torch.testing.assert_close(ov_circuit(RANDOM, 1, 1), v @ RANDOM.blocks[1].attn.out.weight.detach()[8:])
+    torch.testing.assert_close(ov_circuit(RANDOM, 1, 1), v @ out @ CENTRE)
+
+
+def test_the_stream_and_the_circuit_give_the_scores_of_queries_and_keys() -> None:
+    """x_i @ this @ x_j, x straight from the stream, is q_i . k_j without what biases add to both."""
+    seen = record_text(RANDOM, TOKENS, "blocks.1.resid_pre", "blocks.1.attn.q", "blocks.1.attn.k")
+    block, here = RANDOM.blocks[1], slice(8, 16)
+    x = seen["blocks.1.resid_pre"][0]
+    x = x / (x.var(-1, unbiased=False, keepdim=True) + block.attn_norm.eps).sqrt()
+    biases = (block.attn_norm.bias @ block.attn.qkv.weight + block.attn.qkv.bias).detach()
+    q = seen["blocks.1.attn.q"][0, 1] - biases[:16][here]
+    k = seen["blocks.1.attn.k"][0, 1] - biases[16:32][here]
+    torch.testing.assert_close(x @ qk_circuit(RANDOM, 1, 1) @ x.T, q @ k.T, rtol=0, atol=1e-9)
+
+
+def test_models_that_compute_the_same_have_the_same_scores() -> None:
+    """A head may add any mean to the stream, and the unembedding any number to all logits: nothing reads either."""
+    one = trained_gpt2(tie_word_embeddings=False)
+    other = deepcopy(one)
+    with torch.no_grad():
+        for block in other.blocks:
+            block.attn.out.weight += torch.linspace(-3, 5, 16)[:, None]
+        other.head.weight += torch.linspace(2, -1, 16)
+        before, after = (model(torch.tensor([TOKENS])).softmax(-1) for model in (one, other))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
+    scores = [
+        [
+            *(copying_score(model, layer, head) for layer in range(3) for head in range(2)),
+            *(composition_score(model, (0, 1), (2, 0), through) for through in ("q", "k", "v")),
+            *ov_circuit(model, 1, 1).flatten().tolist(),
+        ]
+        for model in (one, other)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-9)
 
 
 def test_the_copying_score_is_that_of_the_whole_vocabulary_s_matrix() -> None:
     embed, unembed = RANDOM.token_embedding.weight.detach(), RANDOM.token_embedding.weight.detach()
-    whole = embed @ ov_circuit(RANDOM, 2, 0) @ (unembed * RANDOM.final_norm.weight.detach()).T  # (V, V)
+    unembed = (unembed - unembed.mean(0)) * RANDOM.final_norm.weight.detach() @ CENTRE
+    whole = embed @ ov_circuit(RANDOM, 2, 0) @ unembed.T  # (V, V)
     values = torch.linalg.eigvals(whole)
     assert copying_score(RANDOM, 2, 0) == pytest.approx(
         float(values.real.sum() / values.abs().sum()), abs=1e-6
@@ -218,7 +257,12 @@ def test_the_circuit_s_induction_head_copies_and_reads_keys_from_the_previous_to
     assert copying_score(MODEL, 1, 0) == pytest.approx(1)
     assert [copying_score(MODEL, *head) for head in ((0, 0), (0, 1), (1, 1))] == [0, 0, 0]
     scores = [composition_score(MODEL, (0, 0), (1, 0), through) for through in ("q", "k", "v")]
-    assert scores == [pytest.approx(0), pytest.approx(1 / math.sqrt(VOCAB)), pytest.approx(0)]
+    # Keys alone, but for the stream's mean, to which every part adds a little.
+    assert scores == [
+        pytest.approx(0, abs=0.1),
+        pytest.approx(1 / math.sqrt(VOCAB), abs=0.03),
+        pytest.approx(0, abs=0.1),
+    ]
     assert composition_score(MODEL, (0, 1), (1, 0), "k") == 0
 
 
