@@ -23,10 +23,8 @@ from minigpt.errors import InvalidRequest
 from minigpt.json_files import shown
 
 REQUIRED = MISSING  # the default of an option without which its class makes no sense
-FLOAT32 = (
-    1.1754943508222875e-38,
-    3.4028234663852886e38,
-)  # the smallest and largest size that loses no precision
+# The smallest and the largest size of a number that loses no precision as a float32.
+FLOAT32 = (1.1754943508222875e-38, 3.4028234663852886e38)
 
 
 class Kind(NamedTuple):

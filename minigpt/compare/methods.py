@@ -15,6 +15,7 @@ from minigpt.options import options_of
 from minigpt.sampler.registry import name_of, names
 from minigpt.sampler.strategy import Strategy
 
+# What is compared unless the user says otherwise.
 METHODS = {
     "greedy": "",
     "prompt lookup": "--strategy prompt-lookup",
@@ -34,7 +35,7 @@ METHODS = {
     "eta 2e-3": "--eta-cutoff 2e-3",
     "top-n-sigma 1": "--top-n-sigma 1",
     "mirostat 5": "--mirostat-tau 5",
-}  # what is compared unless the user says otherwise
+}
 
 
 @dataclass(frozen=True)

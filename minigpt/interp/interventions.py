@@ -249,9 +249,8 @@ def _aligned(name: str, value: Tensor, source: Recording, current: Pass) -> Tens
     given = given.expand(rows, *given.shape[1:])
     taken = _gather(given, slots, axis)
     if name.endswith("attn.pattern"):
-        keys = (
-            torch.arange(value.size(-1), device=value.device) - current.pad[:, None] + pad[:, None]
-        )  # (B, S)
+        shift = (pad - current.pad)[:, None]  # from a slot of this pass to the source's of the same position
+        keys = torch.arange(value.size(-1), device=value.device) + shift  # (B, S)
         unseen = (keys < 0) | (keys >= given.size(-1))
         taken = _gather(taken, keys, 3).masked_fill(unseen[:, None, None], 0.0)
     if taken.shape != value.shape:

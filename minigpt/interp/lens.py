@@ -151,9 +151,8 @@ def best_in_any_layer(
     require_stream(names)
     seen.require_whole(*names)
     at = position_in(alone, position)
-    logprobs = torch.stack(
-        [lens_logprobs(model, alone[name][0, at], name, tuned) for name in names]
-    )  # (N, V)
+    rows = [lens_logprobs(model, alone[name][0, at], name, tuned) for name in names]
+    logprobs = torch.stack(rows)  # (N, V)
     ranks = logprobs.argsort(descending=True).argsort() + 1
     best = ranks.amin(0)
     # Of equal ranks, that comes first which is reached in a later layer.

@@ -9,9 +9,8 @@ from minigpt.jobs.blocks import Block, Source
 from minigpt.jobs.output import Done, Outcome, Output
 from minigpt.jobs.rows import Row
 
-Work = Callable[
-    [Sequence[Row], int], Iterator[Outcome]
-]  # rows, and how many rows of the input come before them
+# Rows, and how many rows of the input come before them -> what became of each.
+Work = Callable[[Sequence[Row], int], Iterator[Outcome]]
 Report = Callable[[int], object]  # is called with how many more rows are done
 
 

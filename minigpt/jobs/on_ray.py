@@ -42,12 +42,9 @@ class RayCluster:
         Raises:
             OSError: it cannot be reached.
         """
-        os.environ.setdefault(
-            "RAY_USAGE_STATS_ENABLED", "0"
-        )  # a cluster that starts here sends no statistics
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # else the core's remarks stand among ours on stderr
+        # A cluster that starts here sends no statistics, and its core's remarks do not stand among ours on stderr.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         host, _, port = self.address.rpartition("/")[2].rpartition(":")
         try:
             if host and port.isdecimal():  # Ray itself would try for minutes

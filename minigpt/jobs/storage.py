@@ -60,9 +60,8 @@ class LocalFolder:
         with all_or_none(target.parent) as aside, (aside / target.name).open("wb") as file:
             fill(file)
             file.flush()
-            os.fsync(
-                file.fileno()
-            )  # on the disk before it has its name, so that a power cut leaves no half of it
+            # On the disk before it has its name, so that a power cut leaves no half of it.
+            os.fsync(file.fileno())
 
     def delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

@@ -140,9 +140,8 @@ def test_views_of_attention_change_the_view_alone(story: Path, open_page: Open) 
 
     plain = rows()
     page.check("#hide-first")
-    assert [row for row in plain if not row.startswith("Once")][:8] == rows()[
-        :8
-    ]  # the weights stay as they are
+    # The weights stay as they are.
+    assert [row for row in plain if not row.startswith("Once")][:8] == rows()[:8]
     page.uncheck("#hide-first")
     page.select_option("#weighting", "value")
     assert rows() != plain
@@ -188,9 +187,8 @@ def test_the_cache_fills_step_by_step(story: Path, open_page: Open) -> None:
         == "read in this step\t1\t2.05 kB\t12.3 kB\t0.20%"
     )
     page.keyboard.press("End")
-    assert (
-        page.locator("#cache-table tbody tr").nth(2).inner_text().startswith("after\t40\t")
-    )  # never the last token
+    # The last token is never read.
+    assert page.locator("#cache-table tbody tr").nth(2).inner_text().startswith("after\t40\t")
     page.click("#cache-play")  # from the beginning
     until(page, "state.cacheStep === 1")
 

@@ -58,9 +58,8 @@ class Observed:
             `lens` and `surprisal` as the page has them, and the tokens that the lens names.
         """
         parts = list(self._read_lens())
-        ids, logprobs, rank, entropy, kl, target = (
-            torch.cat(column, 1) for column in zip(*map(_columns, parts), strict=True)
-        )  # (N, T, ...)
+        columns = zip(*map(_columns, parts), strict=True)  # of each part (N, T, ...)
+        ids, logprobs, rank, entropy, kl, target = (torch.cat(column, 1) for column in columns)
         n, unread = len(self.tokens), len(self.tokens) - self.n_read
         rank[:, n - 1 :] = 0  # after the last token nothing comes
         bits = torch.full((n,), math.nan)

@@ -15,10 +15,8 @@ from minigpt.sampler.strategy import Strategy
 
 # Shapes below:  B rows (texts in progress) · T tokens of the longest prompt · V vocabulary
 
-
-Pick = Callable[
-    [Tensor, Sequence[ActiveSequence]], Tensor
-]  # (processed scores (B, V), B texts) -> the chosen ids (B,)
+# (processed scores (B, V), B texts) -> the chosen ids (B,)
+Pick = Callable[[Tensor, Sequence[ActiveSequence]], Tensor]
 
 
 def decode_loop(

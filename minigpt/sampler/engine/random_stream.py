@@ -100,9 +100,8 @@ def sample_distinct(logits: Tensor, n: int, key: int) -> Tensor:
 def _first_to_arrive(logits: Tensor, key: int, n: int) -> Tensor:
     """The n tokens of one row that win: (V,)  ->  (n,), or fewer, but at least one."""
     scores = logits.numpy()
-    tokens = numpy.flatnonzero(
-        scores != -numpy.inf
-    )  # after top-k a few of 50,000; NaN is the caller's to see
+    # After top-k a few of 50,000; NaN stays in, for the caller to see.
+    tokens = numpy.flatnonzero(scores != -numpy.inf)
     if not len(tokens):
         return torch.zeros(1, dtype=torch.long, device="cpu")
     left = scores[tokens]

@@ -46,9 +46,10 @@ class Mirostat:
     tau: float
     eta: float = 0.1
     keep: int = 1
+    # By text: (mu, {token: its surprise in bits}).
     _offers: dict[tuple[int, ...], tuple[float, dict[int, float]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
-    )  # text: (mu, {token: its surprise in bits})
+    )
 
     options: ClassVar[type] = MirostatOptions
 

@@ -56,10 +56,11 @@ class Beam(Strategy):
     num_return_sequences: int = option(
         1, "number of texts for each prompt", group="beams", least=1, most=MOST_TEXTS
     )
+    # Beyond its limits, length ** length_penalty leaves the floats.
     length_penalty: float = option(
         1.0, "exponent of the length that divides a hypothesis' score: above 0 favours long texts, below 0 short ones",
         group="beams", least=-10, most=10, metavar="A",
-    )  # fmt: skip  # beyond, length ** length_penalty leaves the floats
+    )  # fmt: skip
     early_stopping: bool | Literal["never"] = option(
         False, "stopping criterion, as in transformers: true ends with N finished hypotheses, false when a heuristic finds"
         " no better one ahead, never when there can be none",

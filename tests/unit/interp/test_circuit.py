@@ -13,9 +13,8 @@ from minigpt.interp import ablate, knock_out, record_text
 MODEL = induction_circuit()
 TEXT = repeated(period=9, copies=3)  # 28 tokens
 N = len(TEXT)
-SECOND = range(
-    10, N - 1
-)  # positions whose next token can be known: from the first token of the second copy on
+# Positions whose next token can be known: from the first token of the second copy on.
+SECOND = range(10, N - 1)
 
 
 def losses(logits: torch.Tensor) -> torch.Tensor:

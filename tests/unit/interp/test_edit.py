@@ -475,9 +475,8 @@ def test_rows_that_no_longer_name_the_same_texts_raise(strategy: Any) -> None:
     ):
         generate(MODEL, prompts, strategy, max_new_tokens=8, end_tokens=first.tokens)
     with ablate(MODEL, "blocks.0.mlp.out"):
-        generate(
-            MODEL, prompts, strategy, max_new_tokens=8, end_tokens=first.tokens
-        )  # all rows alike: no harm
+        # All rows are treated alike, so that it does no harm when they move.
+        generate(MODEL, prompts, strategy, max_new_tokens=8, end_tokens=first.tokens)
 
 
 def test_a_source_of_several_texts_needs_its_rows_in_place() -> None:

@@ -103,9 +103,8 @@ def test_value_weighted_attention_is_the_length_of_what_each_key_adds() -> None:
 def test_inert_heads_add_nothing_however_they_attend() -> None:
     seen = record_text(MODEL, TEXT, "blocks.*.attn.*")
     assert value_weighted(MODEL, seen, layer=1)[:, 1].eq(0).all()
-    assert value_weighted(MODEL, seen, layer=1)[0, 0, -1].sum() == pytest.approx(
-        1, abs=1e-5
-    )  # one-hot values
+    values_are_one_hot = pytest.approx(1, abs=1e-5)
+    assert value_weighted(MODEL, seen, layer=1)[0, 0, -1].sum() == values_are_one_hot
 
 
 def test_a_recording_from_the_middle_is_refused() -> None:

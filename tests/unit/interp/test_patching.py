@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from circuit import induction_circuit, repeated
@@ -73,9 +75,8 @@ def test_where_the_earlier_occurrence_moves_it_is_found_through_the_previous_tok
 
     assert float(METRIC(before)) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.k", [0]) == pytest.approx(-20, abs=0.01)  # the whole effect
-    assert through("blocks.1.attn.k", [1]) == pytest.approx(
-        20, abs=0.01
-    )  # the other head reads nothing of it
+    # The other head reads nothing of it.
+    assert through("blocks.1.attn.k", [1]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.q", [0]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.attn.v", [0]) == pytest.approx(20, abs=0.01)
     assert through("blocks.1.resid_post") == pytest.approx(20, abs=0.01)  # nothing directly
@@ -145,11 +146,11 @@ def test_attribution_patching_is_the_derivative_of_patching() -> None:
     with torch.no_grad():
         model.token_embedding.weight[7] = model.token_embedding.weight[4] + 1e-5 * torch.randn(16).double()
     metric = logit_difference(1, 2)
-    for part, exact in (("attn.z", patch_heads), ("attn.v", patch_heads)):
-        linear = attribution_patching(model, A, B, metric, part)
-        torch.testing.assert_close(
-            linear.values, exact(model, A, B, metric, part.split(".")[1]).values, rtol=1e-2, atol=1e-3
-        )  # type: ignore[arg-type]
+    parts: tuple[Literal["z", "v"], ...] = ("z", "v")
+    for part in parts:
+        linear = attribution_patching(model, A, B, metric, f"attn.{part}")
+        exact = patch_heads(model, A, B, metric, part)
+        torch.testing.assert_close(linear.values, exact.values, rtol=1e-2, atol=1e-3)
     linear = attribution_patching(model, A, B, metric, "resid_pre")
     torch.testing.assert_close(
         linear.values, patch_positions(model, A, B, metric).values, rtol=1e-2, atol=1e-3

@@ -158,9 +158,8 @@ def test_a_job_goes_on_where_it_stood(prompts: Path, tmp_path: Path) -> None:
     first = run_here(one, cut.blocks, lambda n: None)
     next(first), next(first)
     before = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
-    (out / "part-00002.jsonl").write_text(
-        '{"id": "half a sh'
-    )  # was not reached: no block is done by its shard alone
+    # This block was not reached: none is done by its shard alone.
+    (out / "part-00002.jsonl").write_text('{"id": "half a sh')
     assert [one.number for one in one.output.all_done().values()] == [0, 1]
     run(prompts, out, rows=2)
     assert {file: file.stat().st_mtime_ns for file in before} == before
