@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from typing import Self
 
 import torch
@@ -286,11 +285,8 @@ class GPT2(nn.Module):
             model = cls(config)
         if stored:
             quantization.prepare(model, stored)
-        tensors = checkpoint.read(model.state_dict(), dtype, torch.device(device))
         with quantization.in_huge_pages() if stored else nullcontext():
-            for part, of_part in groupby(tensors, key=lambda tensor: tensor[0].rpartition(".")[0]):
-                own = {name.rpartition(".")[2]: tensor for name, tensor in of_part}
-                model.get_submodule(part).load_state_dict(own, assign=True)
+            checkpoint.fill(model, dtype, torch.device(device))
         model.quantization = stored
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 

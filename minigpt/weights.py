@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minigpt import kernels
@@ -113,21 +114,20 @@ class Checkpoint:
     def tied_weights_differ(self) -> bool:
         """Whether the file holds both the embedding and a head, and they are not the same numbers."""
         pair = [self.tensors[name] for name in (EMBEDDING, HEAD) if name in self.tensors]
-        if len(pair) < 2 or pair[0].shape != pair[1].shape:  # of two shapes, `read` names the wrong one
+        if len(pair) < 2 or pair[0].shape != pair[1].shape:  # of two shapes, `fill` names the wrong one
             return len(pair) == 2
         return not torch.equal(*(twin.read(torch.empty(twin.shape, dtype=twin.dtype)) for twin in pair))
 
-    def read(
-        self, state: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device
-    ) -> Iterator[tuple[str, Tensor]]:
-        """A model's every tensor and its name, read when it is asked for; `state` is its state dict on "meta".
+    def fill(self, model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+        """Puts every tensor into its place in a model that was built on "meta", one module after the other.
 
-        Without a `dtype`: float32 on a CPU, the file's own elsewhere. What is not float32 in `state` has its dtype
-        from there: the small weights of a quantized model.
+        Without a `dtype`: float32 on a CPU, the file's own elsewhere. What is not float32 in the model has its dtype
+        from there: the small weights of a quantized one.
 
         Raises:
             ValueError: tensors are missing, or have other shapes; each is named.
         """
+        state: dict[str, Tensor] = model.state_dict()
         tensors = dict(self.tensors)
         if HEAD not in state and HEAD in tensors:  # tied: either twin serves as both
             tensors.setdefault(EMBEDDING, tensors[HEAD])
@@ -135,10 +135,12 @@ class Checkpoint:
         self._check(tensors, state)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
         room = kernels.Room(device)
-        return (
-            (name, tensors[name].read(_place(name, like, (dtype or own), room)))
-            for name, like in state.items()
-        )
+        for part, names in groupby(state, key=lambda name: name.rpartition(".")[0]):
+            leaves = {
+                name.rpartition(".")[2]: tensors[name].read(_place(name, state[name], dtype or own, room))
+                for name in names
+            }
+            model.get_submodule(part).load_state_dict(leaves, assign=True)
 
     def _check(self, tensors: Mapping[str, Stored], state: Mapping[str, Tensor]) -> None:
         missing = [to_theirs(name) for name in state if name not in tensors]
