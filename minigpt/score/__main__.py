@@ -73,7 +73,20 @@ def parser() -> Parser:
     parser = Parser("score", exits, EPILOG, usage=usage, description=ABOUT)
     parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")
     add_model_flags(parser)
-    group = parser.add_argument_group("input")
+    add_input_flags(parser.add_argument_group("input"))
+    add_window_flags(parser.add_argument_group("windows"))
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object a line for each file")
+    group.add_argument(
+        "--per-token", action="store_true",
+        help="with --json: one object for each document, with tokens, token_strings and logprobs",
+    )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="errors only on stderr")
+    add_job_flags(parser.add_argument_group("many documents"), "parquet")
+    return parser
+
+
+def add_input_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--text", metavar="TEXT", help="a text to score, after the files if there are any")
     group.add_argument(
         "--text-field",
@@ -92,7 +105,9 @@ def parser() -> Parser:
     group.add_argument(
         "--no-end-tokens", action="store_true", help="score texts without <|endoftext|> before and after them"
     )
-    group = parser.add_argument_group("windows")
+
+
+def add_window_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--context", type=int, metavar="N", help="context length to use (default: the model's)"
     )
@@ -106,15 +121,6 @@ def parser() -> Parser:
         "--batch-size", type=int, default=BATCH_SIZE, metavar="N",
         help=f"windows per batch; does not affect results (default: {BATCH_SIZE})",
     )  # fmt: skip
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON object a line for each file")
-    group.add_argument(
-        "--per-token", action="store_true",
-        help="with --json: one object for each document, with tokens, token_strings and logprobs",
-    )  # fmt: skip
-    group.add_argument("--quiet", action="store_true", help="errors only on stderr")
-    add_job_flags(parser.add_argument_group("many documents"), "parquet")
-    return parser
 
 
 def check_flags(args: argparse.Namespace) -> None:
