@@ -10,9 +10,11 @@ who uses them asks before whether they are there. Our own packages import their 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
+from threading import current_thread, main_thread
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ class _Lazy:
 
     @cached_property  # for it is asked for at every token
     def _module(self) -> ModuleType:
-        return import_module(self._name)
+        return _imported_whole(self._name)
 
 
 def imported_when_used(
@@ -56,9 +58,23 @@ def imported_when_used(
             there = [part for part in others if name in import_module(f"{package}.{part}").__all__]
             hint = f": it is {package}.{there[0]}.{name}" if there else ""
             raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        return getattr(_imported_whole(f"{package}.{homes[name]}"), name)
 
     return find
+
+
+def _imported_whole(name: str) -> ModuleType:
+    """A module, imported to its end: Ctrl-C waits for that, because torch does not survive an import in halves."""
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) is None:
+        return import_module(name)  # signals come to the main thread, or are not Python's to handle
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        return import_module(name)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 if TYPE_CHECKING:

@@ -50,11 +50,11 @@ def make(settings: ExploreSettings, argv: Sequence[str]) -> Page:
         PromptTooLong: a prompt and its new tokens do not fit the context length.
         InvalidRequest: a prompt cannot be encoded, or the options rule out every token.
     """
+    model, tokenizer = settings.model.load()
     from minigpt.interp.page.data import Origin  # here, for these need torch, and --help need not wait
     from minigpt.interp.page.generation import Asked
     from minigpt.interp.page.page import page_of
 
-    model, tokenizer = settings.model.load()
     strategy = settings.strategy.build(settings.model, tokenizer)
     asked = Asked(strategy, settings.max_new_tokens, settings.stop, settings.overflow, settings.allow_special)
     origin = Origin(settings.model.name, command_line(argv, strategy.seed_in_use))

@@ -60,9 +60,9 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def run_checks(wanted: ModelFlags) -> list[Check]:
+    model, tokenizer = wanted.load()
     from minigpt.verify.checks import all_checks  # here, for it needs torch, which --help need not wait for
 
-    model, tokenizer = wanted.load()
     directory = hub.model_files(wanted.model, revision=wanted.revision, offline=wanted.offline)
     own = (wanted.model, wanted.revision) if wanted.tokenizer is None else (wanted.tokenizer, None)
     tokenizer_directory = hub.tokenizer_files(own[0], revision=own[1], offline=wanted.offline)
