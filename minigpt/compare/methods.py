@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from minigpt.cli import BAD_FLAGS, Failure
@@ -64,6 +64,11 @@ class Method:
 def chosen(given: list[str], seed: int) -> list[Method]:
     """The methods that --method asks for, or all of `METHODS`; each checked as far as it can be without a model."""
     named = [_named(text) for text in given] or list(METHODS.items())
+    counts = Counter(name for name, _ in named)
+    if twice := [name for name, n in counts.items() if n > 1]:  # results, failures and the plot go by names
+        raise Failure(
+            BAD_FLAGS, f"--method: {twice[0]!r} is named twice; write NAME: FLAGS with another name"
+        )
     return [method(name, flags, seed) for name, flags in named]
 
 

@@ -54,11 +54,12 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # figure: its headin
     "passes_per_token": ("passes/tok", _decimals(2)),
     "cache_bytes": ("cache MB", _megabytes),
 }
-LEGEND = """\
-perplexity: under the generating model, given the prompt; judge's: under the evaluator model (--judge).
-distinct-1, -2, -3: unique / total n-grams of all texts. self-BLEU: higher is less diverse. Zipf: coefficient.
-rep-4: repeated 4-grams within a text. loops: texts that end in a phrase repeated 3 times. tokens: mean length.
-passes/tok: forward passes per generated token. cache MB: peak KV-cache size."""
+LEGEND = (
+    "perplexity: under the generating model, given the prompt; judge's: under the evaluator model (--judge).",
+    "distinct-1, -2, -3: unique / total n-grams of all texts. self-BLEU: higher is less diverse. Zipf: coefficient.",
+    "rep-4: repeated 4-grams within a text. loops: texts that end in a phrase repeated 3 times. tokens: mean length.",
+    "passes/tok: forward passes per generated token. cache MB: peak KV-cache size.",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Report:
 
     def metrics_table(self) -> str:
         """The metrics for a terminal."""
-        return f"{table(self._cells())}\n{self._below()}"
+        return "\n".join([table(self._cells()), *self._notes(), ""])
 
     def markdown(self) -> str:
         """The metrics for a page, each method with its flags."""
@@ -93,7 +94,8 @@ class Report:
             )
             for row, (name, *cells) in zip(self.rows, lines, strict=True)
         ]
-        return "\n".join([_markdown_row(["", "flags", *heading[1:]]), rule, *rows, "", self._below()])
+        notes = [f"- {note}" for note in self._notes()]
+        return "\n".join([_markdown_row(["", "flags", *heading[1:]]), rule, *rows, "", *notes, ""])
 
     def texts_table(self, width: int) -> str:
         """The texts of one prompt beside their methods, wrapped to so many characters."""
@@ -141,11 +143,12 @@ class Report:
         for row in self.rows:
             yield [row.name, *(_cell(name, row.figures.get(name, math.nan)) for name in columns)]
 
-    def _below(self) -> str:
+    def _notes(self) -> list[str]:
         """What the metrics mean, and how they were measured: prompts, settings, machine, versions, date."""
         given, machine, versions = self.facts["settings"], self.facts["machine"], self.facts["versions"]
-        lines = [
-            LEGEND,
+        return [
+            *LEGEND,
+            *self._notes_on_mauve(),
             f"{len(self.prompts)} prompts of {given['prompts'] or given['held_out']}, at most {given['max_new_tokens']} new"
             f" tokens, seed {given['seed']}, batches of {given['batch_size']}; model {given['model']}"
             + (f", judge {given['judge']}." if given["judge"] else "."),
@@ -153,12 +156,15 @@ class Report:
             f" minigpt {versions['minigpt']}, torch {versions['torch']}, Python {versions['python']};"
             f" {self.facts['date']}.",
         ]
+
+    def _notes_on_mauve(self) -> Iterator[str]:
         if any("mauve" in row.figures for row in self.rows):
-            lines.insert(1, f"MAUVE: {len(self.prompts)} texts a side, features from the generating model's last hidden"
-                            " state (the paper: gpt2-large); unreliable below a few hundred texts.")  # fmt: skip
+            yield (
+                f"MAUVE: {len(self.prompts)} texts a side, features from the generating model's last hidden state"
+                " (the paper: gpt2-large); unreliable below a few hundred texts."
+            )
         elif find_spec("mauve") is None:
-            lines.insert(1, "MAUVE: left out, its package is missing: pip install 'minigpt[compare]'.")
-        return "\n".join(lines) + "\n"
+            yield "MAUVE: left out, its package is missing: pip install 'minigpt[compare]'."
 
 
 def surroundings(model: GPT2) -> dict[str, Any]:

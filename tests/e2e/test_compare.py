@@ -256,7 +256,9 @@ def test_the_page_and_the_picture(guesses: Path, told: Path, tmp_path: Path) -> 
     assert greedy.startswith("| greedy | none | ")
     assert drawn.startswith("| drawn | `--temperature 1.5 --top-k 20` | ")
     assert blank == ""
-    assert "\n".join(legend).strip() in result.text  # the same notes
+    assert legend.pop() == ""
+    assert result.text.endswith("\n".join(note.removeprefix("- ") for note in legend))
+    assert all(note.startswith("- ") for note in legend)
     assert f", judge {guesses}." in result.text
     assert "MAUVE: 4 texts a side, features" in result.text
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -399,6 +401,7 @@ def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.M
         (("x", "--method", "a: --strategy greedy --top-k 2"), ["--top-k is not supported by greedy"]),
         (("x", "--method", "a: --strategy none"), ["--method 'a': argument --strategy: invalid choice: 'none'"]),
         (("x", "--method", "a: --bad-words 'b"), ["--method 'a': No closing quotation"]),
+        (("x", "--method", "a: --top-k 2", "--method", "a: --top-k 3"), ["--method: 'a' is named twice; write NAME: FLAGS"]),
         (("x", "--method", "a: more words"), ["--method 'a': unrecognized arguments: more words"]),
         (("x", "--json", "/no/such/out.json"), ["--json /no/such/out.json: there is no such folder to write into"]),
         (("x", "--markdown", "/"), ["--markdown '/' is a folder or a device; name a file"]),
