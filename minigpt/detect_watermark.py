@@ -21,7 +21,7 @@ from minigpt.hub import tokenizer_files
 from minigpt.sampler.processors.watermark import WATERMARK_KEY, WATERMARK_RATIO
 from minigpt.tokenizer import Tokenizer
 
-ENOUGH = 4.0  # the z above which a text counts as watermarked; by chance 1 in 30,000 is
+ENOUGH = 4.0  # the z above which a text counts as watermarked; by chance 1 in 2,400 (10 tokens) to 30,000 (many) is
 
 ABOUT = """Detect whether a text was generated with `minigpt generate --watermark`.
 
@@ -32,7 +32,7 @@ key must be those used for generation. The exit code is 0 regardless of the resu
 
 EPILOG = """metrics:
   z          standard deviations above the number of green tokens expected by chance; watermarked above 4
-  p-value    one-sided p-value of z
+  p-value    probability of so many green tokens or more by chance
   green      fraction of green tokens
   tokens     tokens counted: all but the first, repeated bigrams once
 

@@ -254,7 +254,7 @@ def test_the_detector_finds_what_theirs_finds(ratio: float, key: int, once: bool
         assert found.n_green == theirs_found.num_green_tokens
         assert found.green_fraction == theirs_found.green_fraction
         assert found.z == pytest.approx(float(theirs_found.z_score[0]), rel=1e-12)
-        assert found.p_value == pytest.approx(float(theirs_found.p_value[0]), rel=1e-12)
+        # Their p_value is the normal distribution's, ours the binomial's.
 
 
 def test_their_detector_knows_our_mark() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -23,8 +24,23 @@ def test_green_tokens_are_counted_as_by_hand() -> None:
 def test_z_is_the_papers() -> None:
     """Kirchenbauer et al. 2023, equation 3: (green - ratio T) / sqrt(T ratio (1 - ratio))."""
     assert Detection(100, 50, 0.25).z == pytest.approx((50 - 25) / math.sqrt(100 * 0.25 * 0.75))
-    assert Detection(100, 25, 0.25).p_value == 0.5
     assert Detection(100, 25, 0.25).green_fraction == 0.25
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.01])
+@pytest.mark.parametrize("n", [1, 7, 60])
+def test_the_p_value_is_that_of_coins_thrown(n: int, ratio: float) -> None:
+    p = Fraction(ratio)
+    chances = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+    for green in range(n + 1):
+        assert Detection(n, green, ratio).p_value == pytest.approx(float(sum(chances[green:])), rel=1e-10)
+
+
+def test_the_p_value_of_a_long_text_is_that_of_its_z() -> None:
+    for n_green in (249_000, 250_500, 251_500):
+        found = Detection(1_000_000, n_green, 0.25)
+        assert found.p_value == pytest.approx(0.5 * math.erfc(found.z / math.sqrt(2)), rel=0.02)
+    assert Detection(1_000_000, 400_000, 0.25).p_value == 0
 
 
 def test_a_pair_said_again_is_no_further_evidence() -> None:
