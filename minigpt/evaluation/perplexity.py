@@ -108,7 +108,7 @@ def document(text: str, tokenizer: Tokenizer) -> Document:
 
 
 def bare_document(text: str, tokenizer: Tokenizer) -> Document:
-    """A text without end-of-text tokens: its first token is given, not predicted, and its bytes do not count.
+    """A text without end-of-text tokens: its first token is given, not predicted, and what it spells does not count.
 
     Raises:
         ValueError: nothing is left to predict, or the tokenizer lacks a character of the text.
@@ -116,14 +116,15 @@ def bare_document(text: str, tokenizer: Tokenizer) -> Document:
     >>> from minigpt import Tokenizer
     >>> from minigpt.tokenizer.bpe import BYTES
     >>> bare_document("a cat", Tokenizer(BYTES, []))
-    Document(tokens=[97, 32, 99, 97, 116], n_bytes=4, n_words=2)
+    Document(tokens=[97, 32, 99, 97, 116], n_bytes=4, n_words=1)
     """
     tokens = _encoded(text, tokenizer)
     if len(tokens) == 1:
         raise ValueError(
             f"{text!r} is a single token: without an end token, nothing predicts it; give more text"
         )
-    return Document(tokens, len(tokenizer.decode_bytes(tokens[1:])), len(text.split()))
+    predicted = tokenizer.decode_bytes(tokens[1:])
+    return Document(tokens, len(predicted), len(predicted.decode(errors="replace").split()))
 
 
 def _encoded(text: str, tokenizer: Tokenizer) -> list[int]:
