@@ -23,8 +23,8 @@ def hold_out(tokens: TokenFile, fraction: float, seed: int) -> tuple[TokenFile, 
     wanted = min(max(1, round(fraction * n)), n - 1)
     if len(spans) == 1:
         (begin, end) = spans[0]
-        cut = end - wanted
-        return replace(tokens, spans=np.array([[begin, cut]])), replace(tokens, spans=np.array([[cut, end]]))
+        cut, whole = end - wanted, replace(tokens, digests=tokens.digests[:0])  # neither part is the document
+        return replace(whole, spans=np.array([[begin, cut]])), replace(whole, spans=np.array([[cut, end]]))
     sizes = spans[:, 1] - spans[:, 0]
     held = np.zeros(len(spans), dtype=bool)
     for i in np.random.default_rng(seed).permutation(len(spans)):

@@ -58,8 +58,7 @@ def prepare(
     dtype, peak = processes.broadcast(choose_dtype(device, request.saved.get("dtype", settings.dtype)))
     summary = _summary(start.model, settings, windows, validation)
     log(f"{summary}; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s")
-    if settings.val_fraction is None:
-        _report_overlap(train, held_out, log)
+    _report_overlap(train, held_out, log)
     processes.wait()  # no rank writes before all have checked everything
     peak_tokens = processes.world_size * peak / facts["flops_per_token"]
     report = TrainingReport(request.out, log, settings.logger, peak_tokens, callback)
@@ -111,13 +110,14 @@ def _token_files(
 def _facts(start: InitialModel, train: TokenFile, held_out: TokenFile, context: int) -> dict[str, Any]:
     """What run.json says beside the settings: which texts, tokenizer, model and versions these are."""
     n_parameters = sum(p.numel() for p in start.model.parameters())
+    n_frozen = sum(p.numel() for p in start.model.parameters() if not p.requires_grad)
     return {
         "train": train.text_sha256,
         "val": held_out.text_sha256,
         "tokenizer": start.tokenizer.fingerprint(),
         "n_parameters": n_parameters,
         "train_tokens": train.n_tokens,
-        "flops_per_token": training_flops(start.model.config, n_parameters, context),
+        "flops_per_token": training_flops(start.model.config, n_parameters, context, n_frozen),
         "base": start.base,
         "base_sha256": start.base_sha256,
         "versions": {"minigpt": minigpt.__version__, "torch": torch.__version__},
@@ -142,5 +142,5 @@ def _summary(model: GPT2, settings: Settings, windows: Windows, validation: Vali
 
 
 def _report_overlap(train: TokenFile, held_out: TokenFile, log: Log) -> None:
-    if both := len(np.intersect1d(train.digests, held_out.digests)):
+    if both := int(np.isin(held_out.digests, train.digests).sum()):
         log(f"warning: {both} of {len(held_out.digests)} validation documents are in the training text, too")

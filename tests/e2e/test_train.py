@@ -225,6 +225,10 @@ def test_documents_that_are_in_both_texts_are_told_of(text: Path, tmp_path: Path
     lines = well(train(*flags(text, tmp_path / "run", "--val", held)))
     assert "warning: 2 of 3 validation documents are in the training text, too" in lines
     assert not [line for line in well(train(*flags(text, tmp_path / "other"))) if "warning" in line]
+    twice = tmp_path / "twice.txt"
+    twice.write_text("\n<|endoftext|>\n".join(2 * text.read_text().split("\n<|endoftext|>\n")))
+    lines = well(train(*flags(twice, tmp_path / "third", "--val", "0.1")))
+    assert [line for line in lines if line.endswith("validation documents are in the training text, too")]
 
 
 def test_help_names_every_flag_and_does_not_wait_for_torch() -> None:

@@ -47,7 +47,9 @@ def test_whole_documents_are_held_out(lengths: list[int], fraction: float, seed:
 
 @given(st.integers(2, 200), FRACTION)
 def test_of_a_single_document_the_end_is_held_out(n: int, fraction: float) -> None:
-    (training,), (validation,) = (part.spans.tolist() for part in hold_out(file([n]), fraction, 0))
+    parts = hold_out(file([n]), fraction, 0)
+    (training,), (validation,) = (part.spans.tolist() for part in parts)
+    assert [part.digests.tolist() for part in parts] == [[], []]  # neither is the text that had one
     assert training[0] == 0
     assert training[1] == validation[0]
     assert validation[1] == n
