@@ -60,13 +60,22 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
-def training_flops(config: GPT2Config, n_parameters: int, context: int) -> int:
+def training_flops(config: GPT2Config, n_parameters: int, context: int, n_frozen: int = 0) -> int:
     """Floating-point operations to train on one token: forward, and twice that backward.
+
+    Args:
+        config: the model's shape.
+        n_parameters: all of them, those of an adapter too.
+        context: the length of the sequences.
+        n_frozen: how many of the parameters do not learn, so that nothing is computed of their own gradients.
 
     Source: Chowdhery et al. 2022 (arXiv:2204.02311), appendix B; attention counted in full, as there.
 
     >>> training_flops(GPT2Config(), 124_439_808, 1024) // 10**6
     855
     """
-    n_matrices = n_parameters - config.n_positions * config.n_embd  # positions are looked up, not multiplied
-    return 6 * n_matrices + 12 * config.n_layer * config.n_embd * context
+    # Embeddings are looked up, not multiplied; a tied one is multiplied with as the head.
+    looked_up = config.n_positions + (0 if config.tie_word_embeddings else config.vocab_size)
+    n_looked_up = looked_up * config.n_embd
+    n_frozen = max(0, n_frozen - n_looked_up)
+    return 6 * (n_parameters - n_looked_up) - 2 * n_frozen + 12 * config.n_layer * config.n_embd * context

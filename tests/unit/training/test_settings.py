@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt import GPT2, GPT2Config
 from minigpt.options import KINDS, flag_of, options_of
 from minigpt.training import hardware as machine
 from minigpt.training import settings as settings_module
+from minigpt.training.lora import attach
 from minigpt.training.settings import Settings, absolute_paths
 
 CPU = torch.device("cpu")
@@ -266,6 +269,24 @@ def test_flops_are_those_of_palms_formula() -> None:
     # forward: two for each weight that a token is multiplied with, and two products of T by D in each layer
     forward = 2 * (n - 20 * 8) + 3 * (2 * 2 * 20 * 8)
     assert machine.training_flops(c, n, 20) == 3 * forward
+
+
+@pytest.mark.parametrize(("tied", "rank"), [(True, None), (False, None), (True, 2)])
+def test_flops_are_those_that_torch_counts(tied: bool, rank: int | None) -> None:
+    c = GPT2Config(
+        vocab_size=90, n_positions=20, n_embd=16, n_layer=4, n_head=2, tie_word_embeddings=tied,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    )  # fmt: skip
+    model = GPT2(c)
+    if rank is not None:
+        attach(model, rank)
+    matrices = [p for p in model.parameters() if p.dim() > 1]  # biases and norms are no products
+    n, n_frozen = sum(p.numel() for p in matrices), sum(p.numel() for p in matrices if not p.requires_grad)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        torch.autograd.backward(model(torch.randint(90, (1, 20))).sum())
+    # What the first of the frozen layers reads does not learn, so that its gradient is not computed either.
+    expected = pytest.approx(counter.get_total_flops(), rel=0.07 if rank else 1e-9)
+    assert 20 * machine.training_flops(c, n, 20, n_frozen) == expected
 
 
 def test_bfloat16_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
