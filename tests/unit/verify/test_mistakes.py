@@ -81,16 +81,13 @@ def test_a_mistake_in_a_quantized_model_is_found(tmp_path: Path, kind: str) -> N
 
 def misread(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Plant:
     """A loader that gives the model other tensors than it should."""
-    read = minigpt.weights.Checkpoint.read
+    fill = minigpt.weights.Checkpoint.fill
 
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(
-            minigpt.weights.Checkpoint,
-            "read",
-            lambda self, *how: iter(change(dict(read(self, *how))).items()),
-        )
+    def fill_wrongly(self: minigpt.weights.Checkpoint, model: GPT2, *how: Any) -> None:
+        fill(self, model, *how)
+        model.load_state_dict(change(model.state_dict()), assign=True)
 
-    return plant
+    return lambda patch: patch.setattr(minigpt.weights.Checkpoint, "fill", fill_wrongly)
 
 
 def each(part: str, change: Callable[[Tensor], Tensor]) -> Plant:
