@@ -11,13 +11,13 @@ from typing import Any
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
 from minigpt.cli.inputs import STDIN, check_stdin_once, read_text, stdin_is_piped
-from minigpt.cli.model_flags import BUNDLED, add_source_flags
+from minigpt.cli.model_flags import add_source_flags
 from minigpt.cli.parser import Parser
 from minigpt.cli.table import json_line, table
 from minigpt.cli.terminal import write_out
 from minigpt.config import GPT2Config
 from minigpt.evaluation.watermark import Detection, WatermarkDetector
-from minigpt.hub import tokenizer_files
+from minigpt.hub import BUNDLED, tokenizer_files
 from minigpt.sampler.processors.watermark import WATERMARK_KEY, WATERMARK_RATIO
 from minigpt.tokenizer import Tokenizer
 

@@ -282,6 +282,12 @@ class _Repository:
         )
 
 
+def sha256(file: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal digits, as the hub names it."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _verify(path: Path, source: str) -> None:
     """Holds a file just downloaded against the sha256 that the hub gave for it, if it gave one.
 
@@ -297,9 +303,7 @@ def _verify(path: Path, source: str) -> None:
     blob = path.parent / os.readlink(path)
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return  # a small file, which git names in its own way
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != blob.name:
+    if sha256(path) != blob.name:
         path.unlink()
         blob.unlink()
         raise OSError(f"{path.name} of {source} arrived damaged (its sha256 is another): try again")

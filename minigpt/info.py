@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,13 @@ from safetensors import safe_open
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, Failure
-from minigpt.cli.model_flags import BUNDLED, add_source_flags
+from minigpt.cli.model_flags import add_source_flags, named_model
 from minigpt.cli.parser import Parser
 from minigpt.cli.progress import late_bar
 from minigpt.cli.table import left_table
 from minigpt.cli.terminal import write_out
 from minigpt.config import GPT2Config
-from minigpt.hub import model_files, tokenizer_files
+from minigpt.hub import BUNDLED, model_files, sha256, tokenizer_files
 
 EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, INTERRUPTED)
 ABOUT = """Show what a model is: parameters, context length, vocabulary, memory by dtype, and the hashes of its files.
@@ -44,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """The whole command: find the files, read their headers, show the facts."""
-    if args.name is not None and args.model is not None:
-        raise Failure(BAD_FLAGS, f"the model is named twice, {args.name!r} and {args.model!r}: leave one out")
-    name = args.model if args.name is None else args.name
+    name = named_model(args)
     facts = {"model": name or BUNDLED, **facts_of(*find(name, args))}
     write_out(json.dumps(facts, ensure_ascii=False) + "\n" if args.json else left_table(rows(facts)))
     return DONE
@@ -80,7 +77,7 @@ def find(name: str | None, args: argparse.Namespace) -> tuple[Path, GPT2Config, 
     with late_bar(total=len(files), unit="file") as bar:
         hashes = {}
         for file in files:
-            hashes[file.name] = _sha256(file)
+            hashes[file.name] = sha256(file)
             bar.update()
     return folder, config, hashes
 
@@ -90,11 +87,6 @@ def _fetch_tokenizer(name: str, args: argparse.Namespace) -> None:
         tokenizer_files(name, revision=args.revision, offline=args.offline)
     except FileNotFoundError:
         return
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def facts_of(folder: Path, config: GPT2Config, hashes: dict[str, str]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from minigpt.model import GPT2
     from minigpt.tokenizer import Tokenizer
 
-BUNDLED = "bundled"
 QUANTIZATIONS = ("int8", "float16")
 FILES = ("*.json", "*.safetensors", "*.txt")  # of a model
 MOST_THREADS = 1024  # some number far above, and OpenMP crashes the process
@@ -57,7 +56,7 @@ class ModelFlags:
     @property
     def name(self) -> str:
         """What the model is called in results."""
-        return self.model or BUNDLED
+        return self.model or hub.BUNDLED
 
     def load(self) -> tuple[GPT2, Tokenizer]:
         """The model and its tokenizer.
@@ -99,8 +98,7 @@ class ModelFlags:
             raise Failure(NO_MODEL, error) from error
         digest = hashlib.sha256()
         for path in sorted({path for folder in folders for kind in FILES for path in folder.glob(kind)}):
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name} {hub.sha256(path)}\n".encode())
         return digest.hexdigest()
 
     def load_beside(self, name_or_dir: str) -> tuple[GPT2, Tokenizer]:
@@ -133,6 +131,18 @@ def add_model_flags(parser: Parser) -> None:
         "--compile", action="store_true", help="torch.compile the blocks: slow first step, faster after"
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+
+
+def named_model(args: argparse.Namespace) -> str | None:
+    """The model, for commands that take its name with --model or without; None is the bundled one.
+
+    Raises:
+        Failure: it is named in both ways.
+    """
+    if args.name is not None and args.model is not None:
+        raise Failure(BAD_FLAGS, f"the model is named twice, {args.name!r} and {args.model!r}: leave one out")
+    name: str | None = args.model if args.name is None else args.name
+    return name
 
 
 def add_source_flags(group: argparse._ArgumentGroup) -> None:

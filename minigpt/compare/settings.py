@@ -68,7 +68,7 @@ def check_source(args: argparse.Namespace) -> None:
         raise Failure(BAD_FLAGS, f"{problem}: give one of PROMPT, --prompts FILE and --held-out FILE")
     for name in ("n_prompts", "prompt_tokens"):
         if args.held_out is None and getattr(args, name) is not None:
-            raise Failure(BAD_FLAGS, f"--{name.replace('_', '-')} is for --held-out FILE: leave it out")
+            raise Failure(BAD_FLAGS, f"{flag_of(name)} is for --held-out FILE: leave it out")
     if args.text == "":
         raise Failure(BAD_FLAGS, "the prompt is empty: give at least a word")
 

@@ -62,7 +62,7 @@ def _entry(line: str, place: str) -> Given:
 def passages(
     texts: Sequence[Sequence[int]], n_prompts: int, prompt_tokens: int, max_new_tokens: int, seed: int
 ) -> list[Prompt]:
-    """Prompts cut from texts at places drawn with `seed`, and what follows them; no two share a token.
+    """Prompts cut from texts at places sampled by `seed`, and what follows them; no two share a token.
 
     Raises:
         ValueError: the texts do not have so many.

@@ -111,8 +111,8 @@ def _write(folder: Path, encoded: Iterable[tuple[list[int], int]], dtype: np.dty
             ends.append(len(ids))
             digests.append(digest)
     index = np.zeros(len(ends), dtype=[("end", np.int64), ("digest", np.uint64)])
-    # more than 2**31, on Windows too
-    index["end"], index["digest"] = (np.cumsum(ends, dtype=np.int64), digests)
+    index["end"] = np.cumsum(ends, dtype=np.int64)  # by itself numpy would sum in 32 bits on Windows
+    index["digest"] = digests
     np.save(folder / INDEX, index)
 
 

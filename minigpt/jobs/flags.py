@@ -10,7 +10,7 @@ from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.jobs.extras import require
 from minigpt.jobs.on_ray import LOCAL, RayCluster
-from minigpt.options import check_count
+from minigpt.options import check_count, flag_of
 
 FORMATS = ("parquet", "jsonl")
 SHARD_ROWS = 1000
@@ -36,7 +36,7 @@ class JobFlags:
         flags = cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
         for name in ("format", "shard_rows", "ray"):
             if getattr(flags, name) is not None and flags.out is None:
-                flag = f"--{name.replace('_', '-')}"
+                flag = flag_of(name)
                 raise Failure(
                     BAD_FLAGS, f"{flag} has no effect without --out DIR: add it, or leave {flag} out"
                 )

@@ -39,7 +39,7 @@ def continuously(
     model: LanguageModel,
     requests: Iterable[Request | InvalidRequest],
     strategy: Strategy,
-    rows_at_once: int | None = None,
+    rows_at_once: int | None,
 ) -> Iterator[Finished | Failed]:
     """As `decode_many`, with a strategy that has a row reader; see `minigpt.sampler.engine.scheduler`.
 
@@ -78,7 +78,7 @@ def in_batches(
     model: LanguageModel,
     requests: Iterable[Request | InvalidRequest],
     strategy: Strategy,
-    rows_at_once: int | None = None,
+    rows_at_once: int | None,
 ) -> Iterator[Finished | Failed]:
     """As `decode_many`, with any strategy. A batch in which a prompt fails is decoded again one by one."""
     for numbered in longest_first(requests):

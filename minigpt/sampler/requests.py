@@ -80,7 +80,12 @@ def prepare(
         n = _usual_length(ids, model, overflow) if max_new_tokens is None else max_new_tokens
         fitting, limit, reason = _fit(ids, n, model.config.n_positions, overflow)
         dropped = len(ids) - len(fitting)
-        requests.append(Request(fitting, limit, reason, ends, stop, top_logprobs, dropped, trace=trace))
+        requests.append(
+            Request(
+                fitting, limit, limit_reason=reason, end_tokens=ends, stop=stop, top_logprobs=top_logprobs,
+                dropped=dropped, trace=trace,
+            )
+        )  # fmt: skip
     return requests
 
 

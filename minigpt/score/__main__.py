@@ -130,7 +130,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.last_word is not None:
         for flag in ("files", "text", "separator", "context", "stride", "no_end_tokens", "per_token"):
             if getattr(args, flag):
-                name = "FILE" if flag == "files" else f"--{flag.replace('_', '-')}"
+                name = "FILE" if flag == "files" else flag_of(flag)
                 raise Failure(BAD_FLAGS, f"--last-word does not use {name}: leave it out")
         if not is_jsonl(Path(args.last_word)):
             raise Failure(

@@ -11,6 +11,7 @@ from minigpt.cli.progress import Progress
 from minigpt.cli.table import json_line, table
 from minigpt.cli.terminal import write_out
 from minigpt.data.documents import documents
+from minigpt.hub import BUNDLED
 
 if TYPE_CHECKING:
     from minigpt.evaluation.lambada import LastWords
@@ -33,7 +34,7 @@ def score_last_words(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer
     with Progress(n_tokens) as progress:
         result = evaluation.last_words(model, examples, args.batch_size, progress.advance)
     if args.json:
-        record = {"model": args.model or "bundled", "path": args.last_word, **metrics(result)}
+        record = {"model": args.model or BUNDLED, "path": args.last_word, **metrics(result)}
         write_out(json_line(record))
     else:
         values = [

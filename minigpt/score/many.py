@@ -18,6 +18,7 @@ from minigpt.jobs.flags import JobFlags
 from minigpt.jobs.job import Work
 from minigpt.jobs.output import Outcome
 from minigpt.jobs.rows import Row
+from minigpt.options import flag_of
 from minigpt.score.texts import context_and_stride, metrics
 
 KINDS = {
@@ -35,8 +36,7 @@ def score_many(args: argparse.Namespace, model: ModelFlags, flags: JobFlags) -> 
     """
     for name in UNUSED:
         if getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise Failure(BAD_FLAGS, f"{flag} cannot be used with --out: leave one of them out")
+            raise Failure(BAD_FLAGS, f"{flag_of(name)} cannot be used with --out: leave one of them out")
     if len(args.files) != 1 or args.files[0] == STDIN:
         raise Failure(
             BAD_FLAGS, "--out needs one FILE: a .jsonl, .parquet or .txt file, a folder of them, or a glob"
@@ -90,7 +90,7 @@ class Scoring:
             )
             for (position, name, one), logprobs in zip(readable, every, strict=True):
                 score = one.score(logprobs)
-                measured = {name: number(value) for name, value in metrics(score).items()}
+                measured = {metric: number(value) for metric, value in metrics(score).items()}
                 record = {"id": name, **measured, "model": self.model.name, "stride": stride}
                 yield Outcome(position, name, [record], tokens=score.n_tokens)
 

@@ -18,6 +18,7 @@ from minigpt.cli.terminal import write_out
 from minigpt.data.documents import documents
 from minigpt.evaluation.perplexity import Document, Score, bare_document, document
 from minigpt.evaluation.scoring_windows import default_stride
+from minigpt.hub import BUNDLED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,7 @@ def score_texts(args: argparse.Namespace, model: GPT2, tokenizer: Tokenizer) -> 
     if args.json:
         records = _token_records if args.per_token else _file_records
         lines = (line for source in sources for line in records(source, tokenizer))
-        given = {"model": args.model or "bundled", "stride": stride}
+        given = {"model": args.model or BUNDLED, "stride": stride}
         write_out("".join(json_line(given | line) for line in lines))
     else:
         write_out(table(_rows(sources)))

@@ -17,8 +17,6 @@ from minigpt.tokenizer.byte_level import byte_tokenizer, character_tokenizer
 from minigpt.training import lora
 from minigpt.training.settings import Settings
 
-BUNDLED = "bundled"
-
 
 @dataclass(frozen=True)
 class InitialModel:
@@ -38,7 +36,7 @@ class InitialModel:
 
 
 def initial_model(settings: Settings, out: Path) -> InitialModel:
-    """A new or a pretrained model, as the settings say; new weights are drawn from torch's global generator.
+    """A new or a pretrained model, as the settings say; new weights are sampled by torch's global generator.
 
     Raises:
         OSError: a model or tokenizer does not exist.
@@ -48,7 +46,7 @@ def initial_model(settings: Settings, out: Path) -> InitialModel:
         saved = (out / "vocab.json").is_file()  # else the run was killed before its tokenizer was saved
         tokenizer = Tokenizer.load(out) if saved else _tokenizer(settings)
         return InitialModel(GPT2(settings.shape(tokenizer.vocab_size, tokenizer.end_token)), tokenizer)
-    base, tokenizer = load(None if settings.init == BUNDLED else settings.init)
+    base, tokenizer = load(settings.init)
     if base.quantization:
         raise ValueError(
             f"--init {settings.init} has {base.quantization} weights, which cannot be trained: use the original"
@@ -61,7 +59,7 @@ def initial_model(settings: Settings, out: Path) -> InitialModel:
         sha256 = _fingerprint(model)
         alpha = lora.ALPHA if settings.lora_alpha is None else settings.lora_alpha
         lora.attach(model, settings.lora, alpha, settings.dropout)
-    where = str(hub.bundled()) if settings.init == BUNDLED else settings.init
+    where = str(hub.bundled()) if settings.init == hub.BUNDLED else settings.init
     return InitialModel(model, tokenizer, where, sha256)
 
 

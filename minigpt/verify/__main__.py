@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from minigpt import cli, hub
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
-from minigpt.cli.model_flags import ModelFlags, add_model_flags
+from minigpt.cli.model_flags import ModelFlags, add_model_flags, named_model
 from minigpt.cli.parser import Parser
 from minigpt.cli.progress import late_bar
 from minigpt.cli.table import table
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     """The whole command: load the model, compare, show the table."""
-    if args.name is not None and args.model is not None:
-        raise Failure(BAD_FLAGS, f"the model is named twice, {args.name!r} and {args.model!r}: leave one out")
-    args.model = args.model if args.name is None else args.name
+    args.model = named_model(args)
     if args.compile:
         raise Failure(
             BAD_FLAGS, "--compile hides what the layers compute inside, which is compared: leave it out"

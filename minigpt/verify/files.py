@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from minigpt.hub import sha256
 from minigpt.verify.report import Check, failed, not_checked, passed
 
 # sha256 of weights that public sources agree on, and the model they are.
@@ -44,8 +45,3 @@ def digest(file: Path, length: int) -> str:
         return sha256(file)
     content = file.read_bytes()
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

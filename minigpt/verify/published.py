@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt.hub import sha256
 from minigpt.sampler import Greedy, generate
-from minigpt.verify.files import KNOWN_WEIGHTS, sha256
+from minigpt.verify.files import KNOWN_WEIGHTS
 from minigpt.verify.report import Check, failed, not_checked, passed
 
 if TYPE_CHECKING:

@@ -89,14 +89,14 @@ def apply(
     processors: Sequence[Processor],
     logits: Tensor,
     rows: list[list[int]],
-    steps: list[tuple[str, Tensor]] | None = None,
+    steps: list[tuple[str, Tensor]] | None,
 ) -> Tensor:
     """The logits after all processors; `rows` are all tokens so far, equally many in each.
 
     Padding never gets here: prompts of unequal length are processed each by itself.
 
     Args:
-        steps: gets the name of each step, and a copy of the logits that it left, if a trace is asked for.
+        steps: gets the name of each step, and a copy of the logits that it left; None if no trace is asked for.
     """
     if processors:
         tokens = torch.tensor(rows, device=logits.device)

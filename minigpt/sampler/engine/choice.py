@@ -52,7 +52,11 @@ def top_logprobs(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:
 
 
 def require_possible(best: list[float], requests: Sequence[Request]) -> None:
-    """Raises ValueError where even the best score of a row is none: -inf, +inf or NaN."""
+    """Refuses to choose where even the best score of a row is none: -inf, +inf or NaN.
+
+    Raises:
+        InvalidRequest: that of one row is; the message says what to do.
+    """
     for score, request in zip(best, requests, strict=True):
         if not math.isfinite(score):
             raise InvalidRequest(
