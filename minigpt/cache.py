@@ -42,6 +42,7 @@ class KVCache:
         # Not `like.new_empty`: `like` may be sharded, which this is not.
         self._store(torch.empty(shape, dtype=like.dtype, device=like.device))
         self._pad_rows(pad)
+        self._forget_forks()
 
     @property
     def rows(self) -> int:
@@ -84,26 +85,29 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} tokens")
         self.length = length
+        self._alike = [[min(n, length) for n in row] for row in self._alike]
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of old row `rows[i]`: a repeat forks a row, an omission drops it.
 
-        Unless there are more rows than before, only those that change are copied.
+        Unless there are more rows than before, only those that change are copied, and of those that forked from one
+        row only what they have read since.
         """
-        changed = {i: row for i, row in enumerate(rows) if i != row}
         if len(rows) > self.rows:
             more = self._slots.new_empty((*self._slots.shape[:2], len(rows), *self._slots.shape[3:]))
             more[..., : self.length, :] = self._slots[:, :, list(rows), :, : self.length]
             self._store(more)
         else:
             # Row by row: to index with lists of rows takes more than twice as long.
-            old = {row: self._slots[:, :, row, :, : self.length].clone() for row in set(changed.values())}
-            for i, row in changed.items():
-                self._slots[:, :, i, :, : self.length] = old[row]
+            begins = {i: self._alike[i][row] for i, row in enumerate(rows) if i != row}
+            new = {i: self._slots[:, :, rows[i], :, begin : self.length].clone() for i, begin in begins.items()}
+            for i, begin in begins.items():
+                self._slots[:, :, i, :, begin : self.length] = new[i]
             if len(rows) < self.rows:
                 self._store(self._reserved[:, :, : len(rows)], self._begin)
         if self.pad is not None:
             self._pad_rows(self.pad[list(rows)])
+        self._alike = [[self.length if a == b else self._alike[a][b] for b in rows] for a in rows]
 
     def align(self, pad: Sequence[int], length: int) -> None:
         """Row i's tokens move to begin at slot `pad[i]`; then all from slot `length` on are forgotten.
@@ -143,6 +147,7 @@ class KVCache:
             shared = other._slots[:, :, source, :, first : first + n]
             self._slots[:, :, row, :, length - n : length] = shared
         self.length = length
+        self._forget_forks()
 
     def take(self, rows: Sequence[int], other: KVCache) -> None:
         """Row `rows[i]` becomes row i of another cache; its last token is where those of the other rows are.
@@ -211,6 +216,11 @@ class KVCache:
 
     def _set_pads(self, pads: Sequence[int]) -> None:
         self._pad_rows(torch.tensor(pads) if any(pads) else None)
+        self._forget_forks()
+
+    def _forget_forks(self) -> None:
+        # Of each two rows, how many of the first slots are known to hold the same: those from before they forked.
+        self._alike = [[0] * self.rows for _ in range(self.rows)]
 
     def _pad_rows(self, pad: Tensor | None) -> None:
         self.pad = None if pad is None else pad.to(self._slots.device)

@@ -86,6 +86,31 @@ def test_selected_rows_go_on_as_copies_of_the_old(model, rows):
     close(going_on, model(batch, pad=pads)[rows, -1])
 
 
+def test_rows_that_fork_again_and_again_hold_what_whole_copies_would():
+    """As beams do; what else happens to a cache in between leaves less of two rows alike."""
+    chance = torch.Generator().manual_seed(0)
+    cache = GPT2(CONFIG).new_cache(60, rows=4)
+    expected = torch.empty(3, 2, 4, 4, 0, 8)  # (layer, key | value, B, H, S, K)
+    for step in range(120):
+        new = torch.randn(3, 2, 4, 4, 1, 8, generator=chance)
+        expected = torch.cat([expected, new], -2)
+        held = torch.stack([torch.stack(layer.extend(kv)) for layer, kv in zip(cache.layers, new, strict=True)])
+        pads = [0] * 4 if cache.pad is None else cache.pad.tolist()
+        for row, pad in enumerate(pads):
+            assert torch.equal(held[:, :, row, :, pad:], expected[:, :, row, :, pad:])
+        cache.advance(1)
+        if step % 10 == 9:
+            cache.rewind(step // 3)
+            expected = expected[..., : step // 3, :]
+        if step == 60:
+            cache.align([0, 2, 1, 0], cache.length)
+            for row in (1, 2):
+                expected[:, :, row] = expected[:, :, row].roll(3 - row, -2)
+        rows = torch.randint(4, (4,), generator=chance).tolist()
+        cache.select(rows)
+        expected = expected[:, :, rows]
+
+
 @pytest.mark.parametrize(
     ("pads", "kept", "together"),
     [

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from minigpt.errors import InvalidRequest
-from minigpt.lazy import Tensor
+from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.random_stream import sample
 from minigpt.sampler.events import Request
 
+GROUP = 64  # scores, of which first the greatest is looked at alone
 EQUAL = 1e-5  # by how much values may differ, of 1 or of their size, that are equal in exact arithmetic
 
 # Shapes below:  B rows (texts in progress) · V vocabulary · F texts with K candidates each
@@ -27,7 +28,17 @@ def choose(scores: Tensor, sequences: Sequence[ActiveSequence]) -> Tensor:
         for sequence, stream in zip(sequences, streams, strict=True)
         if stream
     ]
-    return sample(scores, keys) if keys else scores.argmax(-1)  # argmax takes the first of equals
+    return sample(scores, keys) if keys else likeliest(scores)
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """The most likely token of each row; of equals the first.
+
+    Shapes: (B, V)  ->  (B,)
+    """
+    if scores.is_cpu and scores.dtype == torch.float32:  # for 5 rows of gpt2 numpy takes 18 µs, torch 350
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
 
 
 def most_likely(scores: Tensor, k: int) -> Tensor:
@@ -36,8 +47,28 @@ def most_likely(scores: Tensor, k: int) -> Tensor:
     Shapes: (V,)  ->  (k,), fewer where there are fewer
     """
     k = min(k, scores.numel())
-    ids = (scores >= scores.topk(k).values[-1]).nonzero()[:, 0]  # more than k where several tie with the k-th
+    ids = _good_enough(scores, k)
+    some = scores[ids]
+    ids = ids[some >= some.topk(k).values[-1]]  # more than k where several tie with the k-th
     return ids[scores[ids].argsort(descending=True, stable=True)[:k]]
+
+
+def _good_enough(scores: Tensor, k: int) -> Tensor:
+    """The places of some scores of one row, in order, among them the `k` best and their equals.
+
+    They lie in groups whose best is among the best of all groups. So it is that few are sorted: for 5 beams of gpt2
+    `topk` alone would take 790 µs, with this it is 120 µs for all.
+
+    Shapes: (V,)  ->  (at least k,)
+    """
+    n = scores.numel()
+    grouped = n // GROUP * GROUP
+    if grouped < k * GROUP:
+        return torch.arange(n, device=scores.device)
+    best = scores[:grouped].view(-1, GROUP).amax(1)
+    groups = (best >= best.topk(k).values[-1]).nonzero() * GROUP
+    places = torch.arange(GROUP, device=scores.device)
+    return torch.cat([(groups + places).flatten(), torch.arange(grouped, n, device=scores.device)])
 
 
 def top_logprobs(logprobs: Tensor, n: int) -> list[list[tuple[int, float]]]:
