@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import mean, median
+from statistics import fmean, median
 from time import perf_counter
 
 from minigpt.sampler.engine.prefix import common_prefix
@@ -59,19 +59,18 @@ class StepCost:
         else:
             self.drafted.append((k, seconds))
 
-    def seconds(self, k: int) -> float:
-        """What a step with k draft tokens is expected to take; needs a step without drafts to go by."""
+    def curve(self) -> Callable[[int], float]:
+        """What a step is expected to take, by its number of draft tokens; needs a step without drafts to go by."""
         base = median(self.plain)
-        if k == 0:
-            return base
         if not self.drafted:
-            return base * (1 + k / 16)
-        mean_k = mean(k for k, _ in self.drafted)
+            return lambda k: base * (1 + k / 16)
+        mean_k = fmean(k for k, _ in self.drafted)
         center = median(seconds for _, seconds in self.drafted)
         # Least squares, held near base / 16 as long as all steps had about as many draft tokens.
         squares = 4 + sum((k - mean_k) ** 2 for k, _ in self.drafted)
         products = 4 * base / 16 + sum((k - mean_k) * (t - center) for k, t in self.drafted)
-        return max(base, center + max(0.0, products / squares) * (k - mean_k))
+        slope = max(0.0, products / squares)
+        return lambda k: max(base, center + slope * (k - mean_k)) if k else base
 
 
 @dataclass
@@ -101,12 +100,13 @@ class DraftLength:
         if len(cost.plain) < PLAIN or longest < 1:
             return 0
         acceptances = [self.acceptance(sequence) for sequence in sequences]
-        if not untried and mean(a.offered for a in acceptances) < EVIDENCE:
+        if not untried and fmean(a.offered for a in acceptances) < EVIDENCE:
             return 0
+        seconds = cost.curve()  # fitted once, not for every k: this is asked at every step
 
         def speed(k: int) -> float:
             tokens = (a.tokens(min(k, n)) for a, n in zip(acceptances, rooms, strict=True))
-            return sum(tokens) / cost.seconds(k)
+            return sum(tokens) / seconds(k)
 
         best = max(range(1, longest + 1), key=speed)
         return best if speed(best) > MARGIN * speed(0) else 0

@@ -94,7 +94,7 @@ def test_the_cost_of_steps_is_fitted() -> None:
     cost = StepCost()
     for k in (0, 0, 3, 6, 12):
         cost.add(k, JUMP(k))
-    assert [cost.seconds(k) for k in (0, 3, 6, 12)] == pytest.approx([1.0, 1.65, 1.8, 2.1], abs=0.1)
+    assert [cost.curve()(k) for k in (0, 3, 6, 12)] == pytest.approx([1.0, 1.65, 1.8, 2.1], abs=0.1)
 
 
 def test_acceptance_is_that_of_the_latest_tokens_and_fades() -> None:
