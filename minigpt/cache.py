@@ -32,6 +32,9 @@ class KVCache:
     (3, torch.Size([1, 2, 3, 4]))
     """
 
+    # Of each two rows, how many of the first slots are known to hold the same: those from before they forked.
+    _alike: list[list[int]]
+
     def __init__(
         self, config: GPT2Config, n_max: int, rows: int, *, like: Tensor, pad: Tensor | None = None
     ) -> None:
@@ -100,7 +103,9 @@ class KVCache:
         else:
             # Row by row: to index with lists of rows takes more than twice as long.
             begins = {i: self._alike[i][row] for i, row in enumerate(rows) if i != row}
-            new = {i: self._slots[:, :, rows[i], :, begin : self.length].clone() for i, begin in begins.items()}
+            new = {
+                i: self._slots[:, :, rows[i], :, begin : self.length].clone() for i, begin in begins.items()
+            }
             for i, begin in begins.items():
                 self._slots[:, :, i, :, begin : self.length] = new[i]
             if len(rows) < self.rows:
@@ -219,7 +224,6 @@ class KVCache:
         self._forget_forks()
 
     def _forget_forks(self) -> None:
-        # Of each two rows, how many of the first slots are known to hold the same: those from before they forked.
         self._alike = [[0] * self.rows for _ in range(self.rows)]
 
     def _pad_rows(self, pad: Tensor | None) -> None:

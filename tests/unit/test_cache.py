@@ -94,7 +94,9 @@ def test_rows_that_fork_again_and_again_hold_what_whole_copies_would():
     for step in range(120):
         new = torch.randn(3, 2, 4, 4, 1, 8, generator=chance)
         expected = torch.cat([expected, new], -2)
-        held = torch.stack([torch.stack(layer.extend(kv)) for layer, kv in zip(cache.layers, new, strict=True)])
+        held = torch.stack(
+            [torch.stack(layer.extend(kv)) for layer, kv in zip(cache.layers, new, strict=True)]
+        )
         pads = [0] * 4 if cache.pad is None else cache.pad.tolist()
         for row, pad in enumerate(pads):
             assert torch.equal(held[:, :, row, :, pad:], expected[:, :, row, :, pad:])
