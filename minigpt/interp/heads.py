@@ -74,10 +74,7 @@ def head_statistics(seen: Recording) -> HeadStatistics:
     >>> head_statistics(seen).induction.shape
     torch.Size([6, 4])
     """
-    if seen.start:
-        raise ValueError(
-            f"the recording began at slot {seen.start}, so that earlier tokens are not known: use record_text"
-        )
+    seen.require_beginning()
     seen.require_whole(*expand(seen.config, [PATTERNS]))
     collected: dict[str, list[Tensor]] = {field.name: [] for field in fields(HeadStatistics)}
     for row in range(len(seen.pad)):
@@ -168,10 +165,7 @@ def value_lengths(model: GPT2, seen: Recording, layer: int) -> Tensor:
     """
     seen.require_whole(f"blocks.{layer}.attn.v")
     v = seen[f"blocks.{layer}.attn.v"]
-    if seen.start:
-        raise ValueError(
-            f"the recording began at slot {seen.start}, so that earlier values are not known: use record_text"
-        )
+    seen.require_beginning()
     out = torch.stack([head_weights(model, layer, head).out for head in range(v.size(1))])  # (H, K, D)
     lengths: Tensor = (v.float() @ out.float()).norm(dim=-1)
     return lengths
@@ -201,10 +195,7 @@ def rollout(seen: Recording) -> Tensor:
     >>> rolled.shape, bool(rolled.sum(-1).allclose(torch.ones(())))
     (torch.Size([6, 1, 4, 4]), True)
     """
-    if seen.start:
-        raise ValueError(
-            f"the recording began at slot {seen.start}, so that patterns are not square: use record_text"
-        )
+    seen.require_beginning()
     seen.require_whole(*expand(seen.config, [PATTERNS]))
     mean = seen.stack(PATTERNS).mean(2)  # (L, B, T, T)
     rolled, layers = torch.eye(mean.size(-1), device=mean.device), []

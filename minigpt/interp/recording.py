@@ -90,6 +90,13 @@ class Recording(Mapping[str, Tensor]):
             if self.heads is not None and point_of(name).has_heads:
                 raise ValueError(f"{name} was recorded of heads {self.heads} only: record it without heads=")
 
+    def require_beginning(self) -> None:
+        """Raises ValueError unless the text was recorded from its first token on."""
+        if self.start:
+            raise ValueError(
+                f"the recording began at slot {self.start}, so that what came before is not known: use record_text"
+            )
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 

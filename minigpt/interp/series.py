@@ -64,7 +64,7 @@ def series(out: str | os.PathLike[str]) -> Series:
     >>> series(run).run(lambda model: model.config.n_layer)
     {100: 1, 200: 1}
     """
-    # written last: without it, a step is not whole
+    # The weights are written last: without them, a step is not whole.
     models = Path(out, STEPS).glob("step-*/model.safetensors")
     folders = {int(path.parent.name.removeprefix("step-")): path.parent for path in models}
     if not folders:

@@ -46,9 +46,7 @@ class Source:
     text: str  # the field that holds the text; a row of a .txt file has no other
     reads: tuple[str, ...]  # the fields that are read
     drops: frozenset[str]  # those that the output does not keep, for it has them itself
-    documents: bool = (
-        False  # whether .txt files hold documents between lines <|endoftext|>; else a text a line
-    )
+    documents: bool = False  # between lines <|endoftext|> of .txt files; else each line is a text
 
     @classmethod
     def of(cls, path: str, **what: Any) -> Source:

@@ -142,7 +142,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        # inside, because losing the connection is a failure, too
+        # Both inside, because losing the connection is a failure, too.
         with report_first_failure(), _disconnection():
             yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
@@ -183,7 +183,7 @@ class Sharded:
 
     def __init__(self, model: GPT2) -> None:
         self.model = model
-        # named, or it would be over GPUs on a machine that has some, whatever --device says
+        # With the device's name, or it would be over GPUs on a machine that has some, whatever --device says.
         mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)

@@ -24,8 +24,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> flo
     best, end = 0.0, time.monotonic() + seconds
     while not best or time.monotonic() < end:
         began = time.perf_counter()
-        # reading one number waits for the device
-        (a @ b)[0, 0].item()
+        (a @ b)[0, 0].item()  # reading one number waits for the device
         best = max(best, 2 * n**3 / (time.perf_counter() - began))
     return best
 

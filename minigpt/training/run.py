@@ -153,7 +153,7 @@ class TrainingRun:
     def _validated(self) -> dict[str, float]:
         """The validation loss, and what follows from it; the best weights so far are kept."""
         learner = self.learner
-        # as many as in training fit, too
+        # As many rows as in training, which fit into memory.
         rows = max(1, self.settings.batch_size // self.processes.world_size)
         score = self.validation.score(
             learner.parallel.forward, rows, learner.device, self.processes, learner.autocast

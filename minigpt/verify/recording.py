@@ -14,9 +14,8 @@ from minigpt.model import GPT2
 from minigpt.verify.report import Check, failed, not_checked, passed
 
 NAME = "logits while every point is recorded, and patched with its own value, to the bit"
-PATTERN = (
-    "attn.pattern"  # the kernel never stores it: what puts it in computes the formula, which rounds otherwise
-)
+# The kernel never stores patterns: what puts one in computes the formula, which rounds otherwise.
+PATTERN = "attn.pattern"
 
 
 def check_recording(model: GPT2, tokens: list[int]) -> Check:

@@ -53,7 +53,7 @@ class StoredModel:
             shards = read_object(index)["weight_map"].values()
             self.files = sorted({directory / shard for shard in shards})
         self._places: dict[str, tuple[Any, str]] = {}
-        # which reads no tensor yet
+        # Opening reads no tensor yet.
         opened: list[Any] = [safe_open(file, framework="pt") for file in self.files]
         stored = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
         prefixes = [name.removesuffix(ANY_LAYER_NORM) for name in stored if name.endswith(ANY_LAYER_NORM)]
