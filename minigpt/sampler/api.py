@@ -8,9 +8,8 @@ from typing import Unpack
 from minigpt.errors import InvalidRequest
 from minigpt.sampler.batches import decode_many
 from minigpt.sampler.events import Completion, Event, Failed, Finished, LanguageModel, Request, TokenGenerated
-from minigpt.sampler.requests import Limits, check_model, check_strategy, prepare, refuse_unknown_limits
+from minigpt.sampler.requests import Limits, checked_strategy, prepare
 from minigpt.sampler.running import run, windowed
-from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 
 __all__ = ["generate", "run", "stream", "windowed"]
@@ -52,7 +51,7 @@ def generate(
     >>> len(best.tokens), best.finish_reason
     (3, 'length')
     """
-    strategy = _checked("generate", model, strategy, limits)
+    strategy = checked_strategy("generate", model, strategy, limits)
     model = windowed(model, limits.get("overflow", "error"), stride)
     return decoded(model, prepare(model, prompts, **limits), strategy)
 
@@ -82,7 +81,7 @@ def stream(
     **limits: Unpack[Limits],
 ) -> Iterator[int]:
     """The ids that continue one prompt, each as soon as it is final; arguments and errors as for `generate`."""
-    strategy = _checked("stream", model, strategy, limits)
+    strategy = checked_strategy("stream", model, strategy, limits)
     if strategy.n_texts != 1:
         raise InvalidRequest(
             "stream continues a prompt in one way: num_return_sequences must be 1"
@@ -91,11 +90,3 @@ def stream(
     model = windowed(model, limits.get("overflow", "error"), stride)
     events = run(model, prepare(model, [prompt], **limits), strategy)
     return (event.token for event in events if isinstance(event, TokenGenerated))
-
-
-def _checked(function: str, model: LanguageModel, strategy: Strategy | None, limits: Limits) -> Strategy:
-    """The strategy, greedy if there is none, once model, strategy and the names of the limits are right."""
-    check_model(function, model)
-    refuse_unknown_limits(function, limits)
-    check_strategy(strategy)
-    return strategy or Greedy()

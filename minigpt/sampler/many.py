@@ -11,16 +11,8 @@ from minigpt.errors import InvalidRequest
 from minigpt.sampler.batches import decode_many
 from minigpt.sampler.engine.inference import check_second_model
 from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
-from minigpt.sampler.requests import (
-    Lengths,
-    Limits,
-    check_model,
-    check_strategy,
-    prepare,
-    refuse_unknown_limits,
-)
+from minigpt.sampler.requests import Lengths, Limits, checked_strategy, prepare
 from minigpt.sampler.running import windowed
-from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import TextTokenizer, check_tokenizer, healer, prompt_ids, stop_test, with_text
 
@@ -90,14 +82,11 @@ def complete_many(
     b 3
     a 5
     """
-    check_model("complete_many", model)
+    strategy = checked_strategy("complete_many", model, strategy, lengths)
     check_tokenizer("complete_many", tokenizer)
-    refuse_unknown_limits("complete_many", lengths)
-    check_strategy(strategy)
     if rows_at_once is not None and rows_at_once < 1:
         raise InvalidRequest(f"rows_at_once must be at least 1, got {rows_at_once}")
     stops = stop_test(stop, tokenizer)
-    strategy = strategy or Greedy()
     model = windowed(model, lengths.get("overflow", "error"), stride)
     limits: Limits = {**lengths, "stop": stops.completed if stop else None}
     prepare(model, [], **limits)  # what is wrong with the limits is no row's fault

@@ -12,6 +12,7 @@ from minigpt.options import check_count
 from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request
 from minigpt.sampler.registry import names
 from minigpt.sampler.right_names import refuse_unknown
+from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 
 Stop = Callable[[Sequence[int]], bool]  # of the new tokens so far: is the completion finished?
@@ -89,6 +90,21 @@ def prepare(
     return requests
 
 
+def checked_strategy(
+    function: str, model: LanguageModel, strategy: Strategy | None, limits: Collection[str]
+) -> Strategy:
+    """The strategy of a call, greedy if there is none, once model, strategy and the names of the limits are right.
+
+    Raises:
+        InvalidRequest: one of them is not; the message says how to write the call.
+    """
+    check_model(function, model)
+    known = sorted(Limits.__annotations__)
+    refuse_unknown(function, [name for name in limits if name not in known], [*known, "strategy", "stride"])
+    _check_strategy(strategy)
+    return strategy or Greedy()
+
+
 def check_model(function: str, model: object) -> None:
     """Refuses what cannot be a model, such as the pair that `minigpt.load` returns."""
     if isinstance(model, tuple):
@@ -101,7 +117,7 @@ def check_model(function: str, model: object) -> None:
         )
 
 
-def check_strategy(strategy: object) -> None:
+def _check_strategy(strategy: object) -> None:
     """Refuses a strategy's name or class where a strategy is needed."""
     if strategy is None or isinstance(strategy, Strategy):
         return
@@ -115,12 +131,6 @@ def check_strategy(strategy: object) -> None:
     raise InvalidRequest(
         f"strategy must be a strategy such as Greedy() or Sample(top_p=0.9), got {shown(strategy)}"
     )
-
-
-def refuse_unknown_limits(function: str, limits: Collection[str]) -> None:
-    """Raises UnknownArgument for the first keyword that limits nothing, with the right one."""
-    known = sorted(Limits.__annotations__)
-    refuse_unknown(function, [name for name in limits if name not in known], [*known, "strategy", "stride"])
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

@@ -11,9 +11,8 @@ from minigpt.json_files import shown
 from minigpt.sampler.api import decoded
 from minigpt.sampler.events import Completion, LanguageModel, Request
 from minigpt.sampler.processors.healing import Healer
-from minigpt.sampler.requests import Lengths, check_model, check_strategy, prepare, refuse_unknown_limits
+from minigpt.sampler.requests import Lengths, checked_strategy, prepare
 from minigpt.sampler.running import windowed
-from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 
 
@@ -100,10 +99,8 @@ def complete(
     >>> best.text == tokenizer.decode(best.tokens), best.finish_reason
     (True, 'length')
     """
-    check_model("complete", model)
+    strategy = checked_strategy("complete", model, strategy, lengths)
     check_tokenizer("complete", tokenizer)
-    refuse_unknown_limits("complete", lengths)
-    check_strategy(strategy)
     if isinstance(prompt, Mapping):
         raise InvalidRequest(f"complete() takes a text or a list of texts, got {shown(prompt)}")
     texts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
@@ -117,7 +114,7 @@ def complete(
     requests = prepare(model, ids, stop=stops.completed if stop else None, **lengths)
     if heal:
         requests = list(map(healer(model, tokenizer, stops), requests))
-    groups = decoded(model, requests, strategy or Greedy())
+    groups = decoded(model, requests, strategy)
     best = [_best_of([with_text(each, tokenizer, stops) for each in group]) for group in groups]
     return best[0] if isinstance(prompt, str) else best
 
