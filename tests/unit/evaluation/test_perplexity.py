@@ -55,6 +55,7 @@ def test_a_document_lies_between_end_tokens_which_are_no_bytes_of_its() -> None:
 
 def test_without_an_end_token_the_first_token_is_given() -> None:
     assert document("é ho", NO_END) == Document([*"é ho".encode()], 4, 2)
+    assert document("I am", NO_END) == Document([*b"I am"], 3, 1)  # "I" is no word that is predicted
 
 
 def test_an_end_token_written_out_is_text() -> None:
