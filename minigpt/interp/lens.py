@@ -153,11 +153,12 @@ def best_in_any_layer(
     at = position_in(alone, position)
     rows = [lens_logprobs(model, alone[name][0, at], name, tuned) for name in names]
     logprobs = torch.stack(rows)  # (N, V)
-    ranks = logprobs.argsort(descending=True).argsort() + 1
+    likelier = logprobs.size(-1) - torch.searchsorted(logprobs.sort().values, logprobs, right=True)
+    ranks = 1 + likelier  # equals have one rank, as in `LensReading`
     best = ranks.amin(0)
     # Of equal ranks, that comes first which is reached in a later layer.
     when = (ranks == best).long().cumsum(0).argmax(0)
-    tokens = (best * len(names) - when).argsort()[:n]
+    tokens = (best * len(names) - when).argsort(stable=True)[:n]
     return tokens, ranks[:, tokens]
 
 

@@ -75,6 +75,18 @@ def test_tokens_that_are_best_half_way_are_found() -> None:
         assert rank.tolist() == [int((row > row[token]).sum()) + 1 for row in logprobs]
 
 
+def test_tokens_that_are_equally_likely_have_one_rank() -> None:
+    """As bfloat16 makes many; the same in both readings."""
+    model = tiny_gpt2().to(torch.bfloat16)
+    with torch.no_grad():
+        model.token_embedding.weight[5] = model.token_embedding.weight[3]
+    seen = record_text(model, TEXT)
+    tokens, ranks = best_in_any_layer(model, seen, n=model.config.vocab_size)
+    for token, rank in zip(tokens.tolist(), ranks.T, strict=True):
+        reading = logit_lens(model, seen, targets=torch.full_like(seen.tokens, token))
+        assert rank.equal(reading.rank[:, 0, -1])
+
+
 def test_a_padded_row_reads_as_alone() -> None:
     both = record_text(MODEL, [TEXT, TEXT[:4]], "embed", "blocks.*.resid_post")
     alone = record_text(MODEL, TEXT[:4], "embed", "blocks.*.resid_post")
