@@ -107,7 +107,7 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
         own = cast(Tensor, model.head.weight).detach()
         model.set_submodule("head", kind.head(own, inputs["head"]))
     model.set_submodule("token_embedding", embedding)
-    model.requires_grad_(False)
+    model.eval().requires_grad_(False)  # new modules are in training mode
 
 
 def layer_names(model: GPT2) -> list[str]:

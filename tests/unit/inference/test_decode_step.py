@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from minigpt import GPT2, GPT2Config
 from minigpt.inference import decode_step
 from minigpt.kernels import affine, product
+from minigpt.quantization.small import SmallLinear
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
@@ -76,10 +77,16 @@ def test_the_bits_are_those_of_the_blocks(
 
 
 @pytest.mark.parametrize("kind", ["int8", "float16"])
-def test_quantized_layers_are_called(kind: str, steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_layers_multiply_without_the_call(
+    kind: str, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = new_model().quantize(kind)
+    called: list[int] = []
+    forward = SmallLinear.forward
+    monkeypatch.setattr(SmallLinear, "forward", lambda *args: called.append(len(steps)) or forward(*args))
     fast = logits_of(model, 2)
     assert len(steps) == 4
+    assert set(called) == {0}  # by the prompt alone
     monkeypatch.setattr(decode_step, "applies", lambda *_: False)
     assert torch.equal(fast, logits_of(model, 2))
 
