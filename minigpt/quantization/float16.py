@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Small, SmallHead, SmallLinear
+from minigpt.quantization.small import Small, SmallHead, SmallLinear, call_packed
 
 MOST = torch.finfo(torch.float16).max
 
@@ -43,8 +43,7 @@ class PackedMatrix:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Shapes: (rows, in)  ->  (rows, out)."""
-        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._packed)
-        return product
+        return call_packed(torch.ops.quantized.linear_dynamic_fp16, rows, self._packed)
 
     @property
     def weight(self) -> Tensor:

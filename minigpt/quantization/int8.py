@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.linear import SmallMatrix
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Small, SmallHead, SmallLinear
+from minigpt.quantization.small import Small, SmallHead, SmallLinear, call_packed
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
 
 LARGEST = 127
 STEP = 1 / LARGEST  # rows are brought to [-1, 1], of which this is the step
-REST = 2 * LARGEST  # what a rounded input leaves over is at most 1 / REST
+HUNDREDTH = 1 / 100  # the step where a second number holds what the first leaves over
+REST = 2 * LARGEST  # half a step times that is 127 steps
 ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
 EXACT = 1024  # products of 8-bit integers whose sum float32 holds exactly: 1024 * 127 * 128 < 2**24
 TINY = 1e-30  # instead of the largest magnitude of a channel that is all zeros
@@ -40,11 +41,16 @@ class PlainMatrix:
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.weight, self.scale = weight, scale  # int8 (out, in), float32 (out,)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Shapes: (rows, in), from -1 to 1  ->  (rows, out)."""
-        inverse = torch.tensor(1.0) / torch.tensor(STEP)
-        whole = (rows * inverse).round().clamp(-ZERO, LARGEST).to(torch.int8)
-        return integer_product(whole, self.weight).float() * (self.scale * STEP)
+    def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
+        """The product of rows that are rounded to whole steps, at most 127 of them.
+
+        Shapes: (rows, in)  ->  (rows, out)
+        """
+        # The kernel multiplies and adds its zero with one rounding to float32: float64 holds either exactly.
+        inverse = torch.tensor(1.0) / torch.tensor(step)
+        shifted = (rows.double() * inverse + ZERO).float()
+        whole = (shifted.round() - ZERO).clamp(-ZERO, LARGEST).to(torch.int8)
+        return integer_product(whole, self.weight).float() * (self.scale * step)
 
 
 @cache
@@ -81,12 +87,10 @@ class PackedMatrix:
         self._packed = _pack(weight, scale)
         give_back_freed_memory()
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Shapes: (rows, in), from -1 to 1  ->  (rows, out)."""
-        product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows, STEP, ZERO, self._packed
-        )
-        return product
+    def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
+        """Shapes: (rows, in)  ->  (rows, out)."""
+        kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return call_packed(kernel, rows, step, ZERO, self._packed)
 
     @property
     def weight(self) -> Tensor:
@@ -132,7 +136,7 @@ def packing_is_exact() -> bool:
         return False
 
 
-def matrix(weight: Tensor, scale: Tensor) -> SmallMatrix:
+def matrix(weight: Tensor, scale: Tensor) -> PlainMatrix | PackedMatrix:
     """A weight as this processor multiplies it fastest."""
     kind = PackedMatrix if weight.device.type == "cpu" and packing_is_exact() else PlainMatrix
     return kind(weight, scale)
@@ -156,6 +160,7 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
 class _Int8(Small):
     """A module with a weight of 8 bits (out, in)."""
 
+    matrix: PlainMatrix | PackedMatrix
     weight_scale: Tensor
     input_scale: Tensor
 
@@ -174,7 +179,8 @@ class _Int8(Small):
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         # As few operations as can be: between two large products each is far slower than by itself, for the weights
         # that stream through the caches drive out everything else, the code as well.
-        evened = torch.addcmul(NEARLY_ZERO, rows, self.input_scale)
+        buffers: Any = self._buffers  # for torch finds them as attributes by a search in Python
+        evened = torch.addcmul(NEARLY_ZERO, rows, buffers["input_scale"])
         largest = evened.abs().amax(1, keepdim=True)
         product = self.product(evened.div_(largest))
         return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest, out=product)
@@ -188,12 +194,12 @@ class _Int8Fine(_Int8):
     """The same with two numbers of 8 bits for each input: multiplied as two rows, for the price of few."""
 
     def product(self, rows: Tensor) -> Tensor:
-        rest = rows.mul_(LARGEST)
-        coarse = rest.round()
-        rest.sub_(coarse).mul_(REST)  # both from -127 to 127 now
-        n = len(rows)
-        product = self.matrix(torch.cat([coarse, rest]).mul_(STEP))
-        return torch.add(product[:n], product[n:], alpha=1 / REST)
+        both = rows.new_empty(2 * len(rows), rows.size(1))
+        coarse, rest = both.chunk(2)
+        torch.round(rows, decimals=2, out=coarse)
+        torch.sub(rows, coarse, out=rest).mul_(REST)
+        of_coarse, of_rest = self.matrix(both, HUNDREDTH).chunk(2)
+        return torch.add(of_coarse, of_rest, alpha=1 / REST)
 
 
 class Int8Linear(_Int8, SmallLinear):

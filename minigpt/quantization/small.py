@@ -13,6 +13,18 @@ from minigpt.linear import SmallMatrix
 # Shapes below:  in, out the widths of a layer; weights are (out, in), the other way round than in `Linear`
 
 
+def call_packed(kernel: Any, *args: object) -> Tensor:
+    """Calls an operation of torch that takes a packed weight: `kernel(*args)` without what torch asks first.
+
+    It asks every argument whether it overrides operations (`__torch_function__`), and whether it is a fake that
+    stands for one without data. A packed weight answers the first by C++ exceptions: together that is three times
+    the call of the kernel, and more between two products, whose weights drive that code out of the caches.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        product: Tensor = kernel._op(*args)
+    return product
+
+
 class Small(nn.Module):
     """A module with a `SmallMatrix`: on the CPU, with float32 around it, and not to be trained.
 

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from minigpt.quantization import int8
-from minigpt.quantization.int8 import Int8FineLinear, Int8Linear, PackedMatrix, PlainMatrix, round_weight
+from minigpt.quantization.int8 import (
+    HUNDREDTH,
+    STEP,
+    ZERO,
+    Int8FineLinear,
+    Int8Linear,
+    PackedMatrix,
+    PlainMatrix,
+    round_weight,
+)
 
 needs_packing = pytest.mark.skipif(
     not int8.packing_is_exact(),
@@ -53,6 +62,20 @@ def test_the_plain_product_is_the_formula(n_rows: int, n_in: int) -> None:
 def test_the_packed_product_is_the_plain_one_to_the_bit(n_rows: int, n_in: int, n_out: int) -> None:
     rows, weight, scale = random(n_rows, n_in).clamp(-1, 1), whole(n_out, n_in), random(n_out).abs()
     assert torch.equal(PackedMatrix(weight, scale)(rows), PlainMatrix(weight, scale)(rows))
+
+
+@needs_packing
+@pytest.mark.parametrize("n_in", [8, 33, 100, 768])
+@pytest.mark.parametrize("step", [STEP, HUNDREDTH])
+@torch.no_grad()
+def test_what_lies_nearly_between_two_steps_is_rounded_as_the_kernel_rounds_it(
+    step: float, n_in: int
+) -> None:
+    halves = (torch.arange(-ZERO, ZERO) + 0.5) * step
+    near = torch.stack([halves + i * halves.abs() * 2**-24 for i in range(-9, 10)]).view(-1, 1)
+    rows = torch.cat([near, near * 2**-10, near * 2**-20, near * 3]).expand(-1, n_in).contiguous()
+    weight, scale = torch.eye(n_in, dtype=torch.int8), torch.ones(n_in)
+    assert torch.equal(PackedMatrix(weight, scale)(rows, step), PlainMatrix(weight, scale)(rows, step))
 
 
 @needs_packing
@@ -105,6 +128,23 @@ def test_the_product_is_near_to_float32s(kind: type[Layer], limit: float) -> Non
     exact = rows @ weight.t() + bias
     assert (linear(rows) - exact).norm() < limit * exact.norm()
     assert torch.equal(linear(torch.zeros(2, N_IN)), bias.expand(2, -1))
+
+
+@MATRICES
+@torch.no_grad()
+def test_two_numbers_hold_an_input_two_hundred_times_as_well_as_one(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 1/100 of the largest input in 254 parts, and a step of 1/127."""
+    if not exact:
+        monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
+    weight, rows = whole(N_OUT, N_IN), random(50, N_IN, seed=3)
+    product = rows.double() @ weight.double().t()
+    coarse, fine = (
+        (kind(weight, torch.ones(N_OUT), torch.ones(N_IN), torch.zeros(N_OUT))(rows) - product).norm()
+        for kind in (Int8Linear, Int8FineLinear)
+    )
+    assert 170 < coarse / fine < 230
 
 
 @torch.no_grad()
