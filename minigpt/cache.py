@@ -288,7 +288,8 @@ def check_pad(pad: Tensor, rows: int, n_slots: int) -> None:
     Raises:
         ValueError: `pad` is not one whole number for each of `rows` rows, from 0 to below `n_slots`.
     """
-    if pad.dim() != 1 or len(pad) != rows or pad.is_floating_point() or pad.is_complex():
+    counts = not (pad.is_floating_point() or pad.is_complex() or pad.dtype == torch.bool)
+    if pad.dim() != 1 or len(pad) != rows or not counts:
         raise ValueError(
             f"pad must be one whole number for each of the {rows} rows, got shape {tuple(pad.shape)},"
             f" {str(pad.dtype).removeprefix('torch.')}"

@@ -27,6 +27,10 @@ class Linear(nn.Module):
         """Shapes: (..., in)  ->  (..., out)."""
         return product(x, self.weight.t(), self.bias)
 
+    def extra_repr(self) -> str:
+        n_in, n_out = self.weight.shape
+        return f"in={n_in}, out={n_out}"
+
 
 class SmallMatrix(Protocol):
     """A weight in fewer bits, in whatever form its kernel reads; see `minigpt.quantization`."""

@@ -97,6 +97,10 @@ class UntiedHead(nn.Module):
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
         return product(x, self.weight)
 
+    def extra_repr(self) -> str:
+        vocab_size, n_embd = self.weight.shape
+        return f"in={n_embd}, out={vocab_size}"
+
 
 class GPT2(nn.Module):
     """The decoder-only transformer of Radford et al. 2019.
@@ -237,12 +241,14 @@ class GPT2(nn.Module):
         try:
             x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         except IndexError:  # torch's own message names neither the id nor the limit
-            limits = f"from 0 to {self.config.vocab_size - 1}, got {int(tokens.min())} to {int(tokens.max())}"
-            raise ValueError(f"tokens must be ids {limits}") from None
+            wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)].unique()[:5].tolist()
+            raise ValueError(
+                f"tokens must be ids from 0 to {self.config.vocab_size - 1}, got {wrong}"
+            ) from None
         return F.dropout(x, self.config.embd_pdrop, self.training), mask
 
     def unembed(self, x: Tensor) -> Tensor:
-        """The logits that the hidden_states's output stands for: (..., D)  ->  (..., V)."""
+        """The logits of what `hidden_states` returns: (..., D)  ->  (..., V)."""
         logits: Tensor = self.head(x, self.token_embedding.weight)
         return logits
 
@@ -314,8 +320,8 @@ class GPT2(nn.Module):
         return self.position_embedding.weight.device
 
     def extra_repr(self) -> str:
-        n = sum(parameter.numel() for parameter in self.parameters())
-        return f"{n:,} parameters, context length {self.config.n_positions:,}"
+        kind = f", {self.quantization} weights" if self.quantization else ""
+        return f"{self.config.n_parameters:,} parameters{kind}, context length {self.config.n_positions:,}"
 
     def _repr_html_(self) -> str:
         """For notebooks: the weights by name and shape; those of a block stand for those of all blocks."""

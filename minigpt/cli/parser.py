@@ -113,15 +113,26 @@ def meant_flag(unknown: str, known: Collection[str]) -> str:
 
     >>> meant_flag("--learning-rate", ["--lr"]), meant_flag("--setps", ["--steps"]), meant_flag("--xyz", ["--lr"])
     ('use --lr', 'did you mean --steps?', '')
+    >>> meant_flag("--learnign-rate", ["--lr"])
+    'use --lr'
     """
     name = unknown.lstrip("-").lower()
+    if use := _elsewhere(name, known):
+        return use
+    if near := get_close_matches(f"--{name}", known, n=1, cutoff=0.75):
+        return f"did you mean {near[0]}?"
+    others = get_close_matches(name, ELSEWHERE, n=1, cutoff=0.85)
+    return _elsewhere(others[0], known) if others else ""
+
+
+def _elsewhere(name: str, known: Collection[str]) -> str:
+    """What a flag of other programs is called here; nothing where it is none, or this command has no such flag."""
     for meant in ELSEWHERE.get(name, ()):
         if not meant.startswith("--"):
             return meant
         if meant.split()[0] in known:
             return f"use {meant}"
-    near = get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
-    return f"did you mean {near[0]}?" if near else ""
+    return ""
 
 
 def hyphens(argv: Sequence[str]) -> list[str]:

@@ -108,6 +108,9 @@ class Float16Embedding(_Float16):
         """Shapes: (B, T)  ->  (B, T, D)."""
         return self.weight[tokens].float()
 
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.weight.shape))
+
 
 class Float16:
     """Weights of 16 bits, inputs as they are; see `Kind`."""

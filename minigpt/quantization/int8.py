@@ -226,6 +226,9 @@ class Int8Embedding(_Int8Fine):
         scale = self.weight_scale[tokens][..., None]
         return self.weight[tokens] * scale * self.input_scale
 
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.weight.shape))
+
 
 class Int8:
     """Weights of 8 bits, inputs rounded to 8 bits; see `Kind`."""

@@ -49,6 +49,10 @@ class Small(nn.Module):
             )
         return self.affine(x.reshape(-1, x.size(-1)), bias).view(*x.shape[:-1], -1)
 
+    def extra_repr(self) -> str:
+        n_out, n_in = self.matrix.weight.shape
+        return f"in={n_in}, out={n_out}"
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self.matrix.weight

@@ -8,12 +8,14 @@ from difflib import get_close_matches
 
 from minigpt.errors import UnknownArgument
 from minigpt.sampler.registry import find, names
+from minigpt.sampler.strategy import OTHER_NAMES
 
 # Arguments of other libraries' `generate`, and what does the same here.
 ELSEWHERE: Mapping[str, str] = {
     "assistant_model": "a draft model is a strategy: Speculative(draft=model)",
     "attention_mask": "prompts may differ in length; padding is added and masked for you",
     "bad_words_ids": "it is bad_words, an option of the strategy: Greedy(bad_words=[[id, ...]])",
+    "constraints": "texts that must contain phrases are a strategy: Constrained(must_include=[[id, ...]])",
     "do_sample": "sampling is a strategy: pass Sample() for do_sample=True, Greedy() for False",
     "eos_token_id": "it is end_tokens, a list of ids ([] never ends early)",
     "generation_config": "the strategy holds the options: Sample(top_p=0.9), Beam(num_beams=5)",
@@ -24,15 +26,21 @@ ELSEWHERE: Mapping[str, str] = {
     "logits_processor": "it is processors, an option of the strategy: Sample(processors=(mine,))",
     "max_length": "it is max_new_tokens, which counts new tokens only",
     "max_tokens": "it is max_new_tokens",
+    "min_length": "it is min_new_tokens, an option of the strategy: Sample(min_new_tokens=...), which counts new tokens only",
+    "output_attentions": "minigpt.interp.record records whatever the model computes",
+    "output_hidden_states": "minigpt.interp.record records whatever the model computes",
     "output_logits": "it is top_logprobs, the number of likeliest tokens to report at each step",
     "output_scores": "it is top_logprobs, the number of likeliest tokens to report at each step",
     "pad_token_id": "prompts may differ in length; padding is added and masked for you",
     "return_dict_in_generate": "completions always carry tokens, logprobs, score and finish_reason",
+    "stop_sequences": "it is stop",
     "stop_strings": "it is stop",
     "token_healing": "it is heal, of minigpt.complete",
     "stopping_criteria": "it is stop, a function of the new tokens",
+    "suppress_tokens": "it is bad_words, an option of the strategy: Greedy(bad_words=[[id], ...])",
     "streamer": "use minigpt.sampler.stream, which yields tokens as they are generated",
     "use_cache": "the KV cache is always used",
+    "watermarking_config": "it is watermark, an option of the strategy: Sample(watermark=True)",
 }
 
 
@@ -55,17 +63,26 @@ def right_name(name: str, known: Collection[str]) -> str:
     'it is an option of the strategy: Sample(top_p=...)'
     >>> right_name("max_new_token", ["max_new_tokens"])
     'did you mean max_new_tokens?'
+    >>> right_name("temprature", ["max_new_tokens"]), right_name("n", ["max_new_tokens"])
+    ('did you mean Sample(temperature=...)?', 'it is an option of the strategy: Sample(num_return_sequences=...)')
     """
     if name in ELSEWHERE:
         return ELSEWHERE[name]
-    if owner := _strategy_with(name):
-        return f"it is an option of the strategy: {owner}({name}=...)"
-    near = get_close_matches(name, known, n=1, cutoff=0.7)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    owners = _owners()
+    option = name if name in owners else OTHER_NAMES.get(name, name)
+    if option in owners:
+        return f"it is an option of the strategy: {owners[option]}({option}=...)"
+    if near := get_close_matches(name, [*known, *owners], n=1, cutoff=0.7):
+        meant = near[0] if near[0] in known else f"{owners[near[0]]}({near[0]}=...)"
+        return f"did you mean {meant}?"
+    return f"there are {', '.join(known)}"
 
 
-def _strategy_with(option: str) -> str | None:
-    """The class name of the strategy that is known for an option, or None."""
+def _owners() -> dict[str, str]:
+    """Every option, and the class name of the strategy that is known for it."""
     usual = ["sample", "beam", "greedy"]  # the first that comes to mind; others have their options, too
-    having = [name for name in [*usual, *names()] if option in {field.name for field in fields(find(name))}]
-    return find(having[0]).__name__ if having else None
+    owners: dict[str, str] = {}
+    for kind in map(find, [*usual, *names()]):
+        for field in fields(kind):
+            owners.setdefault(field.name, kind.__name__)
+    return owners

@@ -45,6 +45,10 @@ class LoraLinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(rank, n_out, **like))
         self.train(base.training)
 
+    def extra_repr(self) -> str:
+        n_in, n_out = self.weight.shape
+        return f"in={n_in}, out={n_out}, rank={self.rank}"
+
     @property
     def rank(self) -> int:
         return self.lora_a.size(1)

@@ -17,9 +17,9 @@ from minigpt.sampler.strategy import MOST_TEXTS
 class Sample(Sampling):
     """Samples each next token: diverse, but sometimes picks low-probability tokens.
 
-    Text j of a prompt has a random stream of its own, seeded by (seed, j): its place in the batch and what
-    else is in it change nothing. Two equal prompts give equal texts; for different ones ask for several
-    sequences.
+    Text j of a prompt has a random stream of its own, seeded by (seed, the prompt's ids, j): its place in the
+    batch and what else is in it change nothing. Two equal prompts give equal texts; for different ones ask for
+    several sequences.
     """
 
     num_return_sequences: int = option(

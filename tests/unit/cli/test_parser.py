@@ -20,6 +20,7 @@ from minigpt.train import parser as train_parser
         ("--n_ctx", "`minigpt info MODEL` shows it"),
         ("--block-size", "a model's context length is fixed"),
         ("--temp", "use --temperature"),
+        ("--max-lenght", "use --max-new-tokens"),
         ("--num-beam", "did you mean --num-beams?"),
         ("--tok-p", "did you mean --top-p?"),
         ("--Temperature", "did you mean --temperature?"),

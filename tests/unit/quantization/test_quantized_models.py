@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,3 +244,13 @@ def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
         dense.head_weights(model, 0, 0)
     with pytest.raises(ValueError, match="weights of float32, not of int8: load the model without quantize="):
         dense.unembedding(model)
+
+
+@KINDS
+def test_a_quantized_model_shows_its_shapes_and_all_its_parameters(kind: str) -> None:
+    plain = tiny()
+    n = sum(parameter.numel() for parameter in plain.parameters())
+    shown = repr(tiny().quantize(kind))
+    assert f"{n:,} parameters, {kind} weights, context length {CONFIG.n_positions}" in shown
+    assert re.search(r"\(qkv\): \w+Linear\(in=32, out=96\)", shown)
+    assert re.search(r"\(token_embedding\): \w+Embedding\(61, 32\)", shown)

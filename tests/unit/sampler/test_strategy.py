@@ -66,6 +66,7 @@ def texts(strategy: Strategy, **limits: Any) -> list[list[int]]:
         ),
         (Beam, "top_p", r"it is an option of strategies that sample: Sample\(top_p=.*BeamSample.*"),
         (Sample, "num_beams", "it is an option of beam search: of Beam, for one"),
+        (Sample, "nucleus", "it is called top_p"),
         (Greedy, "num_return_sequences", "it is an option of Sample and of Beam"),
     ],
 )

@@ -127,6 +127,10 @@ WRONG = [
     (lambda m, t: complete(m, t, "a", max_length=9), r"'max_length': it is max_new_tokens"),
     (lambda m, t: complete(m, t, "a", attention_mask=1), r"'attention_mask': prompts may differ in length"),
     (lambda m, t: complete(m, t, "a", bad_words_ids=[]), r"'bad_words_ids': it is bad_words"),
+    (lambda m, t: complete(m, t, "a", min_length=9), r"'min_length': it is min_new_tokens, an option of"),
+    (lambda m, t: complete(m, t, "a", n=2), r"it is an option .* Sample\(num_return_sequences=...\)"),
+    (lambda m, t: complete(m, t, "a", force_words_ids=[]), r"an option .* Constrained\(must_include=...\)"),
+    (lambda m, t: complete(m, t, "a", temprature=1), r"did you mean Sample\(temperature=...\)\?"),
     (lambda m, t: complete(m, t, "a", max_new_token=9), r"did you mean max_new_tokens\?"),
     (
         lambda m, t: complete(m, t, "a", zebra=1),

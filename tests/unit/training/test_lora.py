@@ -76,6 +76,10 @@ def test_attaching_changes_no_bit_of_the_logits(dtype: torch.dtype, autocast: bo
         assert torch.equal(model(TOKENS), before)
 
 
+def test_an_adapted_layer_shows_its_shape_and_rank() -> None:
+    assert "(up): LoraLinear(in=32, out=128, rank=4)" in repr(adapted())
+
+
 def test_every_linear_layer_of_the_blocks_has_a_pair_and_nothing_else_trains() -> None:
     model = base()
     names = list(model.state_dict())
