@@ -9,6 +9,7 @@ Source: Willard and Louf 2023 (Efficient guided generation for large language mo
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any, Literal
@@ -28,6 +29,9 @@ LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 100_000,
     "max_lexer_states": 50_000,
 }
+
+# White space in JSON as Python's json.dumps writes it: where any may stand, a small model writes line ends for ever.
+JSON_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammar:
@@ -173,7 +177,7 @@ def _to_llguidance(kind: Kind, source: str, name: str) -> str:
     text: str
     if kind == "json_schema":
         try:
-            text = matcher.grammar_from_json_schema(json.loads(source))
+            text = matcher.grammar_from_json_schema(json.loads(source), defaults=JSON_SPACES)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{name} is not a JSON object: {error}") from None
     elif kind == "lark":
@@ -242,5 +246,11 @@ def _only_whole(token_bytes: Sequence[bytes | None], characters: set[str]) -> tu
 
 
 def _first_line(message: str) -> str:
-    """The error of llguidance without the picture of the place that follows it."""
-    return " ".join(message.split("<state>")[0].split())[:200]
+    """The error of llguidance without the pictures of the place that go with it.
+
+    >>> _first_line("at 1(8): invalid regex: regex parse error:\\n    (\\n    ^\\nerror: unclosed group\\n   1 | start: /(/")
+    'unclosed group'
+    """
+    of_regex = re.search(r"^error: (.*)$", message, re.MULTILINE)
+    what = of_regex[1] if of_regex else re.split(r"<state>|\n *\d+ \| ", message)[0]
+    return " ".join(what.split())[:200]

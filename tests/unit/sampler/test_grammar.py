@@ -36,7 +36,10 @@ WORDS: list[bytes | None] = [
 ]
 PERSON = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer"}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
@@ -128,7 +131,6 @@ def test_json_that_ends_is_valid_for_its_schema() -> None:
         tokens: list[int] = []
         while not grammar.complete(tokens):
             choices = grammar.mask(tokens).float()
-            choices[:32] = 0  # white space of any length would take long
             tokens.append(int(torch.multinomial(choices, 1, generator=generator)))
         person = json.loads(spelled(tokens, WORDS))
         assert set(person) == {"name", "age"}
@@ -202,11 +204,10 @@ def test_the_bundled_model_completes_a_schema() -> None:
     tokens: list[int] = []
     cache = model.new_cache(60)
     logits = model.next_logits(torch.tensor([tokenizer.encode("The king was")]), cache)
-    while not grammar.complete(tokens) and len(tokens) < 50:
+    while not grammar.complete(tokens):
         scores = logits[0, : tokenizer.vocab_size].masked_fill(~grammar.mask(tokens), float("-inf"))
         tokens.append(int(scores.argmax()))
         logits = model.next_logits(torch.tensor([tokens[-1:]]), cache)
-    if grammar.complete(tokens):
-        assert set(json.loads(tokenizer.decode(tokens))) == {"name", "age"}
-    else:
-        assert grammar.mask(tokens).any()
+    text = tokenizer.decode(tokens)
+    assert set(json.loads(text)) == {"name", "age"}
+    assert json.dumps(json.loads(text)) == text  # no white space but what is usual
