@@ -52,10 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _advice(name: str, command: str) -> str:
-    """What was probably meant: a command of a similar name, or, as in version 0.1, a text to continue."""
+    """What was probably meant: something of a similar name, or, as in version 0.1, a text or flags of `generate`."""
     if near := get_close_matches(name, COMMANDS, n=1, cutoff=0.75):
         return f" (did you mean minigpt {near[0]}?)"
-    return f' (a text is continued by: minigpt generate "{command}")'
+    if near := get_close_matches(f"--{name.lstrip('-')}", ["--help", "--version"], n=1, cutoff=0.75):
+        return f" (did you mean minigpt {near[0]}?)"
+    text = f"{command} ..." if command.startswith("-") else f'"{command}"'
+    return f" (a text is continued by: minigpt generate {text})"
 
 
 def usage() -> str:

@@ -96,6 +96,11 @@ def _open(
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for models on the hub; {name!r} is a local directory")
         return _Directory(path)
+    if (path / "adapter_config.json").is_file():
+        merge = f"minigpt merge-lora --adapter {name} --out DIR"
+        raise FileNotFoundError(
+            f"{name!r} is a LoRA adapter, not a model: `{merge}` makes one of it and its base"
+        )
     if path.is_dir():
         state = f"is a directory without {CONFIG}"
     else:

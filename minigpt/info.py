@@ -18,7 +18,7 @@ from minigpt.cli.parser import Parser
 from minigpt.cli.progress import late_bar
 from minigpt.cli.table import left_table
 from minigpt.cli.terminal import write_out
-from minigpt.config import GPT2Config
+from minigpt.config import GPT2Config, stored_quantization
 from minigpt.hub import BUNDLED, model_files, sha256, tokenizer_files
 
 EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, INTERRUPTED)
@@ -32,6 +32,7 @@ EPILOG = """examples:
   minigpt info my-model/ --json       a directory; one JSON object
 """
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
+SMALL = {"int8": 1, "float16": 2}  # of a number of quantized weights
 NOT_LEARNED = (".attn.bias", ".attn.masked_bias")  # masks, which old checkpoints hold as tensors
 PATTERNS = ("*.json", "*.txt", "*.safetensors")
 
@@ -95,6 +96,12 @@ def facts_of(folder: Path, config: GPT2Config, hashes: dict[str, str]) -> dict[s
     `kv_cache_bytes` is the size of the keys and values of one text that fills the context.
     """
     n_cached = 2 * config.n_layer * config.n_embd * config.n_positions  # keys and values
+    weights_bytes = {dtype: size * config.n_parameters for dtype, size in BYTES.items()}
+    kv_cache_bytes = {dtype: size * n_cached for dtype, size in BYTES.items()}
+    if kind := stored_quantization(folder):  # which other dtypes cannot be made of, with float32 around it
+        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        packed = SMALL[kind] * config.vocab_size * config.n_embd  # embeddings: to look up, and for the head
+        weights_bytes, kv_cache_bytes = {kind: stored + packed}, {"float32": kv_cache_bytes["float32"]}
     return {
         "directory": str(folder),
         "parameters": config.n_parameters,
@@ -105,8 +112,8 @@ def facts_of(folder: Path, config: GPT2Config, hashes: dict[str, str]) -> dict[s
         "hidden_size": config.n_embd,
         "tied_embeddings": config.tie_word_embeddings,
         "stored_dtypes": stored_dtypes(folder),
-        "weights_bytes": {dtype: size * config.n_parameters for dtype, size in BYTES.items()},
-        "kv_cache_bytes": {dtype: size * n_cached for dtype, size in BYTES.items()},
+        "weights_bytes": weights_bytes,
+        "kv_cache_bytes": kv_cache_bytes,
         "files": {
             file: {"bytes": (folder / file).stat().st_size, "sha256": digest}
             for file, digest in hashes.items()

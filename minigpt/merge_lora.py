@@ -44,6 +44,10 @@ def parser() -> Parser:
 def merge_files(args: argparse.Namespace) -> int:
     """The whole command: load base and adapter, merge them, save model and tokenizer."""
     wanted = ModelFlags.of(args)
+    if wanted.quantize:
+        raise Failure(
+            BAD_FLAGS, "--quantize is for after the merge: merge, then `minigpt quantize` the result"
+        )
     check_new_model("--out", Path(args.out))
     if not Path(args.adapter).is_dir():
         raise Failure(NO_MODEL, f"--adapter {args.adapter}: there is no such folder")

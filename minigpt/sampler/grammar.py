@@ -246,9 +246,9 @@ def _only_whole(token_bytes: Sequence[bytes | None], characters: set[str]) -> tu
 
 
 def _first_line(message: str) -> str:
-    """The error of llguidance without the pictures of the place that go with it.
+    r"""The error of llguidance without the pictures of the place that go with it.
 
-    >>> _first_line("at 1(8): invalid regex: regex parse error:\\n    (\\n    ^\\nerror: unclosed group\\n   1 | start: /(/")
+    >>> _first_line("at 1(8): invalid regex: regex parse error:\n    (\n    ^\nerror: unclosed group\n   1 | start: /(/")
     'unclosed group'
     """
     of_regex = re.search(r"^error: (.*)$", message, re.MULTILINE)

@@ -17,7 +17,15 @@ from torch import Tensor
 from minigpt.atomic import all_or_none
 from minigpt.json_files import expect, field, read_object, shown
 from minigpt.model import GPT2
-from minigpt.training.lora import LoraLinear, attach, linears, lora_linears, refuse_adapted, refuse_plain
+from minigpt.training.lora import (
+    LoraLinear,
+    attach,
+    linears,
+    lora_linears,
+    refuse_adapted,
+    refuse_plain,
+    refuse_quantized,
+)
 from minigpt.weights import damaged, to_theirs, whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -112,10 +120,13 @@ def load_adapter(model: GPT2, directory: str | os.PathLike[str]) -> None:
         ValueError: it is no LoRA for this model, is damaged, or the model has adapters already.
     """
     refuse_adapted(model)
+    refuse_quantized(model)
     directory = Path(directory)
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
-            raise FileNotFoundError(f"{directory} holds no adapter: it lacks {file}")
+            own = directory / "adapter"  # a run's folder holds its adapter there
+            hint = f"; {own} has one" if (own / file).is_file() else ""
+            raise FileNotFoundError(f"{directory} holds no adapter: it lacks {file}{hint}")
     rank, alpha, dropout = _read_config(directory)
     pairs = _read_pairs(directory, model, rank)
     attach(model, rank, alpha, dropout, layers=pairs)

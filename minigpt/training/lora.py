@@ -99,8 +99,7 @@ def attach(
     ['blocks.0.attn.qkv.lora_a', 'blocks.0.attn.qkv.lora_b']
     """
     refuse_adapted(model)
-    if model.quantization:
-        raise ValueError("quantized weights cannot be fine-tuned: load the model without quantize=")
+    refuse_quantized(model)
     if rank < 1:
         raise ValueError(f"the rank of LoRA must be at least 1, got {rank}")
     if not 0 < alpha < math.inf:
@@ -156,6 +155,11 @@ def lora_linears(model: GPT2) -> dict[str, LoraLinear]:
 def refuse_adapted(model: GPT2) -> None:
     if lora_linears(model):
         raise ValueError("the model has LoRA adapters already; merge them first")
+
+
+def refuse_quantized(model: GPT2) -> None:
+    if model.quantization:
+        raise ValueError("quantized weights cannot be fine-tuned: load the model without quantize=")
 
 
 def refuse_plain(model: GPT2) -> None:

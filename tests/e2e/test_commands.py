@@ -56,7 +56,9 @@ def test_the_version(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
         ("Once upon a time", 'a text is continued by: minigpt generate "Once upon a time"'),  # as 0.1 had it
         ("generat", "there is no command 'generat'"),
         ("scores", "did you mean minigpt score"),
-        ("--top-p", 'minigpt generate "--top-p"'),
+        ("--top-p", "a text is continued by: minigpt generate --top-p ...)"),
+        ("--verison", "did you mean minigpt --version?"),
+        ("version", "did you mean minigpt --version?"),
     ],
 )
 def test_what_is_no_command_is_answered(asked: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:

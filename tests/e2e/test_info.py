@@ -49,6 +49,17 @@ def test_the_numbers_are_those_of_the_loaded_model(model: Path) -> None:
     assert found["kv_cache_bytes"]["float32"] == 2 * 2 * 8 * 32 * 4 == loaded.new_cache(32).nbytes
 
 
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_a_quantized_model_takes_what_it_holds(model: Path, kind: str, tmp_path: Path) -> None:
+    GPT2.from_pretrained(model).quantize(kind).save_pretrained(tmp_path)
+    found, loaded = facts(tmp_path), GPT2.from_pretrained(tmp_path)
+    tensors = loaded.state_dict().values()
+    held = sum(tensor.nbytes for tensor in tensors) + loaded.token_embedding.matrix.weight.nbytes
+    assert found["weights_bytes"].keys() == {kind}
+    assert found["weights_bytes"][kind] == pytest.approx(held, abs=6000)  # beside the file's header
+    assert found["kv_cache_bytes"] == {"float32": loaded.new_cache(32).nbytes}
+
+
 def test_every_file_with_its_hash(model: Path) -> None:
     files = facts(model)["files"]
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= files.keys()

@@ -64,6 +64,8 @@ def test_the_precision_is_that_of_the_loaded_base(base: Path, adapter: Path, tmp
         ("--adapter {adapter} --out {base}/config.json/new", 2, ["{base}/config.json is no folder that can be"]),
         ("--adapter {adapter} --out {out} --threads 0", 2, ["--threads", "from 1"]),
         ("--adapter no/such --out {out}", 3, ["--adapter no/such: there is no such folder"]),
+        ("--adapter {adapter} --out {out} --quantize int8", 2, ["--quantize is for after the merge"]),
+        ("--adapter {run} --out {out}", 3, ["{run} holds no adapter: it lacks adapter_config.json; {adapter} has one"]),
         ("--adapter {base} --out {out}", 3, ["{base} holds no adapter: it lacks adapter_config.json"]),
         ("--adapter {dora} --out {out}", 3, ["use_dora=True is not supported", "merge_and_unload"]),
         ("--adapter {adapter} --out {out} --model no/such/model", 3, ["'no/such/model' does not exist"]),
@@ -82,7 +84,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     dora.mkdir()
     for file in adapter.iterdir():
         (dora / file.name).write_bytes(file.read_bytes().replace(b'"use_dora": false', b'"use_dora": true'))
-    places = {"base": base, "adapter": adapter, "dora": dora, "out": tmp_path / "out"}
+    places = {"base": base, "adapter": adapter, "dora": dora, "run": tmp_path, "out": tmp_path / "out"}
     assert merge_lora.main(["--model", str(base), *flags.format(**places).split()]) == code
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()

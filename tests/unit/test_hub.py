@@ -195,6 +195,14 @@ def test_a_path_that_is_no_model() -> None:
         model_files("file/config.json/")
 
 
+def test_an_adapter_is_no_model() -> None:
+    folder("lora", "adapter_config.json")
+    with pytest.raises(
+        FileNotFoundError, match=r"^'lora' is a LoRA adapter, not a model: `minigpt merge-lora --adapter lora"
+    ):
+        model_files("lora")
+
+
 def test_a_stray_folder_is_named_when_the_hub_has_nothing() -> None:
     folder("gpt2")
     with pytest.raises(FileNotFoundError, match=r"\(the local 'gpt2' is a directory without config.json\)$"):

@@ -21,6 +21,7 @@ import minigpt
 from minigpt import GPT2, GPT2Config
 from minigpt.interp import dense
 from minigpt.sampler import Sample, generate
+from minigpt.training.adapters import load_adapter
 from minigpt.training.lora import attach
 
 KINDS = pytest.mark.parametrize("kind", ["int8", "float16"])
@@ -238,6 +239,8 @@ def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
         ValueError, match="quantized weights cannot be fine-tuned: load the model without quantize="
     ):
         attach(model, rank=2)
+    with pytest.raises(ValueError, match="quantized weights cannot be fine-tuned"):
+        load_adapter(model, tmp_path)
     with pytest.raises(
         ValueError, match="reads plain weights, and a Int8Linear has none: load the model without quantize="
     ):
