@@ -241,7 +241,7 @@ class GPT2(nn.Module):
         try:
             x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         except IndexError:  # torch's own message names neither the id nor the limit
-            wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)].unique()[:5].tolist()
+            wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][:5].tolist()
             raise ValueError(
                 f"tokens must be ids from 0 to {self.config.vocab_size - 1}, got {wrong}"
             ) from None

@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +116,18 @@ class Repl:
         else:
             name, *words = _words(line[1:])
             if name not in self._commands:
+                hint = self._meant(name)
                 raise Failure(
-                    BAD_FLAGS, f"there is no !{name}: !help lists commands, !! begins a text with !"
+                    BAD_FLAGS, f"there is no !{name}{hint}: !help lists commands, !! begins a text with !"
                 )
             self._commands[name](words)
+
+    def _meant(self, name: str) -> str:
+        """What was probably meant by a command that there is not, in parentheses; nothing where that is open."""
+        if name.replace("_", "-") in self._flags.names:
+            return f" (a setting is changed by !set {name} VALUE)"
+        near = get_close_matches(name, [*self._commands, "quit"], n=1, cutoff=0.7)
+        return f" (did you mean !{near[0]}?)" if near else ""
 
     def _continue(self, turns: list[Turn], typed: str) -> None:
         """Lets the model continue these turns and what was typed, and makes it the text."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigpt.cli import BAD_FLAGS, Failure
+from minigpt.cli.parser import meant_flag
 from minigpt.generate.flags import parser
 
 NOT_HERE = {
@@ -24,6 +25,11 @@ class ReplFlags:
             flag: action for flag, action in self._parser.actions().items() if action.dest not in NOT_HERE
         }
 
+    @property
+    def names(self) -> list[str]:
+        """What can be set, by the names of the flags without --."""
+        return [flag[2:] for flag in self._actions]
+
     def changed(self, args: argparse.Namespace, name: str, values: Sequence[str]) -> argparse.Namespace:
         """The flags with another value for one of them; its default where there is none.
 
@@ -33,9 +39,11 @@ class ReplFlags:
         flag = f"--{name.lstrip('-').replace('_', '-')}"
         action = self._actions.get(flag)
         if action is None:
-            known = flag in self._parser.actions()
-            reason = f"{flag} cannot be set here: leave, and start again with it"
-            raise Failure(BAD_FLAGS, reason if known else f"there is no {flag}; !set lists all settings")
+            if flag in self._parser.actions():
+                raise Failure(BAD_FLAGS, f"{flag} cannot be set here: leave, and start again with it")
+            meant = meant_flag(flag, self._actions)
+            hint = f" ({meant})" if meant else ""
+            raise Failure(BAD_FLAGS, f"there is no {flag}{hint}; !set lists all settings")
         return argparse.Namespace(**{**vars(args), action.dest: self._parsed(flag, action, values)})
 
     def _parsed(self, flag: str, action: argparse.Action, values: Sequence[str]) -> Any:

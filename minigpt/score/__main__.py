@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
-from minigpt.cli.inputs import STDIN, check_stdin_once
+from minigpt.cli.inputs import STDIN, check_stdin_once, stdin_is_piped
 from minigpt.cli.model_flags import ModelFlags, add_model_flags
 from minigpt.cli.parser import Parser
 from minigpt.data.text import is_jsonl
@@ -71,7 +71,12 @@ def parser() -> Parser:
     usage = "minigpt score [FILE...] [options]"
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     parser = Parser("score", exits, EPILOG, usage=usage, description=ABOUT)
-    parser.add_argument("files", nargs="*", metavar="FILE", help="texts, UTF-8; - reads stdin")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="texts, UTF-8; - reads stdin, and so does a pipe without FILE",
+    )
     add_model_flags(parser)
     add_input_flags(parser.add_argument_group("input"))
     add_window_flags(parser.add_argument_group("windows"))
@@ -137,7 +142,9 @@ def check_flags(args: argparse.Namespace) -> None:
                 BAD_FLAGS, f"--last-word needs a .jsonl file, one text a line, got {args.last_word}"
             )
     elif not args.files and args.text is None:
-        raise Failure(BAD_FLAGS, "no input: name a file, - for stdin, or give --text")
+        if args.out is not None or not stdin_is_piped():
+            raise Failure(BAD_FLAGS, "no input: name a file, - for stdin, or give --text")
+        args.files = [STDIN]
     if args.per_token and not args.json:
         raise Failure(BAD_FLAGS, "--per-token has no effect without --json: add it")
     check_stdin_once(args.files)

@@ -128,7 +128,7 @@ def test_in_a_process_of_its_own_from_stdin(writer: Path, texts: dict[str, Path]
     assert result.err == ""
 
 
-def test_the_bundled_models_tokenizer_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_bundled_models_tokenizer_unless_another_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Once upon a time there was a king. " * 9)
     (record,) = records(tmp_path / "a.txt")
     assert record["model"] == "bundled"

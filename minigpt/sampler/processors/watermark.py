@@ -19,7 +19,7 @@ class WatermarkOptions:
     """A watermark, for every strategy."""
 
     # fmt: off
-    watermark: bool = option(False, "add a watermark detectable by minigpt.detect_watermark", group="control")
+    watermark: bool = option(False, "add a watermark detectable by minigpt detect-watermark", group="control")
     watermark_bias: float = option(2.0, "logit bias delta of the green list; larger is easier to detect "
         "and worse text", group="control", above=0, most=1e4, needs="watermark", metavar="BIAS")
     watermark_ratio: float = option(WATERMARK_RATIO, "green-list fraction gamma of the vocabulary",
