@@ -86,7 +86,7 @@ def check_writable(directory: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all, over an older one."""
+    """Writes a text file atomically, over an older one."""
     with all_or_none(path.parent) as aside:
         (aside / path.name).write_text(text, encoding="utf-8", newline="\n")
 

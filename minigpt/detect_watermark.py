@@ -83,7 +83,7 @@ def parser() -> Parser:
     )  # fmt: skip
     group.add_argument(
         "--prompt", metavar="TEXT",
-        help="the prompt, where the texts begin with it (generate --echo): it bears no mark, and is left out",
+        help="the prompt, where the texts begin with it (generate --echo): it is not watermarked, and is left out",
     )  # fmt: skip
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object a line for each file")

@@ -1,4 +1,4 @@
-"""Files that a command writes: tried before anything is computed, and written whole or not at all."""
+"""Files that a command writes: tried before anything is computed, and written atomically."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_new_model(flag: str, directory: Path) -> None:
 
 
 def write_file(file: str, text: str) -> None:
-    """Writes a file whole or not at all, over an older one.
+    """Writes a file atomically, over an older one.
 
     Raises:
         OSError: it cannot be written; an older one stands.

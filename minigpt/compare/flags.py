@@ -78,7 +78,7 @@ def _add_method_flags(parser: Parser) -> None:
         "--seed", type=int, default=0, metavar="N", help="random seed, also of --held-out (default: 0)"
     )
     group.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="prompts continued at once (default: 8)"
+        "--batch-size", type=int, default=8, metavar="N", help="prompts per batch (default: 8)"
     )
     group.add_argument("--judge", metavar="NAME_OR_DIR", help="evaluator language model, for its perplexity")
 

@@ -28,7 +28,7 @@ def hold_out(tokens: TokenFile, fraction: float, seed: int) -> tuple[TokenFile, 
     sizes = spans[:, 1] - spans[:, 0]
     held = np.zeros(len(spans), dtype=bool)
     for i in np.random.default_rng(seed).permutation(len(spans)):
-        if sizes[i] <= wanted:  # never more than the fraction: one long book must not go whole
+        if sizes[i] <= wanted:  # never more than the fraction: one long document could exceed it many times
             held[i], wanted = True, wanted - sizes[i]
     if not held.any():
         held[np.argmin(sizes)] = True

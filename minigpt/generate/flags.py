@@ -36,11 +36,11 @@ examples:
   minigpt generate "Once upon a time"                              greedy: always the most likely token
   minigpt generate "Once upon a time" --num-beams 5 --show-beams   beam search, shown live
   minigpt generate "Once upon a time" --num-beams 5 --lattice beams.svg      ... and as a picture
-  minigpt generate "Once upon a time" --explain --top 5            the probability of each token, and its rivals
+  minigpt generate "Once upon a time" --explain --top 5            the probability of each token, and the alternatives
   minigpt generate -p "The king" -p "The queen" --json             two prompts, as JSON
   minigpt generate -f story.txt --stop "The End"                   continue a file up to these words
   cat story.txt | minigpt generate                                 ... or stdin
-  minigpt generate --prompts many.jsonl --output texts.txt         thousands of prompts; goes on after Ctrl-C
+  minigpt generate --prompts many.jsonl --output texts.txt         thousands of prompts; resumes after Ctrl-C
   minigpt generate --prompts s3://bucket/in --out s3://bucket/out --ray auto  millions, on a Ray cluster: docs/scale.md
   minigpt generate -i --top-p 0.9                                  interactive: write a text in turns
 """

@@ -82,7 +82,7 @@ class FileChunks(Mapping[str, Sequence[Tensor]]):
 
 
 def write(path: Path, names: Sequence[str], tensor: Callable[[str], Tensor]) -> None:
-    """Writes a safetensors file of which only one tensor at a time is in memory; whole or not at all.
+    """Writes a safetensors file of which only one tensor at a time is in memory; atomically.
 
     The format is 8 bytes that say how long the header is, the header (JSON: dtype, shape and offsets of
     each tensor), and the tensors' bytes.

@@ -46,7 +46,7 @@ class TunedLens(nn.Module):
         return x + x @ self.weight[layer].to(x) + self.bias[layer].to(x)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, whole or not at all."""
+        """Writes a safetensors file atomically."""
         path = Path(path)
         with all_or_none(path.parent) as aside:
             save_file(

@@ -72,7 +72,7 @@ def add_job_flags(group: Any, default_format: str) -> None:
     group.add_argument(
         "--out", metavar="DIR",
         help="write shards into DIR, a folder or a URL such as s3://bucket/dir; given again after an interruption, "
-        "the command goes on where it stood",
+        "the command resumes where it stopped",
     )  # fmt: skip
     group.add_argument(
         "--format", choices=FORMATS, help=f"with --out: the format of the shards (default: {default_format})"

@@ -29,7 +29,7 @@ class Folder(Protocol):
         """Opens a file for reading."""
 
     def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
-        """Writes a file whole or not at all, over an older one."""
+        """Writes a file atomically, over an older one."""
 
     def delete(self, name: str) -> None: ...
     def tidy(self, name: str) -> None:

@@ -104,7 +104,7 @@ class Lattice:
         return {"prompt": self.prompts[prompt_index], "steps": steps}
 
     def save(self, path: str | os.PathLike[str], token_string: Callable[[int], str] | None = None) -> None:
-        """Writes a JSON file, whole or not at all.
+        """Writes a JSON file atomically.
 
         Each step is a list of beams, each beam [parent, token, score, finish_reason], in groups but the first
         [parent, token, score, finish_reason, group]; `parent` counts those beams of the step before whose

@@ -36,7 +36,8 @@ def _count(default: int | None, help: str, *, group: str, least: int = 1, **how:
 def _shapes() -> str:
     """The names of all shapes, with the sizes of those that are ours."""
     sizes = [
-        f"{name} ({c.n_layer} layers, width {c.n_embd}, context {c.n_positions})" for name, c in SMALL.items()
+        f"{name} ({c.n_layer} layers, n_embd {c.n_embd}, context {c.n_positions})"
+        for name, c in SMALL.items()
     ]
     return ", ".join([*sizes, *PUBLISHED])
 

@@ -22,7 +22,7 @@ compared with GPT-2's formula written out in float64, which reads the files by t
 with the model; with transformers too, where it is installed. So are the weights in memory, the tokenizer's ids and
 greedy text. A bound is a few times the error that the formula itself has in the model's precision.
 
-Where something departs, the first layer and point is named, and the mistake that would give just these numbers if
+Where something differs, the first layer and point is named, and the mistake that would give just these numbers if
 it is a known one. What could not be checked is listed as such: a file that is wrong in itself shows only where its
 hash is known.
 """

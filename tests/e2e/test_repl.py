@@ -1,4 +1,4 @@
-"""`python -m minigpt.generate -i`: type, see the text go on, type again."""
+"""`python -m minigpt.generate -i`: a person and the model write a text in turns."""
 
 from __future__ import annotations
 

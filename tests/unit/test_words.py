@@ -44,6 +44,11 @@ OURS = [  # what to write instead stands behind each
     r"\bthen a cosine\b",  # cosine decay
     r"\bup to the order of sums\b",  # floating-point summation order
     r"\btaking turns\b",  # interleaved
+    r"\bwhole or not at all\b",  # atomically
+    r"\btimes the work\b",  # compute
+    r"\bprompts continued at once\b",  # prompts per batch
+    r"\bgoes on where it stood\b",  # resumes
+    r"\bbears no mark\b",  # is not watermarked
 ]
 SOURCES = [
     path

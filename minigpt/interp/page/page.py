@@ -29,7 +29,7 @@ class Page:
     html: str
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all.
+        """Writes the file atomically.
 
         Raises:
             OSError: it cannot be written.

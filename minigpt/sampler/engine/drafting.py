@@ -25,7 +25,7 @@ from minigpt.sampler.engine.reader import ModelReader, Prediction, ids, padding
 from minigpt.sampler.events import Cache, Event, LanguageModel, PrefillDone, Request
 from minigpt.sampler.strategy import Strategy
 
-# Shapes below:  B rows (texts in progress) · T tokens read at once · V vocabulary
+# Shapes below:  B rows (texts in progress) · T tokens of a pass · V vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

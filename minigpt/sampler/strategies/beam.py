@@ -31,7 +31,7 @@ def num_beams_option(default: int) -> Any:
     """The option that every kind of beam search has, with a default of its own."""
     return option(
         default,
-        "number of beams, at N times the work; 4 to 10 is usual",
+        "number of beams, each as much compute as a text; 4 to 10 is usual",
         group="beams",
         least=1,
         most=MOST_TEXTS,

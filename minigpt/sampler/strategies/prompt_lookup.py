@@ -75,7 +75,7 @@ class Past:
             self.tokens.append(token)
 
     def continuation(self, n_tokens: int) -> list[int]:
-        """How the text goes on if it goes on as before; none where not even its last token is known."""
+        """The next tokens if the text repeats itself; none where not even its last token is known."""
         for n in range(min(self._max_ngram, len(self.tokens)), 0, -1):
             start = self._after.get(tuple(self.tokens[-n:]))
             if start is not None:

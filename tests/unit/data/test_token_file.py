@@ -1,4 +1,4 @@
-"""Token files: what the tokenizer makes of each document, made once, whole or not at all."""
+"""Token files: what the tokenizer makes of each document, made once, atomically."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_the_cache_is_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch,
     assert default_cache() == tmp_path / ".cache" / "minigpt" / "tokens"
 
 
-# ------------------------------------------------------------------------------ whole or not at all
+# ------------------------------------------------------------------------------ atomically
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("on purpose"), MemoryError])
