@@ -1,4 +1,4 @@
-"""What else is in a batch changes nothing: the check that several strategies' own tests share."""
+"""The best text of each prompt, and that what else is in a batch changes nothing: for several strategies' own tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 
 from minigpt.sampler import Completion, Strategy, generate, stream
+
+
+def texts(model: Any, prompts: list[list[int]], strategy: Strategy, **limits: Any) -> list[list[int]]:
+    """The new tokens of each prompt's best text."""
+    return [group[0].tokens for group in generate(model, prompts, strategy, **limits)]
 
 
 def in_a_batch_as_alone(

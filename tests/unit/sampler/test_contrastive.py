@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from alone import in_a_batch_as_alone
+from alone import in_a_batch_as_alone, texts
 from fakes import FakeModel, counting, scrambled, tiny_gpt2
 from torch.nn.functional import cosine_similarity
 from traced import traced
@@ -47,10 +47,6 @@ def by_the_paper(model: Any, prompt: list[int], n: int, alpha: float, k: int) ->
             values[v] = (1 - alpha) * p[v] - alpha * likeness
         text.append(max(values, key=lambda v: values[v]))
     return text[len(prompt) :]
-
-
-def texts(model: Any, prompts: list[list[int]], strategy: Any, **limits: Any) -> list[list[int]]:
-    return [group[0].tokens for group in generate(model, prompts, strategy, **limits)]
 
 
 @MODELS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from alone import in_a_batch_as_alone
+from alone import in_a_batch_as_alone, texts
 from fakes import FakeModel, after_last, counting, scrambled, tiny_gpt2
 from torch import Tensor
 from traced import traced
@@ -37,10 +37,6 @@ def by_the_paper(prompt: list[int], n: int, alpha: float, tau: float) -> list[in
     for _ in range(n):
         text.append(int(scores_by_the_paper(text, alpha, tau).argmax()))
     return text[len(prompt) :]
-
-
-def texts(model: Any, prompts: list[list[int]], strategy: Any, **limits: Any) -> list[list[int]]:
-    return [group[0].tokens for group in generate(model, prompts, strategy, **limits)]
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.5, 3.0])
