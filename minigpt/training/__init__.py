@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from minigpt.training.run import CannotWrite, Diverged
 
 _HOMES = {
-    "CannotWrite": "run", "Disconnected": "distributed", "Diverged": "run", "Trained": "api", "attach": "lora", "load_adapter": "adapters",
-    "merge": "lora", "report_first_failure": "distributed", "run_to_end": "api", "save_adapter": "adapters",
-    "train": "api",
+    "CannotWrite": "run", "Disconnected": "distributed", "Diverged": "run", "Trained": "api", "attach": "lora",
+    "load_adapter": "adapters", "merge": "lora", "report_first_failure": "distributed", "run_to_end": "api",
+    "save_adapter": "adapters", "train": "api",
 }  # fmt: skip
 __all__ = [
-    "CannotWrite", "Disconnected", "Diverged", "Trained", "attach", "load_adapter", "merge", "report_first_failure", "run_to_end",
-    "save_adapter", "train",
+    "CannotWrite", "Disconnected", "Diverged", "Trained", "attach", "load_adapter", "merge", "report_first_failure",
+    "run_to_end", "save_adapter", "train",
 ]  # fmt: skip
 __getattr__ = imported_when_used(__name__, _HOMES)
