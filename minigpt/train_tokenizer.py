@@ -138,6 +138,7 @@ def learn(args: argparse.Namespace) -> tuple[Tokenizer, float]:
         raise Failure(
             BAD_FLAGS, "training needs the package tokenizers: pip install 'minigpt[train]'"
         ) from None
+    settings = {"trained_on": {"sha256": fingerprint(args.text)}}
     learner = ByteLevelBPETokenizer()
     interruptible(
         learner.train_from_iterator,
@@ -151,7 +152,7 @@ def learn(args: argparse.Namespace) -> tuple[Tokenizer, float]:
     tokenizer = Tokenizer(
         learned["vocab"],
         [(left, right) for left, right in learned["merges"]],
-        settings={"trained_on": {"sha256": fingerprint(args.text)}},
+        settings=settings,
     )
     sample = list(beginning(documents(args.text, args.text_field, args.separator), SAMPLE))
     n_tokens = sum(len(tokenizer.encode(text)) for text in sample)

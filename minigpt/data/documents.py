@@ -72,13 +72,17 @@ def fingerprint(paths: Sequence[Path]) -> str:
     """A sha256 of the files' contents and kinds, in their order; their names do not count.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or is a pipe, of which nothing would be left to read.
     """
     digests = [_sha256(file) for path in paths for file in text_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
+    if file.is_fifo():
+        raise ValueError(
+            f"{file} is a pipe, which can be read only once; its text is needed twice: write it into a file"
+        )
     try:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()

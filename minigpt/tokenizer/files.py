@@ -112,8 +112,13 @@ def whole_tokenizer(
 
 
 def as_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON as these files have it: every character as itself."""
-    return json.dumps(values, ensure_ascii=False, indent=indent)
+    r"""JSON as these files have it: every character as itself, but halves of a surrogate pair, which UTF-8 has not.
+
+    >>> as_json({"é": "\ud800"})
+    '{"é": "\\ud800"}'
+    """
+    text = json.dumps(values, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _write_text(path: Path, text: str) -> None:

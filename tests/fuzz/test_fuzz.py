@@ -13,9 +13,10 @@ import re
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ class Place:
     def __init__(self, root: Path, server: ForkServer) -> None:
         self.root, self.server = root, server
         self.original, self.folder = root / "original", root / "work"
+        self.pipe = root / "pipe"  # outside, for a command may put a file in its place
+        os.mkfifo(self.pipe)
         save(self.original / "model", tiny(initializer_range=0.5))
         (self.original / "a.txt").write_text(
             "Once there was a cat.\n<|endoftext|>\nIt saw a mouse, and ran.\n" * 9
@@ -405,6 +408,27 @@ LONG = {
 }
 
 
+@contextmanager
+def written_to(pipe: Path, text: str) -> Iterator[None]:
+    """Whoever opens a named pipe can read this from it; without a writer, readers wait for one as long as it takes."""
+    over = Event()
+
+    def write() -> None:
+        while not over.is_set():
+            with suppress(OSError), pipe.open("w") as opened:  # waits for a reader, who may not want it all
+                opened.write(text)
+
+    writer = Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        reader = os.open(pipe, os.O_RDWR)
+        writer.join()
+        os.close(reader)
+
+
 def parser_of(command: str) -> ArgumentParser:
     """A command's parser, wherever in its package it stands."""
     name = "minigpt." + command.replace("-", "_")
@@ -452,7 +476,7 @@ FLAGS = {command: flags_of(command) for command in BASE}
 def test_command_lines(place: Place, data: DataObject) -> None:
     folder = place.fresh()
     (folder / "loop").symlink_to("loop")
-    os.mkfifo(folder / "pipe")
+    os.link(place.pipe, folder / "pipe")
     command = data.draw(st.sampled_from(sorted(BASE)))
     argv = [command, *BASE[command]]
     if command not in ("train", "train-tokenizer", "verify"):
@@ -462,5 +486,7 @@ def test_command_lines(place: Place, data: DataObject) -> None:
         argv += [flag] if alone else [flag, data.draw(arguments)]
     if data.draw(st.integers(0, 3)) == 0:
         argv.insert(1, data.draw(arguments))
-    outcome = place.run(*argv, stdin=data.draw(st.sampled_from([b"", b"text\n", b"\xff"])))
+    stdin = data.draw(st.sampled_from([b"", b"text\n", b"\xff"]))
+    with written_to(place.pipe, "Once there was a cat.\n"):
+        outcome = place.run(*argv, stdin=stdin)
     keeps_the_promise(place, outcome, CODES | {1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -225,6 +226,15 @@ def test_a_fingerprint_is_of_contents_and_order_not_of_names(tmp_path: Path) -> 
     assert fingerprint([a, b]) == fingerprint([same, b]) != fingerprint([b, a])
     assert fingerprint([a, b]) == fingerprint([write(tmp_path / "ab" / "1.txt", "A").parent, b])
     assert len({fingerprint(paths) for paths in ([a], [b], [a, b], [a, a], [b, a])}) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_has_no_fingerprint_for_its_text_would_be_gone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        ValueError, match=r"pipe is a pipe, which can be read only once; .* write it into a file"
+    ):
+        fingerprint([tmp_path / "pipe"])
 
 
 def test_one_text_in_two_files_is_not_the_same_as_in_one(tmp_path: Path) -> None:

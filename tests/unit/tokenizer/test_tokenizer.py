@@ -129,6 +129,14 @@ def test_a_million_spaces_are_split_as_three_are() -> None:
     assert "1000" in SPLIT  # the stride that makes it possible
 
 
+def test_half_a_surrogate_pair_in_a_setting_is_kept(tmp_path: Path) -> None:
+    """JSON has an escape for it, UTF-8 no bytes."""
+    Tokenizer(BYTES, [], settings={"add": "\ud800"}).save_pretrained(tmp_path / "a")
+    Tokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    for folder in ("a", "b"):
+        assert json.loads((tmp_path / folder / "tokenizer_config.json").read_bytes())["add"] == "\ud800"
+
+
 def test_half_a_surrogate_pair_is_no_character() -> None:
     assert OWNED.encode("a\ud800b") == OWNED.encode("a\ufffdb")
 
