@@ -11,8 +11,9 @@ from minigpt.cli.parser import meant_flag
 from minigpt.generate.flags import parser
 
 NOT_HERE = {
-    "help", "model", "revision", "offline", "device", "dtype", "compile", "threads", "prompt", "file",
-    "interactive", "json", "lattice", "logprobs", "output", "replay", "show_beams", "stream",
+    "help", "model", "revision", "offline", "tokenizer", "device", "dtype", "quantize", "compile", "threads",
+    "prompt", "file", "prompts_file", "interactive", "json", "lattice", "logprobs", "output", "replay", "show_beams",
+    "stream", "out", "format", "shard_rows", "ray", "workers",
 }  # fmt: skip
 
 

@@ -180,6 +180,8 @@ def test_a_switch_is_on_or_off(type_: Type) -> None:
         ("!set overflow bend", "argument --overflow: invalid choice: 'bend'"),
         ("!set bravo 3", "there is no --bravo; !set lists all settings"),
         ("!set model gpt2", "--model cannot be set here: leave, and start again with it"),
+        ("!set tokenizer gpt2", "--tokenizer cannot be set here: leave, and start again with it"),
+        ("!set out shards", "--out cannot be set here"),
         ("!set json on", "--json cannot be set here"),
         ("!set num_return_sequences 2", "--interactive shows one text as it grows"),
         ("!set stop 'a", "!set stop 'a: no closing quotation"),
@@ -208,7 +210,9 @@ def test_set_alone_shows_all(type_: Type) -> None:
         ("strategy", "greedy"),
     }  # fmt: skip
     assert unset.startswith("not set: ")
-    assert {"temperature", "num-beams", "explain"} <= set(unset.removeprefix("not set: ").split(", "))
+    names = set(unset.removeprefix("not set: ").split(", "))
+    assert {"temperature", "num-beams", "explain"} <= names
+    assert not {"tokenizer", "quantize", "prompts", "out", "workers"} & names  # of no use in a session
     assert result.out == ""
 
 
