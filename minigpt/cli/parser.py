@@ -40,7 +40,7 @@ ELSEWHERE = {
     "learning-rate": ("--lr",),
     **dict.fromkeys(("epochs", "num-epochs", "num-train-epochs", "max-steps", "max-iters", "iters", "num-steps",
                      "iterations"), _STEPS),
-    **dict.fromkeys(("out-dir", "output-dir", "save-dir", "output", "out"), _OUT),
+    **dict.fromkeys(("out-dir", "output-dir", "save-dir", "output", "out", "o"), _OUT),
     **dict.fromkeys(("dataset", "data-dir", "data-path", "train-data", "train-file", "input", "input-file"), _DATA),
     **dict.fromkeys(("layers", "n-layers", "num-layers", "num-hidden-layers"), ("--n-layer",)),
     **dict.fromkeys(("heads", "n-heads", "num-heads", "num-attention-heads"), ("--n-head",)),
@@ -119,7 +119,8 @@ def meant_flag(unknown: str, known: Collection[str]) -> str:
     name = unknown.lstrip("-").lower()
     if use := _elsewhere(name, known):
         return use
-    if near := get_close_matches(f"--{name}", known, n=1, cutoff=0.75):
+    near = get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
+    if near and len(name) > 1:
         return f"did you mean {near[0]}?"
     others = get_close_matches(name, ELSEWHERE, n=1, cutoff=0.85)
     return _elsewhere(others[0], known) if others else ""
