@@ -133,7 +133,7 @@ class Option:
         """
         notes = [] if self.choices else [replace(self, range=self.range.shown).limits]
         if self.required:
-            notes.append("required")
+            notes.append("required by the strategy")
         elif self.default_is:
             notes.append(f"default: {self.default_is}")
         elif not (self.default is None or self.default is False or self.default in (self.off, (), {})):

@@ -100,7 +100,11 @@ def _add_length_flags(group: Any) -> None:
 
 
 def _add_beam_flags(group: Any) -> None:
-    group.add_argument("--show-beams", action="store_true", help="show the beams live on stderr")
+    group.add_argument(
+        "--show-beams", action="store_true",
+        help="show the beams live on stderr, each with its score: the sum of its tokens' log-probabilities, divided by "
+        "their number to the power of --length-penalty",
+    )  # fmt: skip
     group.add_argument(
         "--lattice", metavar="FILE",
         help="save the beam-search trace (tokens, parents, scores) as JSON, or as a picture if FILE ends in .svg",
@@ -129,4 +133,4 @@ def _add_output_flags(group: Any) -> None:
     )
     group.add_argument("--echo", action="store_true", help="print the prompt before its text")
     group.add_argument("--quiet", action="store_true", help="errors only on stderr")
-    group.add_argument("--output", metavar="FILE", help="write to FILE (atomically) instead of stdout")
+    group.add_argument("-o", "--output", metavar="FILE", help="write to FILE (atomically) instead of stdout")

@@ -125,6 +125,6 @@ def test_an_option_may_be_required() -> None:
         name: str = option(REQUIRED, "a name", group="x", kind=str)
 
     assert options_of(Needy)["name"].required
-    assert options_of(Needy)["name"].described == "a name (required)"
+    assert options_of(Needy)["name"].described == "a name (required by the strategy)"
     with pytest.raises(TypeError, match="name"):
         Needy()
