@@ -54,10 +54,11 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # figure: its headin
     "passes_per_token": ("passes/tok", _decimals(2)),
     "cache_bytes": ("cache MB", _megabytes),
 }
+JUDGED = "; judge's: under the evaluator model (--judge)"
 LEGEND = (
-    "perplexity: under the generating model, given the prompt; judge's: under the evaluator model (--judge).",
-    "distinct-1, -2, -3: unique / total n-grams of all texts. self-BLEU: higher is less diverse. Zipf: coefficient.",
-    "rep-4: repeated 4-grams within a text. loops: texts that end in a phrase repeated 3 times. tokens: mean length.",
+    "distinct-1, -2, -3: unique / total n-grams of all texts. self-BLEU: higher is less diverse.",
+    "Zipf: exponent of the tokens' frequencies by rank. rep-4: repeated 4-grams within a text.",
+    "loops: texts that end in a phrase repeated 3 times. tokens: mean length. tok/s: new tokens per second.",
     "passes/tok: forward passes per generated token. cache MB: peak KV-cache size.",
 )
 
@@ -147,6 +148,7 @@ class Report:
         """What the metrics mean, and how they were measured: prompts, settings, machine, versions, date."""
         given, machine, versions = self.facts["settings"], self.facts["machine"], self.facts["versions"]
         return [
+            f"perplexity: under the generating model, given the prompt{JUDGED if given['judge'] else ''}.",
             *LEGEND,
             *self._notes_on_mauve(),
             f"{len(self.prompts)} prompts of {given['prompts'] or given['held_out']}, at most {given['max_new_tokens']} new"

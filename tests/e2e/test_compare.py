@@ -151,6 +151,7 @@ def test_many_prompts_make_a_table_of_figures(guesses: Path, prompts: Path) -> N
     assert (
         f"3 prompts of {prompts}, at most 6 new tokens, seed 0, batches of 8; model {guesses}." in result.text
     )
+    assert "(--judge)" not in result.text  # nothing is explained that is not there
     assert result.err == ""
 
 
@@ -260,6 +261,7 @@ def test_the_page_and_the_picture(guesses: Path, told: Path, tmp_path: Path) -> 
     assert result.text.endswith("\n".join(note.removeprefix("- ") for note in legend))
     assert all(note.startswith("- ") for note in legend)
     assert f", judge {guesses}." in result.text
+    assert "given the prompt; judge's: under the evaluator model (--judge).\n" in result.text
     assert "MAUVE: 4 texts a side, features" in result.text
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
