@@ -16,6 +16,9 @@ class Linear(nn.Module):
     OpenAI stored GPT-2 this way round (as `Conv1D`), so tensors go from file to model as they are.
 
     The weights are for the model to initialise, or to load.
+
+    >>> Linear(2, 6)
+    Linear(in=2, out=6)
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:

@@ -111,7 +111,7 @@ class Completion:
         return repr(self) if self.text is None else self.text
 
     def __repr__(self) -> str:
-        shown = f"tokens={_shortened(self.tokens)}" if self.text is None else f"text={self.text!r:.60}"
+        shown = f"tokens={_shortened(self.tokens)}" if self.text is None else f"text={_excerpt(self.text)!r}"
         more = f", alternatives={len(self.alternatives)}" if self.alternatives else ""
         return f"Completion({shown}, score={self.score:.4g}, finish_reason={self.finish_reason!r}{more})"
 
@@ -122,6 +122,11 @@ class Completion:
             f"<p>{len(one.tokens)} tokens, score {one.score:.4g}, ended by {escape(one.finish_reason)}</p>"
             for one in (self, *self.alternatives)
         )
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text; three dots stand for the rest."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _shortened(tokens: Sequence[int]) -> str:

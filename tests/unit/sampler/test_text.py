@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,8 @@ def test_reprs_are_short(pair: tuple[GPT2, Tokenizer]) -> None:
     ((ids,),) = generate(pair[0], [list(b"one ")], max_new_tokens=10, end_tokens=[])
     assert repr(ids).startswith("Completion(tokens=[116, 119, 111, 46, 32, 116, ... 10 in all], score=")
     assert str(ids) == repr(ids)
+    assert repr(replace(best, text="a" * 60)).startswith(f"Completion(text='{'a' * 60}', score=")
+    assert repr(replace(best, text="a" * 61)).startswith(f"Completion(text='{'a' * 57}...', score=")
 
 
 def test_top_is_the_softmax_of_the_last_logits(pair: tuple[GPT2, Tokenizer]) -> None:
