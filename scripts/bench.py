@@ -249,7 +249,7 @@ def main() -> None:
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
     text = (
         "\n".join(speed_table(measured))
-        + f"\n\n{memory}\n\n{what}; medians of {args.rounds} rounds, {4 * args.rounds} of e and bundled; {machine()}, by `make bench`.\n"
+        + f"\n\n{memory}\n\n{what}; medians of {args.rounds} rounds, of the first token and the bundled model {4 * args.rounds}; {machine()}, by `make bench`.\n"
     )
     print(text)
     if MANY in args.workloads:  # a part of the page of its own, which `make bench-many` writes
