@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready ## a text from the bundled model
-	$(BIN)/python -m minigpt.generate "Once upon a time" --temperature 0.7 --top-p 0.9 --repetition-penalty 1.1 --seed 0 --max-new-tokens 120 --echo --stream
+	$(BIN)/python -m minigpt.generate "Once upon a time" --temperature 1 --min-p 0.1 --repetition-penalty 1.15 --seed 0 --max-new-tokens 120 --echo --stream
 
 check: lint types unit ## what to run before a commit
 
@@ -50,7 +50,7 @@ test-browser: $(VENV)/ready-all ## the page of `explore` in Chromium (apt instal
 	$(TESTS) tests/browser
 
 fuzz: $(VENV)/ready ## 10,000 random inputs, by FUZZ_SEED (up to an hour)
-	FUZZ_EXAMPLES=1300 $(TESTS) tests/fuzz
+	FUZZ_EXAMPLES=1300 $(TESTS) --dist worksteal tests/fuzz
 
 faults: $(VENV)/ready ## full and failing disks and kill -9, at every call that changes a folder (up to an hour)
 	FAULTS=all $(TESTS) tests/faults

@@ -42,9 +42,9 @@ def score(weights: Path, corpus: Path) -> dict[str, Any]:
     return found
 
 
-def described(known: dict[str, Any]) -> str:
-    """The training, in a line."""
-    s = {"optimizer": "adamw", "schedule": "cosine", **known["settings"]}  # 0.1 did not name them
+def described(stage: dict[str, Any]) -> str:
+    """One run of the training, in a line."""
+    s = {"optimizer": "adamw", "schedule": "cosine", **stage["settings"]}  # 0.1 did not name them
     rates = f"AdamW, learning rate {s['lr']:g}"
     if s["optimizer"] == "muon":
         rates = f"Muon for the matrices inside the blocks, learning rate {s['lr']:g}, AdamW for the rest, {s['adamw_lr']:g}"
@@ -53,11 +53,11 @@ def described(known: dict[str, Any]) -> str:
         if s["schedule"] == "cosine"
         else f"constant, then {s['decay']:,} steps down to zero"
     )
-    note = f"; {known['note']}" if "note" in known else ""
+    note = f"; {stage['note']}" if "note" in stage else ""
     return (
-        f"{s['steps']:,} steps of {s['batch_size']} windows of {s['context']} tokens ({known['tokens']:,} tokens): {rates}, {s['warmup']}"
-        f" steps of warm-up, {ending}; beta2 {s['beta2']}, weight decay {s['weight_decay']} on matrices, {known['dtype']} autocast,"
-        f" seed {s['seed']}; {known['minutes']} minutes beside other work{note}"
+        f"{s['steps']:,} steps of {s['batch_size']} windows of {s['context']} tokens ({stage['tokens']:,} tokens): {rates}, {s['warmup']}"
+        f" steps of warm-up, {ending}; beta2 {s['beta2']}, weight decay {s['weight_decay']} on matrices, {s['dtype']} autocast,"
+        f" seed {s['seed']}; {stage['minutes']} minutes beside other work{note}"
     )
 
 
@@ -65,15 +65,16 @@ def facts(weights: Path, corpus: Path) -> str:
     """The table of what it is, what it was trained on and how, and how well it predicts."""
     known = json.loads((weights / "training.json").read_text())
     config, found = GPT2.from_pretrained(weights).config, score(weights, corpus)
-    tokens, text = known["tokens"], known["train_tokens"]
-    flops = tokens * training_flops(config, known["n_parameters"], known["settings"]["context"])
+    stages, text = known["stages"], known["train_tokens"]
+    tokens = sum(stage["tokens"] for stage in stages)
+    flops = tokens * training_flops(config, known["n_parameters"], stages[0]["settings"]["context"])
     rows = [
         ("architecture", f"GPT-2: {known['n_parameters']:,} parameters, {config.n_layer} layers, {config.n_head} heads, embedding size {config.n_embd}, context length {config.n_positions}"),
         ("vocabulary", f"a byte-level BPE of its own, {config.vocab_size:,} tokens"),
         ("file", f"float16, {(weights / 'model.safetensors').stat().st_size / 1e6:.1f} MB"),
         ("data", f"{len(books(corpus))} books of fairy tales and children's stories, first published before 1929, from Project Gutenberg texts in the public domain; [listed below](#the-books); {text:,} tokens"),
         ("held out", f"val.txt, {found['documents']} whole documents of the same kind ({found['bytes']:,} bytes), which entered neither training nor the vocabulary"),
-        ("training", described(known)),
+        *((f"training, run {number}", described(stage)) for number, stage in enumerate(stages, 1)),
         ("in all", f"{tokens:,} tokens, {tokens / text:.1f} times the text; {flops:.2g} floating-point operations on CPUs"),
         ("validation loss", f"{found['loss']:.3f} nats per token, perplexity {found['perplexity']:.1f}"),
         ("bits per byte", f"**{found['bits_per_byte']:.3f}** on val.txt, every document read alone in windows side by side, measured on the float16 file (torch {torch.__version__}, {date.today().isoformat()})"),

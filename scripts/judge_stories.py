@@ -3,8 +3,10 @@
     python scripts/judge_stories.py --corpus ../shared/corpus                    the figures of weights/, beside those of human tales
     python scripts/judge_stories.py --corpus ../shared/corpus --against OLD      and text by text against another model
 
-All texts begin with the same words and are sampled by the default recipe for stories; none is chosen. The words that are
-known are those that occur twice or more often in train.txt. Human text is the beginnings of the documents of val.txt.
+All texts begin with the same words and are sampled by the default recipe for stories; none is chosen. The other model
+may have a recipe of its own (`--recipe-against`): the better a model predicts, the more randomness it bears. The words
+that are known are those that occur twice or more often in train.txt. Human text is the beginnings of the documents of
+val.txt.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from minigpt.evaluation.story import known_words, names_kept, quotations_closed,
 from minigpt.sampler import Sample, generate
 
 PROMPT = "Once upon a time"
-RECIPE = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}  # by scripts/story_recipe.py
+RECIPE = {"temperature": 1, "min_p": 0.1, "repetition_penalty": 1.15}  # by scripts/story_recipe.py
 LENGTHS = (128, 256)  # tokens that are judged
 N_TEXTS, N_SHOWN, WIDTH = 50, 16, 20
 MANY = 500  # documents of val.txt, at most, that the in-context score is measured on
@@ -133,25 +135,36 @@ def context(model: GPT2, tokenizer: Tokenizer, corpus: Path) -> str:
     )
 
 
-def section(folder: Path, corpus: Path, against: Path | None) -> str:
+def flags(recipe: dict[str, float]) -> str:
+    """A recipe as the command line has it."""
+    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in recipe.items())
+
+
+def parsed(text: str) -> dict[str, float]:
+    """What `flags` made of a recipe."""
+    words = shlex.split(text)
+    names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+    return dict(zip(names, map(float, words[1::2]), strict=True))
+
+
+def section(folder: Path, corpus: Path, against: Path | None, recipe_against: dict[str, float]) -> str:
     """All of it, for the card."""
     model, tokenizer = load(folder)
     mine = write(model, tokenizer, RECIPE)
     written = {"this model": mine, "human": human(corpus, tokenizer)}
-    parts = [context(model, tokenizer, corpus)]
+    parts = [f"Sampled with `{flags(RECIPE)}`.", context(model, tokenizer, corpus)]
     if against is not None:
-        others = write(*load(against), RECIPE)
+        others = write(*load(against), recipe_against)
         written = {"this model": mine, "the one before": others, "human": written["human"]}
-        parts.insert(0, duel(mine, others, tokenizer, corpus))
+        parts.insert(
+            1, f"{duel(mine, others, tokenizer, corpus)} That one is sampled with `{flags(recipe_against)}`."
+        )
     return "\n\n".join([figures(written, tokenizer, corpus), *parts])
 
 
 def samples(folder: Path) -> str:
     """The first texts that come, without choosing, and the command that prints them."""
-    flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in RECIPE.items())
-    command = (
-        f'generate "{PROMPT}" {flags} --seed 0 --num-return-sequences {N_SHOWN} --max-new-tokens 120 --echo'
-    )
+    command = f'generate "{PROMPT}" {flags(RECIPE)} --seed 0 --num-return-sequences {N_SHOWN} --max-new-tokens 120 --echo'
     words = [
         sys.executable,
         "-m",
@@ -171,9 +184,9 @@ def samples(folder: Path) -> str:
     )
 
 
-def update(folder: Path, corpus: Path, against: Path | None) -> None:
+def update(folder: Path, corpus: Path, against: Path | None, recipe_against: dict[str, float]) -> None:
     """Puts figures and texts into the model's card."""
-    put(section(folder, corpus, against), folder / "README.md", "stories")
+    put(section(folder, corpus, against, recipe_against), folder / "README.md", "stories")
     put(samples(folder), folder / "README.md", "samples")
 
 
@@ -186,12 +199,15 @@ def main() -> None:
         "--model", type=Path, default=Path("weights"), help="whose stories (default: weights)"
     )
     parser.add_argument("--against", type=Path, metavar="DIR", help="another model with the same vocabulary")
+    parser.add_argument(
+        "--recipe-against", type=parsed, default=RECIPE, metavar="FLAGS", help="how that one is sampled"
+    )
     parser.add_argument("--update", action="store_true", help="put figures and texts into the model's card")
     args = parser.parse_args()
     if args.update:
-        update(args.model, args.corpus, args.against)
+        update(args.model, args.corpus, args.against, args.recipe_against)
     else:
-        print(section(args.model, args.corpus, args.against))
+        print(section(args.model, args.corpus, args.against, args.recipe_against))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ RECIPES = [
     "--temperature 0.8 --min-p 0.05",
     "--temperature 0.9 --min-p 0.1",
     "--temperature 0.7 --top-p 0.9 --repetition-penalty 1.1",
+    "--temperature 0.8 --top-p 0.9 --repetition-penalty 1.1",
+    "--temperature 0.8 --top-p 0.9 --repetition-penalty 1.15",
+    "--temperature 0.9 --min-p 0.1 --repetition-penalty 1.1",
+    "--temperature 1 --min-p 0.1 --repetition-penalty 1.15",
 ]
 SHARE, SEED = 0.01, 1
 

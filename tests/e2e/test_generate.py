@@ -747,10 +747,10 @@ def test_what_is_probably_not_meant_is_remarked_on(
 
 def test_beams_that_find_one_text_twice_say_so() -> None:
     tokenizer = minigpt.Tokenizer.from_pretrained()
-    (there,), (the,), (rest,) = (tokenizer.encode(part) for part in (" there", " the", "re"))
-    likely = [flag for token in (there, the, rest) for flag in ("--logit-bias", f"{token}=40")]
+    (great,), (start,), (rest,) = (tokenizer.encode(part) for part in (" great", " gre", "at"))
+    likely = [flag for token in (great, start, rest) for flag in ("--logit-bias", f"{token}=80")]
     result = call(
-        "Once upon a time", "--num-beams", 2, "--num-return-sequences", 2, "--stop", "there", *likely
+        "Once upon a time", "--num-beams", 2, "--num-return-sequences", 2, "--stop", "great", *likely
     )
     assert result.out == " \n---\n \n"
     assert "text 1 of prompt 0 is text 0 again, in other tokens" in result.err

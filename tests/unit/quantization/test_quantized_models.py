@@ -168,8 +168,8 @@ def test_greedy_texts_are_the_same_alone_batched_and_read_whole(
                     i for i, pair in enumerate(zip(text, likeliest, strict=True)) if pair[0] != pair[1]
                 )
                 assert abs(logits[step, text[step]] - logits[step, likeliest[step]]) <= error
-    assert 0 < error < 1
-    assert departures["batched"] <= 2
+    assert 0 < error < (2 if kind == "int8" else 0.1)  # of logits that differ by 10 and more
+    assert departures["batched"] <= (5 if kind == "int8" else 2)  # of 300 other prompts 2% are int8's
     assert departures["read whole"] <= (8 if kind == "int8" else 2)
 
 
