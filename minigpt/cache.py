@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class KVCache:
     """
 
     # Of each two rows, how many of the first slots are known to hold the same: those from before they forked.
-    _alike: list[list[int]]
+    _alike: numpy.ndarray  # (rows, rows)
 
     def __init__(
         self, config: GPT2Config, n_max: int, rows: int, *, like: Tensor, pad: Tensor | None = None
@@ -88,7 +89,7 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} tokens")
         self.length = length
-        self._alike = [[min(n, length) for n in row] for row in self._alike]
+        self._alike = self._alike.clip(max=length)
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of old row `rows[i]`: a repeat forks a row, an omission drops it.
@@ -102,17 +103,16 @@ class KVCache:
             self._store(more)
         else:
             # Row by row: to index with lists of rows takes more than twice as long.
-            begins = {i: self._alike[i][row] for i, row in enumerate(rows) if i != row}
-            new = {
-                i: self._slots[:, :, rows[i], :, begin : self.length].clone() for i, begin in begins.items()
-            }
+            begins = {i: int(self._alike[i, row]) for i, row in enumerate(rows) if i != row}
+            new = {i: self._slots[:, :, rows[i], :, n : self.length].clone() for i, n in begins.items()}
             for i, begin in begins.items():
                 self._slots[:, :, i, :, begin : self.length] = new[i]
             if len(rows) < self.rows:
                 self._store(self._reserved[:, :, : len(rows)], self._begin)
         if self.pad is not None:
             self._pad_rows(self.pad[list(rows)])
-        self._alike = [[self.length if a == b else self._alike[a][b] for b in rows] for a in rows]
+        self._alike = self._alike[numpy.ix_(rows, rows)]
+        self._alike[numpy.equal.outer(rows, rows)] = self.length
 
     def align(self, pad: Sequence[int], length: int) -> None:
         """Row i's tokens move to begin at slot `pad[i]`; then all from slot `length` on are forgotten.
@@ -224,7 +224,7 @@ class KVCache:
         self._forget_forks()
 
     def _forget_forks(self) -> None:
-        self._alike = [[0] * self.rows for _ in range(self.rows)]
+        self._alike = numpy.zeros((self.rows, self.rows), dtype=int)
 
     def _pad_rows(self, pad: Tensor | None) -> None:
         self.pad = None if pad is None else pad.to(self._slots.device)
