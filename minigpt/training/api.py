@@ -97,7 +97,9 @@ def train(
     if "val" in given:
         given["val"] = str(given["val"])  # a fraction is a number here, and a flag's text on the command line
     if data:
-        given["data"] = tuple(map(_plain, [data] if isinstance(data, str | os.PathLike) else data))
+        given["data"] = _several(data)
+    if "teacher" in given:
+        given["teacher"] = _several(given["teacher"])
     request = RunRequest.make(Path(out), given, resume)
     run_to_end(request, _to_stderr if log is None else log, callback)
     model, tokenizer = load(request.out)
@@ -175,6 +177,11 @@ def _run(run: TrainingRun, request: RunRequest, log: Log) -> bool:
 def _plain(value: Any) -> Any:
     """A setting as the command line gives it: paths as strings."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _several(paths: Paths) -> tuple[Any, ...]:
+    """A setting of several paths as the command line gives it; a single one may stand by itself."""
+    return tuple(map(_plain, [paths] if isinstance(paths, str | os.PathLike) else paths))
 
 
 def _to_stderr(line: str) -> None:

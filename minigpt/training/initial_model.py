@@ -56,7 +56,7 @@ def initial_model(settings: Settings, out: Path) -> InitialModel:
     model.load_state_dict(base.state_dict())
     sha256 = None
     if settings.lora is not None:
-        sha256 = _fingerprint(model)
+        sha256 = fingerprint(model)
         alpha = lora.ALPHA if settings.lora_alpha is None else settings.lora_alpha
         lora.attach(model, settings.lora, alpha, settings.dropout)
     where = str(hub.bundled()) if settings.init == hub.BUNDLED else settings.init
@@ -95,7 +95,7 @@ def _tokenizer(settings: Settings) -> Tokenizer:
             return Tokenizer.from_pretrained(name)
 
 
-def _fingerprint(model: GPT2) -> str:
+def fingerprint(model: GPT2) -> str:
     """A sha256 of all weights."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,17 +23,36 @@ from minigpt.training.validation import sum_loss
 MAX_GRAD_NORM = 1.0  # gradient clipping norm; GPT-3 (Brown et al. 2020, appendix B) and its followers
 
 
+def next_tokens(rows: Tensor) -> Tensor:
+    """What is to be predicted of some rows: each token but the first, (B, T + 1)  ->  (B, T)."""
+    return rows[:, 1:]
+
+
 class Learner:
     """A model and its optimisers, trained on windows of a text.
 
     Everything random in a step follows from the seed and the step's number, and so does what is read. That
     is why weights, optimiser states and the number of steps are all that a checkpoint needs.
+
+    Args:
+        model: on the device to train on.
+        windows: the text.
+        settings: with every default settled.
+        dtype: of matrix products.
+        processes: which of how many this one is.
+        targets: what is to be predicted of some rows: tokens, or the distributions of a `Distillation`.
     """
 
     def __init__(
-        self, model: GPT2, windows: Windows, settings: Settings, dtype: str, processes: Processes
+        self,
+        model: GPT2,
+        windows: Windows,
+        settings: Settings,
+        dtype: str,
+        processes: Processes,
+        targets: Callable[[Tensor], Tensor] = next_tokens,
     ) -> None:
-        self.windows, self.settings, self.processes = windows, settings, processes
+        self.windows, self.settings, self.processes, self.targets = windows, settings, processes, targets
         self.device = model.device
         self.autocast = partial(autocast, self.device, dtype)
         if settings.gradient_checkpointing:
@@ -70,9 +90,10 @@ class Learner:
 
     def _learn(self, rows: Tensor) -> Tensor:
         """Accumulates gradients; the share of these rows in the step's loss. Shapes: (B, T + 1)."""
+        targets = self.targets(rows)
         with self.autocast():
             logits = self.parallel.forward(rows[:, :-1])
-        loss = sum_loss(logits, rows[:, 1:]) / rows[:, 1:].numel() / self.settings.accumulate
+        loss = sum_loss(logits, targets) / rows[:, 1:].numel() / self.settings.accumulate
         torch.autograd.backward(loss)
         return loss.detach()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import minigpt
 from minigpt.data.split import hold_out
@@ -16,10 +18,11 @@ from minigpt.data.token_file import TokenFile, default_cache, tokenise
 from minigpt.data.windows import Windows
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
+from minigpt.training.distillation import Distillation, load_teachers
 from minigpt.training.distributed import Processes
-from minigpt.training.hardware import choose_dtype, training_flops
-from minigpt.training.initial_model import InitialModel, initial_model
-from minigpt.training.learner import Learner
+from minigpt.training.hardware import autocast, choose_dtype, training_flops
+from minigpt.training.initial_model import InitialModel, fingerprint, initial_model
+from minigpt.training.learner import Learner, next_tokens
 from minigpt.training.report import Callback, Log, SilentReport, TrainingReport
 from minigpt.training.request import RunRequest
 from minigpt.training.run import TrainingRun
@@ -47,9 +50,10 @@ def prepare(
     torch.manual_seed(request.settings.seed)
     start = initial_model(request.settings, request.out)
     settings = request.settings.settled(start.model.config.n_embd)
-    train, held_out = _token_files(settings, start.tokenizer, processes)
     context = settings.context or start.model.config.n_positions
-    facts = _facts(start, train, held_out, context) | {"processes": processes.world_size}
+    teachers = load_teachers(settings.teacher, start, context)
+    train, held_out = _token_files(settings, start.tokenizer, processes)
+    facts = _facts(start, teachers, train, held_out, context) | {"processes": processes.world_size}
     _refuse_changes(request.saved, facts)
     _check_batch(settings, context)
     windows = Windows(train, context, settings.seed)
@@ -58,12 +62,15 @@ def prepare(
     dtype, peak = processes.broadcast(choose_dtype(device, request.saved.get("dtype", settings.dtype)))
     summary = _summary(start.model, settings, windows, validation)
     log(f"{summary}; {dtype} on {device.type}, peak {peak / 1e12:.2f} TFLOP/s")
+    if teachers:
+        log(f"weight {settings.teacher_weight:g} on the mean probabilities of {', '.join(teachers)}")
     _report_overlap(train, held_out, log)
     processes.wait()  # no rank writes before all have checked everything
     peak_tokens = processes.world_size * peak / facts["flops_per_token"]
     report = TrainingReport(request.out, log, settings.logger, peak_tokens, callback)
+    targets = _targets(teachers, settings, device, dtype)
     return TrainingRun(
-        Learner(start.model.to(device), windows, settings, dtype, processes),
+        Learner(start.model.to(device), windows, settings, dtype, processes, targets),
         validation,
         RunFolder(request.out, start.tokenizer, facts | {"dtype": dtype}, processes),
         report if processes.is_main else SilentReport(),
@@ -107,19 +114,39 @@ def _token_files(
     return train, tokenised([Path(os.path.expanduser(settings.val))])
 
 
-def _facts(start: InitialModel, train: TokenFile, held_out: TokenFile, context: int) -> dict[str, Any]:
+def _targets(
+    teachers: Mapping[str, GPT2], settings: Settings, device: torch.device, dtype: str
+) -> Callable[[Tensor], Tensor]:
+    """What is to be predicted of some rows: their next tokens, or with teachers, distributions."""
+    if not teachers:
+        return next_tokens
+    assert settings.teacher_weight is not None
+    models = [teacher.to(device) for teacher in teachers.values()]
+    if settings.compile:
+        for model in models:
+            model.compile()
+    return Distillation(models, settings.teacher_weight, partial(autocast, device, dtype))
+
+
+def _facts(
+    start: InitialModel, teachers: Mapping[str, GPT2], train: TokenFile, held_out: TokenFile, context: int
+) -> dict[str, Any]:
     """What run.json says beside the settings: which texts, tokenizer, model and versions these are."""
     n_parameters = sum(p.numel() for p in start.model.parameters())
     n_frozen = sum(p.numel() for p in start.model.parameters() if not p.requires_grad)
+    flops = training_flops(start.model.config, n_parameters, context, n_frozen)
+    for teacher in teachers.values():  # the forward pass alone, a third
+        flops += training_flops(teacher.config, teacher.config.n_parameters, context) // 3
     return {
         "train": train.text_sha256,
         "val": held_out.text_sha256,
         "tokenizer": start.tokenizer.fingerprint(),
         "n_parameters": n_parameters,
         "train_tokens": train.n_tokens,
-        "flops_per_token": training_flops(start.model.config, n_parameters, context, n_frozen),
+        "flops_per_token": flops,
         "base": start.base,
         "base_sha256": start.base_sha256,
+        "teachers": {name: fingerprint(teacher) for name, teacher in teachers.items()},
         "versions": {"minigpt": minigpt.__version__, "torch": torch.__version__},
     }
 
@@ -128,6 +155,12 @@ def _refuse_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     for name, what in UNCHANGED.items():
         if saved.get(name, facts[name]) != facts[name]:
             raise ValueError(f"{what} is not the one that this run began with: give that one")
+    for name, sha256 in saved.get("teachers", {}).items():
+        if facts["teachers"].get(name) != sha256:
+            raise ValueError(
+                f"--teacher {name} has other weights than this run began with: put those back, or begin another run "
+                "in another --out"
+            )
 
 
 def _summary(model: GPT2, settings: Settings, windows: Windows, validation: Validation) -> str:

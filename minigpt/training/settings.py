@@ -47,6 +47,7 @@ def _are_strings(value: Any) -> bool:
 
 
 PATHS = Kind("a tuple of strings", _are_strings, str, "FILE_OR_DIR")
+TEACHER_WEIGHT = 0.5  # the text and the teachers count alike
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class Settings:
         "8 is usual", group="model", metavar="RANK")
     lora_alpha: float | None = option(None, "scale of the adapter: its product is multiplied by alpha / rank",
         group="model", kind=float, above=0, default_is="32", metavar="ALPHA")
+
+    teacher: tuple[str, ...] = option((), "distil this model: learn its probabilities beside the text's next tokens; "
+        "repeatable, for the mean of several models", group="model", kind=PATHS, collect=lambda names, _: tuple(names),
+        metavar="NAME_OR_DIR")
+    teacher_weight: float | None = option(None, "weight of the teachers in the loss; the text has the rest",
+        group="model", kind=float, above=0, most=1, default_is=f"{TEACHER_WEIGHT:g}", metavar="W")
 
     steps: int = _count(2000, "optimizer steps, each of --batch-size x --accumulate sequences", group="training",
         fixed=False)
@@ -147,7 +154,14 @@ class Settings:
             raise ValueError("--lora adapts a pretrained model: add --init")
         if self.lora_alpha is not None and self.lora is None:
             raise ValueError(f"--lora-alpha {self.lora_alpha} scales an adapter: add --lora RANK")
+        self._check_teachers()
         self._check_optimisation()
+
+    def _check_teachers(self) -> None:
+        if self.teacher_weight is not None and not self.teacher:
+            raise ValueError(f"--teacher-weight {self.teacher_weight} weighs a teacher: add --teacher MODEL")
+        if twice := [name for name in self.teacher if self.teacher.count(name) > 1]:
+            raise ValueError(f"--teacher {twice[0]} is given more than once: leave the others out")
 
     def _check_optimisation(self) -> None:
         if self.adamw_lr is not None and self.optimizer == "adamw":
@@ -192,6 +206,7 @@ class Settings:
         decay = self.steps // 5 if self.schedule == "wsd" else None
         return replace(
             self,
+            teacher_weight=self.teacher_weight or (TEACHER_WEIGHT if self.teacher else None),
             optimizer=optimizer,
             lr=lr,
             adamw_lr=beside if self.adamw_lr is None else self.adamw_lr,
@@ -215,7 +230,7 @@ class Settings:
             fraction = f.name == "val" and (_fraction(before), _fraction(after)) != (None, None)
             if (f.metadata.get("fixed", True) or fraction) and before != after:
                 raise ValueError(
-                    f"{flag_of(f.name)} {after}: this run began with {before}, and keeps it to its end; "
+                    f"{flag_of(f.name)} {_text(after)}: this run began with {_text(before)}, and keeps it to its end; "
                     "leave the flag out, or begin another run in another --out"
                 )
         return replace(self, **given)
@@ -232,8 +247,9 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     if "val" in values and _fraction(values["val"]) is None:
         values["val"] = _absolute(values["val"])
     for name in {"tokenizer", "init"} & values.keys():
-        if isinstance(values[name], str) and os.path.isdir(_absolute(values[name])):
-            values[name] = _absolute(values[name])
+        values[name] = _absolute_folder(values[name])
+    if "teacher" in values:
+        values["teacher"] = tuple(map(_absolute_folder, values["teacher"]))
     if "token_cache" in values:
         values["token_cache"] = _absolute(values["token_cache"])
     return values
@@ -242,6 +258,16 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
 def _absolute(name: Any) -> Any:
     """An absolute path; what is no path at all stays as it is, for the check of types."""
     return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) else name
+
+
+def _absolute_folder(name: Any) -> Any:
+    """The absolute path of a folder; a name that is none stays as it is."""
+    return _absolute(name) if isinstance(name, str) and os.path.isdir(_absolute(name)) else name
+
+
+def _text(value: Any) -> Any:
+    """A setting's value as messages show it."""
+    return (", ".join(value) or None) if isinstance(value, tuple) else value
 
 
 def _fraction(val: str) -> float | None:
@@ -261,13 +287,17 @@ def load(out: Path) -> tuple[Settings, dict[str, Any]]:
     try:
         facts = read_object(out / RUN)
         values = field(dict, facts, "settings", RUN)
-        texts = [expect(str, text, RUN, "settings.data") for text in field(list, values, "data", RUN)]
+        # runs of version 0.1 had no other, and did not name it
+        values = {"optimizer": "adamw", "teacher": [], **values}
+        for name in ("data", "teacher"):
+            texts = field(list, values, name, RUN)
+            values[name] = tuple(expect(str, text, RUN, f"settings.{name}") for text in texts)
         for name, kind in FACTS.items():
             field(kind, facts, name, RUN)
         if facts["dtype"] not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(facts['dtype'])}")
+        field(dict, {"teachers": {}, **facts}, "teachers", RUN)
         del facts["settings"]
-        values = {"optimizer": "adamw", **values}  # runs of version 0.1 had no other, and did not name it
-        return Settings(**{**values, "data": tuple(texts)}), facts
+        return Settings(**values), facts
     except (ValueError, TypeError) as error:
         raise ValueError(f"{out / RUN} is damaged ({error}): begin another run in another --out") from None

@@ -72,5 +72,8 @@ class Validation:
 
 
 def sum_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum of every target's negative log-probability, in float32."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+    """The sum of every target's negative log-probability, in float32.
+
+    Shapes: logits (B, T, V), targets (B, T), or (B, T, V) where each is a distribution over tokens  ->  ()
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(0, 1), reduction="sum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from minigpt import GPT2, GPT2Config
 from minigpt.data.token_file import TokenFile
 from minigpt.data.windows import Windows
 from minigpt.training.distributed import Processes
-from minigpt.training.learner import Learner
+from minigpt.training.learner import Learner, next_tokens
 from minigpt.training.settings import Settings
 
 CONFIG = GPT2Config(vocab_size=257, n_positions=16, n_embd=16, n_layer=2, n_head=2)
@@ -32,14 +33,16 @@ def numbers(n: int = 400, vocab_size: int = 257, n_documents: int = 1) -> TokenF
     return TokenFile(Path(), ids, spans, np.zeros(n_documents), "")
 
 
-def learner(model: GPT2 | None = None, **how: Any) -> Learner:
+def learner(
+    model: GPT2 | None = None, targets: Callable[[Tensor], Tensor] = next_tokens, **how: Any
+) -> Learner:
     how = {"lr": 0.01, "warmup": 0, "steps": 10, "batch_size": 8, **how}
     settings = Settings(**how).settled(CONFIG.n_embd)
     model = model or new_model(
         resid_pdrop=settings.dropout, embd_pdrop=settings.dropout, attn_pdrop=settings.dropout
     )
     tokens = numbers()
-    return Learner(model, Windows(tokens, 16, settings.seed), settings, "float32", Processes())
+    return Learner(model, Windows(tokens, 16, settings.seed), settings, "float32", Processes(), targets)
 
 
 def weights(of: Learner) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ RANGES = {
     "n_layer": 0, "n_head": 0, "n_embd": 0, "context": 0, "lora": 0, "lora_alpha": -1e-9, "steps": 0, "batch_size": 0,
     "accumulate": 0, "lr": -1e-9, "adamw_lr": -1e-9, "warmup": -1, "decay": -1, "weight_decay": -0.1, "seed": -1,
     "eval_every": 0, "eval_tokens": 0,
-    "checkpoint_every": 0, "keep_every": 0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
+    "checkpoint_every": 0, "keep_every": 0, "teacher_weight": 0.0, "threads": 0, "dropout": -0.1, "beta2": -0.1,
 }  # fmt: skip
 
 
@@ -47,11 +47,12 @@ def test_a_number_out_of_its_range(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("dropout", 1.0), ("beta2", 1.0), ("threads", 1025), ("seed", 2**63)]
+    ("name", "value"),
+    [("dropout", 1.0), ("beta2", 1.0), ("threads", 1025), ("seed", 2**63), ("teacher_weight", 1.5)],
 )
 def test_a_number_above_its_range(name: str, value: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*(below|to) .*, got {value}"
+        ValueError, match=rf"{name} \({flag_of(name)}\) must be a .*(below|to|most) .*, got {value}"
     ):
         Settings(**{name: value})
 
@@ -145,7 +146,7 @@ def test_a_run_keeps_what_decides_its_result() -> None:
     fixed = {
         "batch_size": 8, "accumulate": 2, "lr": 0.2, "warmup": 4, "seed": 1, "dropout": 0.1, "context": 8, "lora": 2,
         "weight_decay": 0.0, "beta2": 0.9, "dtype": "float32", "init": "bundled", "tokenizer": "bytes", "text_field": "x",
-        "separator": "--",
+        "separator": "--", "teacher_weight": 0.25,
         "eval_tokens": 5, "optimizer": "muon", "adamw_lr": 0.01, "schedule": "wsd", "lora_alpha": 16.0, "val": "0.5",
     }  # fmt: skip
     for name, value in fixed.items():
@@ -154,6 +155,9 @@ def test_a_run_keeps_what_decides_its_result() -> None:
         )
         with pytest.raises(ValueError, match=message):
             run.resumed({name: value})
+    with pytest.raises(ValueError, match="--teacher a, b: this run began with None, and keeps it to its end"):
+        run.resumed({"teacher": ("a", "b")})
+    fixed["teacher"] = ("a", "b")
     free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "keep_every", "logger", "device", "threads",
             "compile", "gradient_checkpointing", "shard", "decay"}  # fmt: skip
     # not with --init
@@ -184,6 +188,16 @@ def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how: dict[str, Any], mess
         Settings(**how)
 
 
+def test_a_weight_belongs_to_a_teacher_and_each_teacher_counts_once() -> None:
+    assert Settings(teacher=("a",)).settled(768).teacher_weight == 0.5
+    assert Settings(teacher=("a",), teacher_weight=1.0).settled(768).teacher_weight == 1
+    assert Settings().settled(768).teacher_weight is None
+    with pytest.raises(ValueError, match=r"--teacher-weight 0\.5 weighs a teacher: add --teacher MODEL"):
+        Settings(teacher_weight=0.5)
+    with pytest.raises(ValueError, match="--teacher a is given more than once: leave the others out"):
+        Settings(teacher=("a", "b", "a"))
+
+
 def test_paths_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
@@ -191,6 +205,7 @@ def test_paths_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pyt
         "data": ("a.txt", "~/b"),
         "val": "c.txt",
         "init": "base",
+        "teacher": ("base", "gpt2"),
         "tokenizer": "bytes",
         "token_cache": "d",
         "steps": 3,
@@ -200,13 +215,16 @@ def test_paths_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pyt
     assert [found[name] for name in ("val", "init", "token_cache")] == [
         str(tmp_path / x) for x in ("c.txt", "base", "d")
     ]
+    assert found["teacher"] == (str(tmp_path / "base"), "gpt2")
     assert (found["tokenizer"], found["steps"]) == ("bytes", 3)
     assert absolute_paths({"val": "0.1", "init": "gpt2"}) == {"val": "0.1", "init": "gpt2"}
     assert absolute_paths({"data": ("~nosuchuser/x",)})["data"] == (str(tmp_path / "~nosuchuser/x"),)
 
 
 def test_settings_are_read_back(tmp_path: Path) -> None:
-    run = Settings(data=("a.txt", "b"), lr=1e-4, warmup=7, dropout=0.1)
+    run = Settings(
+        data=("a.txt", "b"), lr=1e-4, warmup=7, dropout=0.1, teacher=("c", "d"), teacher_weight=0.25
+    )
     facts = {"base": None, "train": "x", "val": "y", "dtype": "float32"}
     run.save(tmp_path, facts)
     assert settings_module.load(tmp_path) == (run, facts)
@@ -227,6 +245,8 @@ def test_settings_are_read_back(tmp_path: Path) -> None:
             r"batch_size \(--batch-size\) must be a whole number of at least 1 and below 2,147,483,648, got 10000",
         ),
         ({"data": ["a", 3]}, "settings.data must be a text, got 3"),
+        ({"teacher": ["a", 3]}, "settings.teacher must be a text, got 3"),
+        ({"teacher": "a"}, "teacher must be a list, got 'a'"),
     ],
 )
 def test_a_setting_of_another_kind_is_named(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
@@ -243,6 +263,10 @@ def test_a_setting_of_another_kind_is_named(tmp_path: Path, wrong: dict[str, Any
     [
         ({}, "lacks the field train, a text"),
         ({"train": 5, "val": "y", "dtype": "float32"}, "train must be a text, got 5"),
+        (
+            {"train": "x", "val": "y", "dtype": "float32", "teachers": []},
+            r"teachers must be an object, got \[\]",
+        ),
         ({"train": "x", "val": "y", "dtype": "x"}, "dtype must be one of float32, bfloat16, got 'x'"),
     ],
 )
