@@ -74,8 +74,8 @@ def train(
     Returns:
         model: the last one, in evaluation mode; an adapter is merged into it.
         tokenizer: what it reads.
-        metrics: a dict for each step: step, loss, lr, grad_norm, tokens, seconds, tokens_per_second, and where
-            there was a validation val_loss, val_perplexity, val_bits_per_byte.
+        metrics: a dict for each step: step, loss (with teachers, the weighted one), lr, grad_norm, tokens, seconds,
+            tokens_per_second, and where there was a validation val_loss, val_perplexity, val_bits_per_byte.
 
     Raises:
         InvalidRequest: a setting or a text is wrong, or there is no such setting: the message names the right one.

@@ -15,6 +15,7 @@ from command import Result, start
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from trainer import (
+    ADAMW,
     RHYTHM,
     SHAPE,
     Folder,
@@ -168,6 +169,18 @@ def test_muon_takes_the_same_steps_in_two_processes(
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[2] == pytest.approx(losses[0], rel=1e-3)
     assert losses[0][-1] < losses[0][0] - 0.1
+
+
+@pytest.mark.parametrize("how", [(), ("--shard",)], ids=["whole", "sharded"])
+def test_two_processes_are_taught_as_one_is(
+    alone: Path, long_text: Path, folder: Folder, how: tuple[str, ...]
+) -> None:
+    one, two = folder("one"), folder("two")
+    given = (*SHAPE, *ADAMW, *RHYTHM, "--seed", 1, "--teacher", alone, "--teacher", alone / "best")
+    well(train(*flags(long_text, one, *given)))
+    result = torchrun(*flags(long_text, two, *given, *how), worker=write_worker(folder("worker.py")))
+    assert result.code == 0, result.err
+    assert_like(two, one)
 
 
 def test_a_message_is_said_once(doubled: tuple[Path, list[str]]) -> None:

@@ -275,18 +275,19 @@ def test_python_takes_one_path_or_several_and_makes_the_same_run(folder: Path) -
     assert math.isfinite(single.metrics[-1]["val_loss"])
 
 
-@pytest.mark.parametrize(
-    "more",
-    [("--compile", "--dtype", "bfloat16", "--optimizer", "muon", "--dropout", 0.1, "--weight-decay", 1), ("--gradient-checkpointing",)],
-    ids=["compiled", "recomputed"],
-)  # fmt: skip
-def test_teachers_go_with_other_ways_to_compute(folder: Path, more: tuple[object, ...]) -> None:
-    name = str(more[0])
-    well(train(*flags(folder, f"one{name}", *taught(folder), *more)))
-    without = [flag for flag in more if flag not in ("--compile", "--gradient-checkpointing")]
-    well(train(*flags(folder, f"other{name}", *taught(folder), *without)))
-    for line, other in zip(metrics(folder / f"one{name}"), metrics(folder / f"other{name}"), strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=0.01)
+def test_teachers_are_compiled_with_their_student(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[GPT2] = []
+    monkeypatch.setattr(GPT2, "compile", lambda model: compiled.append(model))
+    well(train(*flags(folder, "compiled", *taught(folder), "--compile")))
+    assert [model.training for model in compiled] == [False, False, True]
+    well(train(*flags(folder, "compiled-alone", "--compile")))
+    assert len(compiled) == 4
+
+
+def test_layers_computed_twice_are_taught_the_same(folder: Path) -> None:
+    for name, more in (("once", ()), ("twice", ("--gradient-checkpointing",))):
+        well(train(*flags(folder, name, *taught(folder), "--dropout", 0.2, *more)))
+    assert_same_run(folder / "once", folder / "twice")
 
 
 def test_an_adapter_has_teachers_too(folder: Path) -> None:
