@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -126,13 +127,16 @@ def test_a_teacher_is_frozen_draws_nothing_and_is_in_no_checkpoint() -> None:
     torch.manual_seed(1)
     dropping = new_model(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
     before = {name: weight.clone() for name, weight in dropping.state_dict().items()}
+    recorded: list[bool] = []
+    dropping.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     one = learner(dropout=0.2, targets=distillation([dropping]))
     state = torch.get_rng_state()
     assert not one.targets(one.windows.rows(range(2))).requires_grad
     assert torch.equal(torch.get_rng_state(), state)
     one.step(0)
     assert all(torch.equal(weight, before[name]) for name, weight in dropping.state_dict().items())
-    assert all(p.grad is None for p in dropping.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in dropping.parameters())
+    assert recorded == [False, False]
     assert one.state()["model"].keys() == learner().state()["model"].keys()
     assert one.state()["optimiser"].keys() == learner().state()["optimiser"].keys()
 
@@ -209,6 +213,10 @@ def test_a_run_with_teachers_says_so_and_its_model_stands_alone(folder: Path) ->
     assert f"weight 0.25 on the mean probabilities of {names}" in lines
     well(train(*flags(folder, "plain")))
     assert contents(folder / "said").keys() == contents(folder / "plain").keys()
+    flops, alone = (
+        json.loads((folder / name / "run.json").read_text())["flops_per_token"] for name in ("said", "plain")
+    )
+    assert flops == alone + 2 * (alone // 3)  # of the teachers, of the same shape, the forward pass
     first, plain = metrics(folder / "said")[0], metrics(folder / "plain")[0]
     assert first["loss"] != plain["loss"]
     assert first["loss"] == pytest.approx(
@@ -273,6 +281,22 @@ def test_python_takes_one_path_or_several_and_makes_the_same_run(folder: Path) -
     assert_same_run(folder / "command", folder / "python")
     single = train_in_python(**how, out=folder / "single", teacher=folder / "teacher-1", teacher_weight=1)
     assert math.isfinite(single.metrics[-1]["val_loss"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_gives_its_precision_to_its_teachers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def look(teachers: list[GPT2], weight: float, autocast: Any) -> Distillation:
+        with autocast():
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return Distillation(teachers, weight, autocast)
+
+    monkeypatch.setattr("minigpt.training.prepare.Distillation", look)
+    well(train(*flags(folder, f"in-{dtype}", *taught(folder), "--dtype", dtype)))
+    assert seen == [getattr(torch, dtype)]
 
 
 def test_teachers_are_compiled_with_their_student(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
