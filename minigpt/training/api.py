@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,9 +179,10 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _several(paths: Paths) -> tuple[Any, ...]:
+def _several(paths: Any) -> tuple[Any, ...]:
     """A setting of several paths as the command line gives it; a single one may stand by itself."""
-    return tuple(map(_plain, [paths] if isinstance(paths, str | os.PathLike) else paths))
+    several = isinstance(paths, Iterable) and not isinstance(paths, str)
+    return tuple(map(_plain, paths if several else [paths]))
 
 
 def _to_stderr(line: str) -> None:

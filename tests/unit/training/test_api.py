@@ -125,6 +125,9 @@ def test_mistakes(text: Path) -> None:
         train(data=text, out=text.parent / "new", init=text.parent / "none" / "at" / "all")
     for wrong, message in (
         ({"data": [5]}, r"data \(--data\) must be a tuple of strings"),
+        ({"data": 5}, r"data \(--data\) must be a tuple of strings"),
+        ({"teacher": [5]}, r"teacher \(--teacher\) must be a tuple of strings"),
+        ({"teacher": 5}, r"teacher \(--teacher\) must be a tuple of strings"),
         ({"init": 5}, r"init \(--init\) must be a string"),
         ({"steps": "many"}, r"steps \(--steps\) must be a whole number"),
         ({"n_layer": 2.5}, r"n_layer \(--n-layer\) must be a whole number"),
