@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer import flags, learned, metrics, train, well, write_text
 
 from minigpt import GPT2, Tokenizer
+from minigpt.inference.graphed_step import GraphedStep
 from minigpt.interp import record_text
 from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, Strategy, generate
 from minigpt.verify.__main__ import main as verify
@@ -86,6 +87,21 @@ def test_split_and_padded_are_whole(there: GPT2, prompts: list[list[int]]) -> No
     for row, prompt in zip(padded, prompts, strict=True):
         alone = there(torch.tensor([prompt], device=there.device))[0]
         torch.testing.assert_close(row[-len(prompt) :], alone, rtol=0, atol=FLOAT32)
+
+
+@torch.no_grad()
+def test_a_recorded_step_is_the_plain_one(there: GPT2, prompts: list[list[int]]) -> None:
+    """Replayed for two texts, each in the memory that the recording belongs to."""
+    caches = [there.new_cache(24) for _ in range(2)]
+    step = GraphedStep(there, caches[0])
+    for prompt in prompts[:2]:
+        tokens = torch.tensor([prompt], device=there.device)
+        for cache in caches:
+            cache.rewind(0)
+            there.next_logits(tokens, cache)
+        for n in range(6):
+            new = torch.tensor([[n]], device=there.device)
+            torch.testing.assert_close(step(new), there.next_logits(new, caches[1]), rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.parametrize(
