@@ -80,19 +80,31 @@ def wanted(parts: Sequence[str], shapes: Sequence[str], sides: Sequence[str]) ->
 class Measurement:
     """All sides, what was measured of them, and what is missing and why."""
 
-    def __init__(self, keys: Sequence[Key], device: str, tiny: bool, prepare: float, in_all: float) -> None:
-        start = time.monotonic()
-        self.end = start + in_all
+    def __init__(self, keys: Sequence[Key], device: str, tiny: bool) -> None:
+        self.start = time.monotonic()
+        self.end = float("inf")
         self.found: dict[str, Any] = {part: {} for part in (*PARTS, "missing", "ready")}
         make = {"decoding": decoding_side, "training": training_side}
         self._machine = Worker(partial(machine_side, device, tiny))
         self._workers = {key: Worker(partial(make[key[0]], *key[1:], device, tiny)) for key in keys}
-        self._machine.wait_until_ready(start + prepare)
+
+    def prepare(self, until: float, end: float) -> None:
+        """Waits for the sides, then measures the machine.
+
+        Args:
+            until: seconds after the start, from which on no side is waited for.
+            end: seconds after the start, from which on no more is measured.
+
+        Raises:
+            NotMeasured: the machine cannot be.
+        """
+        self._machine.wait_until_ready(self.start + until)
         for key, worker in self._workers.items():
             with self._reported(" ".join(key)):
-                self.found["ready"][" ".join(key)] = worker.wait_until_ready(start + prepare)
+                self.found["ready"][" ".join(key)] = worker.wait_until_ready(self.start + until)
         self.found |= self._machine()
         self.sizes = self.found["sizes"]
+        self.end = self.start + end
 
     def close(self) -> None:
         for worker in (self._machine, *self._workers.values()):
@@ -152,12 +164,15 @@ class Measurement:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All parts; after each, the file has what there is."""
     keys = wanted(args.parts, args.shapes, args.sides)
-    measurement = Measurement(keys, args.device, args.tiny, args.prepare, args.seconds)
+    measurement = Measurement(keys, args.device, args.tiny)
     try:
+        measurement.prepare(args.prepare, args.seconds)
         for part in args.parts:
             getattr(measurement, part)()
             if args.json:
                 args.json.write_text(json.dumps(measurement.found, indent=2) + "\n")
+    except NotMeasured as reason:
+        raise SystemExit(f"{args.device} cannot be measured: {reason}") from None
     finally:
         measurement.close()
     return measurement.found

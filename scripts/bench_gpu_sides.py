@@ -28,7 +28,7 @@ from minigpt.sampler.running import run
 
 Work = Callable[[int, int], float]  # rows and new tokens of each, or steps of training and 0; seconds
 ALIGNED = 16  # slots of a static cache: attention's kernels copy a mask of another length
-CLOSE = 0.03  # what bfloat16 may make of the same computation in another order, of the logits' norm
+CLOSE = 0.1  # of the logits' norm: bfloat16 alone makes 0.03 of it in 48 layers, a mistake makes 1
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Worker:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.join(timeout=5)
 
 
 def _serve(make: Make, pipe: Connection) -> None:

@@ -91,7 +91,7 @@ class GraphedStep:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         """Records the step; passes before it write to the slot that the step will write to."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
