@@ -87,6 +87,9 @@ bench-many: $(VENV)/ready ## many prompts: continuous batching against plain bat
 bench-quantization: $(VENV)/ready ## what weights of 8 and 16 bits lose, on held-out text
 	$(BIN)/python scripts/bench_quantization.py --corpus $(CORPUS) --update docs/benchmarks.md
 
+bench-gpu: $(VENV)/ready ## one GPU: decoding by size and batch, and training, against transformers (80 seconds)
+	$(BIN)/python scripts/bench_gpu.py --update docs/benchmarks.md
+
 bench-train: $(VENV)/ready ## training: speed against transformers, and the losses of known recipes (20 minutes)
 	$(BIN)/python scripts/bench_train.py --corpus $(CORPUS) --update docs/training.md
 
@@ -105,4 +108,4 @@ size-study: $(VENV)/ready ## which size it should have, measured
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-gpu test-hub bench bench-docs bench-many bench-quantization bench-train bench-drafts methods readme docs train size-study clean
+.PHONY: help setup demo check lint types unit test test-browser test-all fuzz faults parity parity-full test-gpu test-hub bench bench-docs bench-many bench-quantization bench-gpu bench-train bench-drafts methods readme docs train size-study clean

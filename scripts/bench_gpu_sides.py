@@ -163,7 +163,9 @@ def graph_side(shape: str, sizes: Sizes, compiled: bool = False) -> Work:
 @torch.inference_mode()
 def step_logits(model: Any, plain: GPT2, sizes: Sizes) -> Tensor:
     """Logits after a prompt and one step."""
-    cache = model.new_cache(sizes.prompt + 2, 1)
+    cache = model.new_cache(
+        sizes.prompt + sizes.new - 1
+    )  # as `generate` asks for: what is compiled is used again
     plain.next_logits(torch.tensor(prompts(1, sizes.prompt), device=sizes.device), cache)
     logits: Tensor = model.next_logits(torch.tensor([[3]], device=sizes.device), cache)
     return logits.float()

@@ -19,7 +19,13 @@ from torch import Tensor
 import minigpt
 from minigpt.sampler import BeamSample, PromptLookup, Sample, Speculative, Strategy, generate
 from minigpt.sampler.api import prepare, run
-from minigpt.sampler.engine.random_stream import RandomStream, sample, sample_distinct, uniform
+from minigpt.sampler.engine.random_stream import (
+    RandomStream,
+    first_to_arrive_there,
+    sample,
+    sample_distinct,
+    uniform,
+)
 from minigpt.sampler.events import Finished
 from minigpt.sampler.processors import XTC
 
@@ -292,3 +298,18 @@ def test_sampled_text_is_that_of_sample_at_any_number_of_draft_tokens(count: int
         assert [text.tokens for (text,) in generate(model, prompts, strategy, **limits)] == expected
         alone = [generate(model, [prompt], strategy, **limits)[0][0].tokens for prompt in prompts]
         assert alone == expected
+
+
+def test_what_a_gpu_computes_is_what_the_cpu_computes() -> None:
+    """The GPU's own arithmetic, on a CPU: the same numbers of every key and token, whatever is ruled out."""
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(300, 700)
+    logits[torch.rand(logits.shape) < torch.linspace(0, 0.999, 300)[:, None]] = NONE
+    logits[:, 13] = logits[:, 13].clamp_min(-9)  # one at least is possible
+    some = keys(300)
+    some[:2] = [0, MASK]
+    assert torch.equal(first_to_arrive_there(logits, some), sample(logits, some))
+    flat = torch.zeros(300, 700)  # then the random numbers alone decide
+    assert torch.equal(first_to_arrive_there(flat, some), sample(flat, some))
+    nothing = torch.tensor([[NONE, NONE], [math.nan, math.nan]])
+    assert set(first_to_arrive_there(nothing, [1, 2]).tolist()) <= {0, 1}
