@@ -13,7 +13,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
+# Processes are forked from one that has imported torch but has not touched the GPU, or all would import it at once.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "minigpt.model", "minigpt.sampler"])
 COMPILERS = "8"  # processes that compile, for each side: as many sides compile side by side
 LONGEST = 20  # seconds for one task
 

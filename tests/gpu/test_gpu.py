@@ -18,6 +18,7 @@ from minigpt import GPT2, Tokenizer
 from minigpt.inference.graphed_step import GraphedStep
 from minigpt.interp import record_text
 from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, Strategy, generate
+from minigpt.sampler.engine.random_stream import RandomStream, sample
 from minigpt.verify.__main__ import main as verify
 
 WHERE = os.environ.get("MINIGPT_GPU", "cuda")
@@ -117,6 +118,12 @@ def test_texts_are_those_of_the_cpu(
     for (ours,), (theirs,) in zip(found, expected, strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=FLOAT32)
+
+
+def test_random_numbers_are_those_of_the_cpu(there: GPT2) -> None:
+    logits = 4 * torch.randn(300, 700, generator=torch.Generator().manual_seed(0))
+    keys = [RandomStream(0, [1]).key(position) for position in range(300)]
+    assert torch.equal(sample(logits.to(there.device), keys).cpu(), sample(logits, keys))
 
 
 def test_gradients_are_those_of_the_cpu(on_cpu: GPT2, there: GPT2, prompts: list[list[int]]) -> None:
