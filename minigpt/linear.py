@@ -38,6 +38,8 @@ class Linear(nn.Module):
 class SmallMatrix(Protocol):
     """A weight in fewer bits, in whatever form its kernel reads; see `minigpt.quantization`."""
 
+    shape: torch.Size  # of the weight: (out, in)
+
     @property
     def weight(self) -> Tensor:
         """The plain tensor that a file keeps: (out, in)."""

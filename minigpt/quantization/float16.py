@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Small, SmallHead, SmallLinear, call_packed
+from minigpt.quantization.small import Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 MOST = torch.finfo(torch.float16).max
 
@@ -22,7 +22,7 @@ class PlainMatrix:
     """A float16 weight, made float32 for each product: what `PackedMatrix` must equal. Runs anywhere."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight  # float16 (out, in)
+        self.weight, self.shape = weight, weight.shape  # float16 (out, in)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Shapes: (rows, in)  ->  (rows, out)."""
@@ -33,6 +33,7 @@ class PackedMatrix:
     """The same in the order that fbgemm's kernel reads and makes float32 on the way; it holds the only copy."""
 
     def __init__(self, weight: Tensor) -> None:
+        self.shape = weight.shape
         engine = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
         try:
@@ -97,7 +98,7 @@ class Float16Head(_Float16, SmallHead):
     """The head of an untied model with a float16 weight."""
 
 
-class Float16Embedding(_Float16):
+class Float16Embedding(_Float16, SmallEmbedding):
     """A table of float16 embeddings: to look up as it is, and packed for a tied head."""
 
     def take(self, weight: Tensor) -> None:
@@ -107,9 +108,6 @@ class Float16Embedding(_Float16):
     def forward(self, tokens: Tensor) -> Tensor:
         """Shapes: (B, T)  ->  (B, T, D)."""
         return self.weight[tokens].float()
-
-    def extra_repr(self) -> str:
-        return ", ".join(map(str, self.weight.shape))
 
 
 class Float16:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Small, SmallHead, SmallLinear, call_packed
+from minigpt.quantization.small import Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
 
@@ -39,7 +39,7 @@ class PlainMatrix:
     """A weight of 8 bits, multiplied exactly on any processor: what `PackedMatrix` must equal."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        self.weight, self.scale = weight, scale  # int8 (out, in), float32 (out,)
+        self.weight, self.shape, self.scale = weight, weight.shape, scale  # int8 (out, in), float32 (out,)
 
     def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
         """The product of rows that are rounded to whole steps, at most 127 of them.
@@ -83,7 +83,7 @@ class PackedMatrix:
     """The same in the order that fbgemm's kernel reads, several times as fast; it holds the only copy."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        self.scale = scale
+        self.shape, self.scale = weight.shape, scale
         self._packed = _pack(weight, scale)
         give_back_freed_memory()
 
@@ -214,7 +214,7 @@ class Int8Head(_Int8Fine, SmallHead):
     """The head of an untied model with a weight of 8 bits."""
 
 
-class Int8Embedding(_Int8Fine):
+class Int8Embedding(_Int8Fine, SmallEmbedding):
     """A table of 8-bit embeddings: to look up as it is, and packed for a tied head."""
 
     def take(self, weight: Tensor) -> None:
@@ -225,9 +225,6 @@ class Int8Embedding(_Int8Fine):
         """Shapes: (B, T)  ->  (B, T, D)."""
         scale = self.weight_scale[tokens][..., None]
         return self.weight[tokens] * scale * self.input_scale
-
-    def extra_repr(self) -> str:
-        return ", ".join(map(str, self.weight.shape))
 
 
 class Int8:

@@ -50,7 +50,7 @@ class Small(nn.Module):
         return self.affine(x.reshape(-1, x.size(-1)), bias).view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
-        n_out, n_in = self.matrix.weight.shape
+        n_out, n_in = self.matrix.shape
         return f"in={n_in}, out={n_out}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -96,6 +96,13 @@ class SmallHead(Small):
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
         """Shapes: (..., D)  ->  (..., V)."""
         return self.multiply(x)
+
+
+class SmallEmbedding(Small):
+    """Embeddings by a small matrix, which may be that of a tied head, too."""
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.matrix.shape))
 
 
 class SmallTiedHead(nn.Module):

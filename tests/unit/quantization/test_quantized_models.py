@@ -257,3 +257,13 @@ def test_a_quantized_model_shows_its_shapes_and_all_its_parameters(kind: str) ->
     assert f"{n:,} parameters, {kind} weights, context length {CONFIG.n_positions}" in shown
     assert re.search(r"\(qkv\): \w+Linear\(in=32, out=96\)", shown)
     assert re.search(r"\(token_embedding\): \w+Embedding\(61, 32\)", shown)
+
+
+@KINDS
+def test_showing_a_model_unpacks_no_weight(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(matrix: object) -> Tensor:
+        raise AssertionError(f"{matrix} was unpacked")
+
+    model = tiny().quantize(kind)
+    monkeypatch.setattr(type(model.token_embedding.matrix), "weight", property(refuse), raising=False)
+    assert "Embedding(61, 32)" in repr(model)
