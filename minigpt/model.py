@@ -138,7 +138,8 @@ class GPT2(nn.Module):
 
         Raises:
             ValueError: the tokens do not fit the model's context length or vocabulary, or `pad` does not
-                fit the tokens.
+                fit the tokens. Ids are checked on a CPU only: on a GPU each pass would have to wait for them,
+                and torch itself fails ("device-side assert"). `generate` checks its prompts everywhere.
         """
         _check_tensor("tokens", tokens)
         if pad is not None:
