@@ -105,7 +105,8 @@ def _open(
         state = f"is a directory without {CONFIG}"
     else:
         state = "is a file, not a directory" if path.exists() else "does not exist"
-        is_near = "/" not in name and get_close_matches(name.lower(), [BUNDLED], cutoff=0.75)
+        bare = name.rstrip("/")
+        is_near = "/" not in bare and get_close_matches(bare.lower(), [BUNDLED], cutoff=0.75)
         if is_near:  # not a name to ask the hub for
             raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
     _check_variables()

@@ -73,7 +73,7 @@ def test_bundled_is_its_name_wherever_a_model_is_named(
     assert hub.model_files("./bundled") == Path("bundled")
 
 
-@pytest.mark.parametrize("name", ["bundeld", "bundle", "Bundled", "bunlded"])
+@pytest.mark.parametrize("name", ["bundeld", "bundle", "Bundled", "bunlded", "bundled/"])
 def test_nobody_on_the_hub_is_asked_for_what_was_meant_to_be_bundled(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
