@@ -15,7 +15,7 @@ from minigpt.cli.parser import meant_flag
 from minigpt.errors import InvalidRequest
 from minigpt.options import flag_of
 from minigpt.training import settings as run_settings
-from minigpt.training.settings import RUN, Settings, absolute_paths
+from minigpt.training.settings import RUN, Settings, fraction_in
 
 
 @dataclass(frozen=True)
@@ -119,3 +119,32 @@ def _holds_run(out: Path, resume: bool) -> bool:
     except ValueError as error:
         raise ValueError(f"--out {error}") from None
     return False
+
+
+def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Some settings with every path made absolute, so that the run can be resumed from any folder.
+
+    Names of models that are no folders, such as those on the hub, stay as they are.
+    """
+    values = dict(given)
+    if "data" in values:
+        values["data"] = tuple(map(_absolute, values["data"]))
+    if "val" in values and fraction_in(values["val"]) is None:
+        values["val"] = _absolute(values["val"])
+    for name in {"tokenizer", "init"} & values.keys():
+        values[name] = _absolute_folder(values[name])
+    if "teacher" in values:
+        values["teacher"] = tuple(map(_absolute_folder, values["teacher"]))
+    if "token_cache" in values:
+        values["token_cache"] = _absolute(values["token_cache"])
+    return values
+
+
+def _absolute(name: Any) -> Any:
+    """An absolute path; what is no path at all stays as it is, for the check of types."""
+    return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) else name
+
+
+def _absolute_folder(name: Any) -> Any:
+    """The absolute path of a folder; a name that is none stays as it is."""
+    return _absolute(name) if isinstance(name, str) and os.path.isdir(_absolute(name)) else name

@@ -172,7 +172,7 @@ class Settings:
     @property
     def val_fraction(self) -> float | None:
         """The fraction to hold out, if it is not a file's name."""
-        return _fraction(self.val)
+        return fraction_in(self.val)
 
     @property
     def data_paths(self) -> list[Path]:
@@ -227,7 +227,7 @@ class Settings:
         for f in fields(self):
             before, after = getattr(self, f.name), given.get(f.name, getattr(self, f.name))
             # Which fraction of the text is held out decides what is learned; a file may have moved.
-            fraction = f.name == "val" and (_fraction(before), _fraction(after)) != (None, None)
+            fraction = f.name == "val" and (fraction_in(before), fraction_in(after)) != (None, None)
             if (f.metadata.get("fixed", True) or fraction) and before != after:
                 raise ValueError(
                     f"{flag_of(f.name)} {_text(after)}: this run began with {_text(before)}, and keeps it to its end; "
@@ -236,41 +236,12 @@ class Settings:
         return replace(self, **given)
 
 
-def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Some settings with every path made absolute, so that the run can be resumed from any folder.
-
-    Names of models that are no folders, such as those on the hub, stay as they are.
-    """
-    values = dict(given)
-    if "data" in values:
-        values["data"] = tuple(map(_absolute, values["data"]))
-    if "val" in values and _fraction(values["val"]) is None:
-        values["val"] = _absolute(values["val"])
-    for name in {"tokenizer", "init"} & values.keys():
-        values[name] = _absolute_folder(values[name])
-    if "teacher" in values:
-        values["teacher"] = tuple(map(_absolute_folder, values["teacher"]))
-    if "token_cache" in values:
-        values["token_cache"] = _absolute(values["token_cache"])
-    return values
-
-
-def _absolute(name: Any) -> Any:
-    """An absolute path; what is no path at all stays as it is, for the check of types."""
-    return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) else name
-
-
-def _absolute_folder(name: Any) -> Any:
-    """The absolute path of a folder; a name that is none stays as it is."""
-    return _absolute(name) if isinstance(name, str) and os.path.isdir(_absolute(name)) else name
-
-
 def _text(value: Any) -> Any:
     """A setting's value as messages show it."""
     return (", ".join(value) or None) if isinstance(value, tuple) else value
 
 
-def _fraction(val: str) -> float | None:
+def fraction_in(val: str) -> float | None:
     """The fraction to hold out, if `val` is not a file's name."""
     try:
         return float(val)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from minigpt.options import KINDS, flag_of, options_of
 from minigpt.training import hardware as machine
 from minigpt.training import settings as settings_module
 from minigpt.training.lora import attach
-from minigpt.training.settings import Settings, absolute_paths
+from minigpt.training.settings import Settings
 
 CPU = torch.device("cpu")
 
@@ -196,29 +195,6 @@ def test_a_weight_belongs_to_a_teacher_and_each_teacher_counts_once() -> None:
         Settings(teacher_weight=0.5)
     with pytest.raises(ValueError, match="--teacher a is given more than once: leave the others out"):
         Settings(teacher=("a", "b", "a"))
-
-
-def test_paths_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    given = {
-        "data": ("a.txt", "~/b"),
-        "val": "c.txt",
-        "init": "base",
-        "teacher": ("base", "gpt2"),
-        "tokenizer": "bytes",
-        "token_cache": "d",
-        "steps": 3,
-    }
-    found = absolute_paths(given)
-    assert found["data"] == (str(tmp_path / "a.txt"), os.path.expanduser("~/b"))
-    assert [found[name] for name in ("val", "init", "token_cache")] == [
-        str(tmp_path / x) for x in ("c.txt", "base", "d")
-    ]
-    assert found["teacher"] == (str(tmp_path / "base"), "gpt2")
-    assert (found["tokenizer"], found["steps"]) == ("bytes", 3)
-    assert absolute_paths({"val": "0.1", "init": "gpt2"}) == {"val": "0.1", "init": "gpt2"}
-    assert absolute_paths({"data": ("~nosuchuser/x",)})["data"] == (str(tmp_path / "~nosuchuser/x"),)
 
 
 def test_settings_are_read_back(tmp_path: Path) -> None:
