@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -169,9 +170,19 @@ def _run(run: TrainingRun, request: RunRequest, log: Log) -> bool:
     best = "" if p.best is None or p.best == math.inf else f", lowest validation loss {p.best:.4f}"
     log(
         f"{'done' if finished else 'stopped'} at step {p.step}{best}; {request.out} holds the model"
-        + ("" if finished else ", --resume continues")
+        + ("" if finished else f", `{_resuming(request.out, run.processes.world_size)}` continues")
     )
     return finished
+
+
+def _resuming(out: Path, world_size: int) -> str:
+    """The command that resumes a run; torchrun's own flags are those that it was started with.
+
+    >>> _resuming(Path("my tales"), world_size=1)
+    "minigpt train --resume --out 'my tales'"
+    """
+    start = "minigpt train" if world_size == 1 else "torchrun ... -m minigpt.train"
+    return f"{start} --resume --out {shlex.quote(str(out))}"
 
 
 def _plain(value: Any) -> Any:

@@ -162,7 +162,7 @@ def test_told_to_stop_it_finishes_the_step(
         result = train(*flags(text, out, *RUN))
     assert result.code == 130
     assert said(result)[-1].startswith(f"stopped at step {step}")
-    assert said(result)[-1].endswith(f"{out} holds the model, --resume continues")
+    assert said(result)[-1].endswith(f"{out} holds the model, `minigpt train --resume --out {out}` continues")
     assert [line["step"] for line in metrics(out)] == list(range(1, step + 1))
     assert checkpoints(out)[-1] == f"step-{step:08}"
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -91,7 +91,7 @@ def test_a_stopped_run_keeps_a_checkpoint_and_can_be_resumed(text: Path, how: st
     stopped = tiny(text, callback=stop, log=lines.append)
     assert [line["step"] for line in stopped.metrics] == [1, 2, 3]
     assert checkpoints(text.parent / "run") == ["step-00000003"]
-    assert lines[-1].endswith("--resume continues")
+    assert lines[-1].endswith(f"`minigpt train --resume --out {text.parent / 'run'}` continues")
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = train(out=text.parent / "run", resume=True, log=lines.append)
     assert any(line.startswith("resuming at step 3 of 6, from ") for line in lines)
