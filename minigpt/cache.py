@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.config import GPT2Config
+from minigpt.json_files import counted
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension
 
@@ -87,7 +88,7 @@ class KVCache:
             ValueError: the cache holds fewer tokens than that.
         """
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} tokens")
+            raise ValueError(f"cannot rewind to {length}: the cache holds {counted(self.length, 'tokens')}")
         self.length = length
         self._alike = self._alike.clip(max=length)
 
@@ -131,7 +132,7 @@ class KVCache:
         for row, (start, new_start) in enumerate(zip(old, pad, strict=True)):
             kept, held = length - new_start, self.length - start
             if kept > held:
-                raise ValueError(f"cannot keep {kept} tokens of row {row}: it holds {held}")
+                raise ValueError(f"cannot keep {counted(kept, 'tokens')} of row {row}: it holds {held}")
         self.rewind(length)
         for row, (start, new_start) in enumerate(zip(old, pad, strict=True)):
             n = length - new_start
@@ -291,7 +292,7 @@ def check_pad(pad: Tensor, rows: int, n_slots: int) -> None:
     counts = not (pad.is_floating_point() or pad.is_complex() or pad.dtype == torch.bool)
     if pad.dim() != 1 or len(pad) != rows or not counts:
         raise ValueError(
-            f"pad must be one whole number for each of the {rows} rows, got shape {tuple(pad.shape)},"
+            f"pad must be {counted(rows, 'whole numbers')}, one for each row, got shape {tuple(pad.shape)},"
             f" {str(pad.dtype).removeprefix('torch.')}"
         )
     if not 0 <= int(pad.min()) <= int(pad.max()) < n_slots:

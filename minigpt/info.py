@@ -20,6 +20,7 @@ from minigpt.cli.table import left_table
 from minigpt.cli.terminal import write_out
 from minigpt.config import GPT2Config, stored_quantization
 from minigpt.hub import BUNDLED, model_files, sha256, tokenizer_files
+from minigpt.json_files import counted
 
 EXITS = (DONE, FAILED, BAD_FLAGS, NO_MODEL, INTERRUPTED)
 ABOUT = """Show what a model is: parameters, context length, vocabulary, memory by dtype, and the hashes of its files.
@@ -145,7 +146,8 @@ def rows(facts: dict[str, Any]) -> Iterator[list[str]]:
     yield ["parameters", f"{facts['parameters']:,}"]
     yield ["context length", f"{facts['context_length']:,} tokens"]
     yield ["vocabulary", f"{facts['vocabulary']:,} tokens"]
-    yield ["layers", f"{facts['layers']}, {facts['heads']} heads, hidden size {facts['hidden_size']}"]
+    heads = counted(facts["heads"], "heads")
+    yield ["layers", f"{facts['layers']}, {heads}, hidden size {facts['hidden_size']}"]
     yield ["embeddings", "tied" if facts["tied_embeddings"] else "untied"]
     yield ["stored as", ", ".join(facts["stored_dtypes"]) or "no weights"]
     yield ["weights in memory", _sizes(facts["weights_bytes"])]
@@ -164,7 +166,7 @@ def _megabytes(size: int) -> str:
     >>> _megabytes(497_759_232), _megabytes(712)
     ('497.8 MB', '712 bytes')
     """
-    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size} bytes"
+    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else counted(size, "bytes")
 
 
 if __name__ == "__main__":

@@ -120,5 +120,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 62 else f"{text[:59]}..."
 
 
+def counted(n: int, things: str) -> str:
+    """A number of things as messages show it; `things` is a plural that ends in an s of its own.
+
+    >>> counted(1, "layers"), counted(12, "heads"), counted(50_257, "tokens")
+    ('1 layer', '12 heads', '50,257 tokens')
+    """
+    return f"{n:,} {things.removesuffix('s') if n == 1 else things}"
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")

@@ -21,7 +21,7 @@ from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
 from minigpt.inference import decode_step
-from minigpt.json_files import shown
+from minigpt.json_files import counted, shown
 from minigpt.kernels import product
 from minigpt.linear import Linear
 
@@ -331,7 +331,9 @@ class GPT2(nn.Module):
             for name, tensor in self.state_dict().items()
             if not name.startswith("blocks.") or name.startswith("blocks.0.")
         )
-        about = f"GPT2: {self.extra_repr()}, {self.config.n_layer} layers × {self.config.n_head} heads"
+        c = self.config
+        shape = f"{counted(c.n_layer, 'layers')} × {counted(c.n_head, 'heads')}"
+        about = f"GPT2: {self.extra_repr()}, {shape}"
         return f"<table><caption>{about}</caption><tr><th>weight</th><th>shape</th></tr>{rows}</table>"
 
     def _initialise(self) -> None:
@@ -381,7 +383,9 @@ def _check_fit(tokens: Tensor, cache: KVCache | NoCache, config: GPT2Config) -> 
         raise ValueError(f"tokens must be int64 or int32 ids, got {str(tokens.dtype).removeprefix('torch.')}")
     rows = tokens.size(0) if cache.rows is None else cache.rows
     if tokens.size(0) != rows:  # torch would stretch one row over all
-        raise ValueError(f"there are {tokens.size(0)} rows of tokens, but {rows} in the cache or its padding")
+        raise ValueError(
+            f"the tokens have {counted(tokens.size(0), 'rows')}, but the cache or its padding has {rows}"
+        )
     length = cache.length + tokens.size(1) - cache.least_pad
     if length > config.n_positions:
         raise ValueError(f"{length} tokens do not fit the context length of {config.n_positions}")

@@ -16,6 +16,7 @@ from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
 from minigpt.cli.outputs import check_folder
 from minigpt.cli.parser import Parser
 from minigpt.data.documents import documents, fingerprint
+from minigpt.json_files import counted
 from minigpt.tokenizer import Tokenizer
 from minigpt.tokenizer.files import END_OF_TEXT
 
@@ -197,8 +198,8 @@ def note_result(args: argparse.Namespace, n_tokens: int, bytes_per_token: float)
     if n_tokens < args.vocab_size:
         cli.note(
             "train_tokenizer",
-            f"only {n_tokens} tokens, not {args.vocab_size}: no further pair occurs {args.min_frequency}"
-            " times; give more text, or lower --min-frequency or --vocab-size",
+            f"only {n_tokens} tokens, not {args.vocab_size}: no further pair occurs"
+            f" {counted(args.min_frequency, 'times')}; give more text, or lower --min-frequency or --vocab-size",
         )
     cli.note(
         "train_tokenizer",

@@ -37,6 +37,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import GPT2, hub
 from minigpt.cli.machine import cpu_name
+from minigpt.json_files import counted
 
 REFERENCE = "transformers float32"
 OURS = ("minigpt float32", "minigpt float16", "minigpt int8")
@@ -185,7 +186,7 @@ def bandwidth() -> float:
 def machine() -> str:
     """What the figures were measured on, and when."""
     return (
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores ({cpu_name()}, {bandwidth() / 1e9:.0f} GB/s); "
+        f"{counted(torch.get_num_threads(), 'threads')} of {counted(os.cpu_count() or 1, 'cores')} ({cpu_name()}, {bandwidth() / 1e9:.0f} GB/s); "
         f"{bench_sides.versions()}, Python {platform.python_version()}; {date.today().isoformat()}"
     )
 
@@ -249,7 +250,7 @@ def main() -> None:
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
     text = (
         "\n".join(speed_table(measured))
-        + f"\n\n{memory}\n\n{what}; medians of {args.rounds} rounds, of the first token and the bundled model {4 * args.rounds}; {machine()}, by `make bench`.\n"
+        + f"\n\n{memory}\n\n{what}; medians of {counted(args.rounds, 'rounds')}, of the first token and the bundled model {4 * args.rounds}; {machine()}, by `make bench`.\n"
     )
     print(text)
     if MANY in args.workloads:  # a part of the page of its own, which `make bench-many` writes

@@ -25,6 +25,7 @@ from pages import put
 import minigpt
 from minigpt import GPT2, GPT2Config
 from minigpt.cli.machine import cpu_name
+from minigpt.json_files import counted
 from minigpt.sampler import Greedy
 from minigpt.sampler.batches import decode_many, in_batches
 from minigpt.sampler.events import Failed, Finished, Request
@@ -112,10 +113,10 @@ def main() -> None:
     for line in many_table(args.prompts, args.rounds, args.quarter):
         lines.append(line)
         print(line, flush=True)
-    threads = "1 thread, seconds of the processor" if args.threads == 1 else f"{args.threads} threads"
+    threads = "1 thread, seconds of the processor" if args.threads == 1 else counted(args.threads, "threads")
     lines += [
         "",
-        f"{threads}; {args.rounds} rounds; {cpu_name()}, torch {torch.__version__}; {date.today()},",
+        f"{threads}; {counted(args.rounds, 'rounds')}; {cpu_name()}, torch {torch.__version__}; {date.today()},",
     ]
     lines += ["by `make bench-many`."]
     print("\n".join(lines[-3:]))

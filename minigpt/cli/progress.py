@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minigpt.cli.machine import peak_memory
+from minigpt.json_files import counted
 from minigpt.lazy import hub_tqdm
 
 QUICK = 1.0  # seconds; work that takes less shows no progress bar
@@ -61,5 +62,5 @@ class Progress:
 
     def summary(self) -> str:
         """What was done, once it is done: tokens, speed, memory."""
-        speed = f"{self._n_tokens:,} tokens at {self._n_tokens / self._seconds:,.0f} tok/s"
+        speed = f"{counted(self._n_tokens, 'tokens')} at {self._n_tokens / self._seconds:,.0f} tok/s"
         return f"{speed}, peak memory {peak_memory() / 1e6:.0f} MB"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli.machine import cpu_name, versions
 from minigpt.cli.table import number, table
 from minigpt.evaluation.diversity import Figures
+from minigpt.json_files import counted
 from minigpt.lazy import torch
 
 if TYPE_CHECKING:
@@ -151,10 +152,11 @@ class Report:
             f"perplexity: under the generating model, given the prompt{JUDGED if given['judge'] else ''}.",
             *LEGEND,
             *self._notes_on_mauve(),
-            f"{len(self.prompts)} prompts of {given['prompts'] or given['held_out']}, at most {given['max_new_tokens']} new"
-            f" tokens, seed {given['seed']}, batches of {given['batch_size']}; model {given['model']}"
+            f"{counted(len(self.prompts), 'prompts')} of {given['prompts'] or given['held_out']}, at most"
+            f" {counted(given['max_new_tokens'], 'new tokens')}, seed {given['seed']}, batches of"
+            f" {given['batch_size']}; model {given['model']}"
             + (f", judge {given['judge']}." if given["judge"] else "."),
-            f"{machine['name']}, {machine['threads']} of {machine['cores']} cores, {machine['dtype']};"
+            f"{machine['name']}, {machine['threads']} of {counted(machine['cores'], 'cores')}, {machine['dtype']};"
             f" minigpt {versions['minigpt']}, torch {versions['torch']}, Python {versions['python']};"
             f" {self.facts['date']}.",
         ]
@@ -162,8 +164,8 @@ class Report:
     def _notes_on_mauve(self) -> Iterator[str]:
         if any("mauve" in row.figures for row in self.rows):
             yield (
-                f"MAUVE: {len(self.prompts)} texts a side, features from the generating model's last hidden state"
-                " (the paper: gpt2-large); unreliable below a few hundred texts."
+                f"MAUVE: {counted(len(self.prompts), 'texts')} a side, features from the generating model's last hidden"
+                " state (the paper: gpt2-large); unreliable below a few hundred texts."
             )
         elif find_spec("mauve") is None:
             yield "MAUVE: left out, its package is missing: pip install 'minigpt[compare]'."

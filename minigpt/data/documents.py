@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minigpt.data.text import is_jsonl, read_lines
-from minigpt.json_files import parse
+from minigpt.json_files import counted, parse
 from minigpt.tokenizer.files import END_OF_TEXT
 
 SUFFIXES = (".txt", ".jsonl")
@@ -62,7 +62,7 @@ def documents(paths: Sequence[Path], text_field: str = "text", separator: str | 
             raise ValueError(f"{file} holds no text: leave it out, or put text into it")
     if inside:
         warnings.warn(
-            f"{END_OF_TEXT} occurs {inside:,} times inside documents, where it is plain text: to separate "
+            f"{END_OF_TEXT} occurs {counted(inside, 'times')} inside documents, where it is plain text: to separate "
             f"documents, give it a line of its own, or use --separator '{END_OF_TEXT}'",
             stacklevel=2,
         )

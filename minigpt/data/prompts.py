@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.data.text import is_jsonl, read_text
-from minigpt.json_files import parse
+from minigpt.json_files import counted, parse
 
 Given = tuple[str, str | None]  # a prompt, and how a human went on if that is known
 
@@ -75,8 +75,8 @@ def passages(
     places = [(text, start) for text in texts for start in range(0, len(text) - size + 1, size)]
     if len(places) < n_prompts:
         raise ValueError(
-            f"there are {len(places)} passages of {size} tokens (--prompt-tokens {prompt_tokens}, --max-new-tokens"
-            f" {max_new_tokens}), but --n-prompts is {n_prompts}: name a longer text, or lower one of these"
+            f"the text has {counted(len(places), 'passages')} of {size} tokens (--prompt-tokens {prompt_tokens},"
+            f" --max-new-tokens {max_new_tokens}), but --n-prompts is {n_prompts}: name a longer text, or lower one of these"
         )
     cuts = [
         (text, start, start + prompt_tokens) for text, start in random.Random(seed).sample(places, n_prompts)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.token_file import TokenFile
+from minigpt.json_files import counted
 
 
 class CircularTokens:
@@ -65,8 +66,8 @@ class Windows:
         self._epoch = -1
         if self.n_tokens < length + 1:
             raise ValueError(
-                f"the training text has {self.n_tokens:,} tokens, less than a context of {length:,} and the "
-                "token after it: give more text, or a smaller --context"
+                f"the training text has {counted(self.n_tokens, 'tokens')}, less than a context of {length:,} "
+                "and the token after it: give more text, or a smaller --context"
             )
 
     def rows(self, numbers: range) -> Tensor:

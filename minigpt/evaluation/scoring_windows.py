@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from minigpt.json_files import counted
+
 BATCH_SIZE = 4  # windows; more are no faster on a CPU
 
 
@@ -49,7 +51,8 @@ def scoring_windows(
         )
     if not 1 <= context < len(tokens):
         raise ValueError(
-            f"{len(tokens)} tokens, of which {context} are given: at least one must be, and one be left to predict"
+            f"{counted(len(tokens), 'tokens')}, of which {context} given: at least one must be, and one be left"
+            " to predict"
         )
     return _windows(tokens, size, stride, context)
 

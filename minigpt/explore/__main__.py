@@ -13,6 +13,7 @@ from minigpt.cli import DONE
 from minigpt.cli.outputs import attempt, real
 from minigpt.explore.flags import parser
 from minigpt.explore.settings import ExploreSettings, command_line
+from minigpt.json_files import counted
 
 if TYPE_CHECKING:
     from minigpt.interp.page import Page
@@ -67,7 +68,7 @@ def remarks(page: Page, file: str) -> Iterator[str]:
     for run in runs:
         if dropped := run["dropped"]:
             yield f"left out the {dropped} oldest of {dropped + run['prompt_length']} prompt tokens"
-    sizes = " and ".join(f"{len(run['tokens'])} tokens" for run in runs)
+    sizes = " and ".join(counted(len(run["tokens"]), "tokens") for run in runs)
     seeded = "" if seed is None else f", seed {seed}"
     yield f"{file}: {sizes}, {len(page.html) / 1e6:.1f} MB{seeded}"
 

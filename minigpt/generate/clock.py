@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigpt.cli.machine import peak_memory
+from minigpt.json_files import counted
 
 if TYPE_CHECKING:
     from minigpt.sampler.events import Request
@@ -53,6 +54,7 @@ class Clock:
 
     def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:
         timing = self.timing(requests, lengths)
+        read = sum(len(request.prompt) for request in requests)
 
         def rate(name: str) -> str:
             value = timing[name]
@@ -61,7 +63,7 @@ class Clock:
             return f" at {value:,.0f} tok/s" if value >= 10 else f" at {value:.1f} tok/s"
 
         parts = [
-            f"prompt {timing['prompt_tokens']} tokens{rate('prompt_tokens_per_s')}",
+            f"prompt {counted(read, 'tokens')}{rate('prompt_tokens_per_s')}",
             f"generated {sum(lengths)}{rate('generated_tokens_per_s')}",
             f"first token after {timing['first_token_s'] or timing['total_s']:.2f} s",
             f"peak memory {(timing['peak_memory_bytes'] or 0) / 1e6:.0f} MB",

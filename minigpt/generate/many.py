@@ -22,6 +22,7 @@ from minigpt.generate.growing_file import GrowingFile
 from minigpt.generate.job import PromptsFile, check_same, job_of, with_seed
 from minigpt.generate.records import Written, record, with_columns
 from minigpt.generate.settings import GenerateSettings
+from minigpt.json_files import counted
 from minigpt.sampler.events import Completion
 from minigpt.sampler.many import Answer, complete_many
 from minigpt.tokenizer import Tokenizer
@@ -101,9 +102,9 @@ class Results:
         """What was done, in one line."""
         seconds = time.perf_counter() - self.began
         parts = [
-            f"{self.rows:,} prompts",
+            counted(self.rows, "prompts"),
             f"{self.n_failed:,} failed",
-            f"prompt {self.prompt_tokens:,} tokens",
+            f"prompt {counted(self.prompt_tokens, 'tokens')}",
             f"generated {self.generated:,} at {self.generated / seconds:,.0f} tok/s",
             f"peak memory {peak_memory() / 1e6:.0f} MB",
         ]
@@ -198,13 +199,13 @@ def _closing_lines(
     """The closing lines on stderr."""
     if n_failed:
         first = f", first {results.failures[0]}" if results.failures else ""
-        cli.note("generate", f"{n_failed:,} of {before + results.rows:,} prompts failed{first}")
+        cli.note("generate", f"{n_failed:,} of {counted(before + results.rows, 'prompts')} failed{first}")
     if settings.quiet:
         return
     if before:
-        cli.note("generate", f"{before:,} prompts were done before")
+        cli.note("generate", f"{counted(before, 'prompts')} done before")
     if code == INTERRUPTED and settings.output is not None:
         cli.note("generate", f"interrupted; the same command goes on from {settings.output}.part")
     if results.n_cut:
-        cli.note("generate", f"left out the oldest tokens of {results.n_cut:,} prompts")
+        cli.note("generate", f"left out the oldest tokens of {counted(results.n_cut, 'prompts')}")
     cli.note("generate", results.summary())

@@ -20,6 +20,7 @@ from minigpt.generate.repl_flags import ReplFlags
 from minigpt.generate.repl_input import joined, prepare_stdin, read
 from minigpt.generate.settings import GenerateSettings
 from minigpt.generate.writing import write_texts
+from minigpt.json_files import counted
 from minigpt.sampler.next_tokens import top
 from minigpt.sampler.registry import name_of
 from minigpt.sampler.running import windowed
@@ -205,7 +206,7 @@ class Repl:
             write_file(file, self._as_json() if path.suffix == ".json" else self.text + "\n")
         except OSError as error:
             raise Failure(BAD_FLAGS, f"!save {file}: {reason(error)}") from error
-        say(f"saved {len(self.text)} characters to {file}")
+        say(f"saved {counted(len(self.text), 'characters')} to {file}")
 
     def _as_json(self) -> str:
         session = {

@@ -17,6 +17,7 @@ from minigpt.generate.records import Written, record
 from minigpt.generate.screen import EventObserver, LatticeFile, Screen
 from minigpt.generate.session import Session
 from minigpt.generate.settings import GenerateSettings
+from minigpt.json_files import counted
 from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import Request
 from minigpt.sampler.requests import prepare
@@ -160,4 +161,4 @@ def _slides(model: object) -> list[str]:
         return []
     slides, again = model.cost.slides, model.cost.tokens_again
     times = "once" if slides == 1 else f"{slides:,} times"
-    return [f"window slid {times} by {model.stride:,}: {again:,} tokens read again"]
+    return [f"window slid {times} by {model.stride:,}: {counted(again, 'tokens')} read again"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minigpt.interp.edit import edit
 from minigpt.interp.record import differentiable, one_text, record
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 
 # Shapes below:  N steps · T tokens · D n_embd
@@ -37,7 +38,7 @@ class TokenAttribution:
 
     def __repr__(self) -> str:
         gap = "" if self.gap is None else f", gap {self.gap:.2g}"
-        return f"TokenAttribution({len(self.tokens)} tokens, value {self.value:+.3f}{gap})"
+        return f"TokenAttribution({counted(len(self.tokens), 'tokens')}, value {self.value:+.3f}{gap})"
 
     def _repr_html_(self) -> str:
         """For notebooks: the ten tokens that matter most, whatever their sign."""

@@ -14,6 +14,7 @@ from minigpt.interp.hooks import Pass
 from minigpt.interp.points import one_point, point_of
 from minigpt.interp.record import record_text
 from minigpt.interp.recording import Recording
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 
 # Shapes below:  B rows · T new tokens · S slots of the source · H heads · K head dimension · D n_embd
@@ -241,7 +242,9 @@ def _aligned(name: str, value: Tensor, source: Recording, current: Pass) -> Tens
     given, axis = source[name].to(value), point_of(name).token_axis
     rows, pad = len(current.tokens), source.pad.to(value.device)
     if len(given) not in (1, rows):
-        raise ValueError(f"the source of {name} has {len(given)} rows, the text that is read has {rows}")
+        raise ValueError(
+            f"the source of {name} has {counted(len(given), 'rows')}, the text that is read has {rows}"
+        )
     if given.size(axis) != source.tokens.size(1):
         raise ValueError(f"the source of {name} was generated and has not every token's: use record_text")
     places = current.positions[:, -value.size(axis) :]

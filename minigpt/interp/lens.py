@@ -12,6 +12,7 @@ from torch import Tensor
 from minigpt.interp.points import expand, point_of
 from minigpt.interp.recording import Recording
 from minigpt.interp.tuned_lens import TunedLens
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 
 # Shapes below:  N layers of the lens · B rows · T tokens · D n_embd · V vocab_size
@@ -39,7 +40,7 @@ class LensReading:
 
     def __repr__(self) -> str:
         rows, n = self.tokens.shape
-        return f"LensReading({len(self.points)} layers, {rows} x {n} tokens)"
+        return f"LensReading({counted(len(self.points), 'layers')}, {rows} x {n} tokens)"
 
     def _repr_html_(self) -> str:
         """For notebooks: what `plots.lens` draws token by token, as means over all tokens."""

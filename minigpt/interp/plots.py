@@ -33,6 +33,7 @@ from minigpt.interp.lens import LensReading
 from minigpt.interp.patching import Sweep
 from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
+from minigpt.json_files import counted
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def attention(
         ValueError: the pattern is no matrix with as many rows as there are labels.
     """
     if pattern.shape != (len(labels), len(labels)):
-        raise ValueError(f"a pattern of shape {tuple(pattern.shape)} does not fit {len(labels)} labels")
+        raise ValueError(
+            f"a pattern of shape {tuple(pattern.shape)} does not fit {counted(len(labels), 'labels')}"
+        )
     n, pattern = len(labels), pattern.detach().float().cpu()
     side = min(12.0, max(3.5, 1.5 + 0.28 * n))
     ax = canvas(ax, side, side)
@@ -108,7 +111,7 @@ def attention_grid(
     ax.set_yticks([i * (n + gap) + middle for i in range(n_layer)], [str(layer) for layer in names])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set(title=f"attention of all heads, {n} tokens", xlabel="head", ylabel="layer")
+    ax.set(title=f"attention of all heads, {counted(n, 'tokens')}", xlabel="head", ylabel="layer")
     figure_of(ax).colorbar(image, ax=ax, shrink=0.6)
     return figure_of(ax)
 
@@ -193,7 +196,9 @@ def sweep(result: Sweep, labels: Sequence[str] | None = None, *, ax: Axes | None
     """
     columns = result.columns if labels is None else labels
     if len(columns) != len(result.columns):
-        raise ValueError(f"there are {len(result.columns)} columns, but {len(columns)} labels")
+        raise ValueError(
+            f"{counted(len(result.columns), 'columns')} cannot have {counted(len(columns), 'labels')}"
+        )
     reach = max(1.0, float(result.values.nan_to_num().abs().max()))
     ax = canvas(ax, min(WIDEST, 2.2 + 0.5 * len(columns)), 1.6 + 0.32 * len(result.rows))
     image = heat(ax, result.values, DIVERGING.reversed(), -reach, reach)

@@ -17,7 +17,7 @@ from minigpt.interp import tensor_file
 from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
 from minigpt.interp.points import as_indices, expand, point_of
 from minigpt.interp.recording import Recording
-from minigpt.json_files import shown
+from minigpt.json_files import counted, shown
 from minigpt.model import GPT2
 
 READ_IT_ONCE = "record the finished text instead: record_text(model, tokens)"
@@ -179,7 +179,8 @@ def equally_long(
     lengths = [len(text) for text in texts]
     if lengths[0] != lengths[1]:
         raise ValueError(
-            f"the clean text has {lengths[0]} tokens, the corrupt one {lengths[1]}: they must be equally long"
+            f"the clean text has {counted(lengths[0], 'tokens')}, the corrupt one {lengths[1]}: they must be"
+            " equally long"
         )
     return texts
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from minigpt.config import GPT2Config
 from minigpt.interp.points import all_points, expand, point_of
 from minigpt.interp.tensor_file import Chunks, FileChunks
+from minigpt.json_files import counted
 
 # Shapes below:  B rows · T tokens · S slots of the text, padding included · H heads · L layers
 
@@ -124,7 +125,7 @@ class Recording(Mapping[str, Tensor]):
             ValueError: `take=` has changed the axes.
         """
         if not 0 <= index < len(self.pad):
-            raise IndexError(f"there is no row {index}: {len(self.pad)} texts were recorded")
+            raise IndexError(f"there is no row {index}: the recording has {counted(len(self.pad), 'texts')}")
         if self.reduced:
             raise ValueError("a recording with take= cannot be split into rows: its axes are not known")
         pad = int(self.pad[index])
@@ -165,7 +166,7 @@ class Recording(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         rows, n = self.tokens.shape
-        return f"Recording({len(self)} points, {rows} x {n} tokens)"
+        return f"Recording({counted(len(self), 'points')}, {rows} x {n} tokens)"
 
     def _repr_html_(self) -> str:
         """For notebooks: a table of what there is."""

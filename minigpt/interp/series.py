@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minigpt.cli.progress import bar
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 
 STEPS = "steps"  # the subfolder of a run in which `minigpt train --keep-every N` keeps weights
@@ -43,7 +44,7 @@ class Series(Mapping[int, GPT2]):
 
     def __repr__(self) -> str:
         steps = list(self._folders)
-        return f"Series({len(self)} models, steps {steps[0]} to {steps[-1]})"
+        return f"Series({counted(len(self), 'models')}, steps {steps[0]} to {steps[-1]})"
 
 
 def series(out: str | os.PathLike[str]) -> Series:

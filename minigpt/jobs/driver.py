@@ -19,6 +19,7 @@ from minigpt.jobs.on_ray import run_on_ray
 from minigpt.jobs.output import REJECTED, Done, Output
 from minigpt.jobs.plan import Plan, plan
 from minigpt.jobs.storage import folder
+from minigpt.json_files import counted
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def _run(task: Task, job: Job, cut: Plan, done: dict[int, Done]) -> None:
 def _summary(task: Task, done: list[Done], before: int, seconds: float) -> str:
     """The closing line."""
     _, read, written, rejected, tokens = map(sum, zip(*done, strict=True)) if done else [0] * 5
-    parts = [f"{read:,} {task.unit} read" + (f" ({before:,} of them before)" if before else "")]
+    parts = [f"{counted(read, task.unit)} read" + (f" ({before:,} of them before)" if before else "")]
     parts += [f"{written:,} written"]
     parts += [f"{rejected:,} rejected" + (f" ({task.flags.out}/{REJECTED})" if rejected else "")]
-    parts += [f"{tokens:,} tokens", f"{seconds:.1f} s"]
+    parts += [counted(tokens, "tokens"), f"{seconds:.1f} s"]
     seed = task.facts.get("seed")
     return ", ".join(parts + ([f"seed {seed}"] if seed is not None else []))

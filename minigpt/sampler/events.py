@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, NamedTuple, Protocol
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.token_trace import TokenTrace
 
@@ -119,7 +120,7 @@ class Completion:
         """For notebooks: the texts, and below each why it ended and how likely it is."""
         return "".join(
             f'<pre style="white-space: pre-wrap">{escape(_shortened(one.tokens) if one.text is None else one.text)}</pre>'
-            f"<p>{len(one.tokens)} tokens, score {one.score:.4g}, ended by {escape(one.finish_reason)}</p>"
+            f"<p>{counted(len(one.tokens), 'tokens')}, score {one.score:.4g}, ended by {escape(one.finish_reason)}</p>"
             for one in (self, *self.alternatives)
         )
 

@@ -7,7 +7,7 @@ from operator import index
 from typing import Any, Literal, TypedDict, cast
 
 from minigpt.errors import InvalidRequest
-from minigpt.json_files import shown
+from minigpt.json_files import counted, shown
 from minigpt.options import check_count
 from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request
 from minigpt.sampler.registry import names
@@ -211,6 +211,6 @@ def _fit(
     ways = {"truncate": max_new_tokens <= window, "stop": len(ids) <= window, "slide": True}
     helpful = [f", or overflow={way} (--overflow {way})" for way, helps in ways.items() if helps]
     raise PromptTooLong(
-        f"{len(ids)} prompt tokens + {max_new_tokens} new ones - 1 exceed the model's context length of {window}:"
-        f" shorten the prompt, ask for fewer new tokens{''.join(helpful)}"
+        f"{counted(len(ids), 'prompt tokens')} + {counted(max_new_tokens, 'new ones')} - 1 exceed the model's context"
+        f" length of {window}: shorten the prompt, ask for fewer new tokens{''.join(helpful)}"
     )

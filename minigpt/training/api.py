@@ -16,6 +16,7 @@ import torch
 
 from minigpt.cli.machine import device as device_of
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 from minigpt.pretrained import load
 from minigpt.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ class Trained(NamedTuple):
         lowest = f", lowest validation loss {min(losses):.4f}" if losses else ""
         n = sum(p.numel() for p in self.model.parameters())
         return (
-            f"Trained({last['step']:,} steps, loss {last['loss']:.4f}{lowest}; {n:,} parameters, "
+            f"Trained({counted(last['step'], 'steps')}, loss {last['loss']:.4f}{lowest}; {n:,} parameters, "
             f"vocabulary {self.tokenizer.vocab_size:,})"
         )
 

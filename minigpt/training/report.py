@@ -14,7 +14,7 @@ from typing import Any
 from minigpt.atomic import replace_text
 from minigpt.cli.progress import bar
 from minigpt.cli.table import json_line
-from minigpt.json_files import expect, field, parse
+from minigpt.json_files import counted, expect, field, parse
 
 Log = Callable[[str], object]  # takes a message to the user
 Callback = Callable[[Mapping[str, Any]], object]  # takes the metrics of a step
@@ -105,7 +105,8 @@ class TrainingReport:
     def _line(self, metrics: Mapping[str, Any], results: str, sample: str = "") -> None:
         step = metrics["step"]
         minutes = (self._steps - step) * metrics["seconds"] / step / 60
-        line = f"step {step} of {self._steps}: {results}; {self._speed(metrics)}, {minutes:.0f} minutes left{sample}"
+        left = f"{counted(round(minutes), 'minutes')} left"
+        line = f"step {step} of {self._steps}: {results}; {self._speed(metrics)}, {left}{sample}"
         self._bar.clear()
         self.log(line)
         self._bar.refresh()

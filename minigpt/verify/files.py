@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from minigpt.hub import sha256
+from minigpt.json_files import counted
 from minigpt.verify.report import Check, failed, not_checked, passed
 
 # sha256 of weights that public sources agree on, and the model they are.
@@ -28,7 +29,7 @@ def check_files(directory: Path, weights: list[Path]) -> Check:
             return passed(name, f"the weights are those of {KNOWN_WEIGHTS[digests[0]]}")
         listed = "; ".join(f"{file.name} {found}" for file, found in zip(weights, digests, strict=True))
         return not_checked(name, f"no hash is known for these files ({listed})")
-    return passed(name, f"{len(known)} files")
+    return passed(name, counted(len(known), "files"))
 
 
 def hub_hash(file: Path) -> str | None:

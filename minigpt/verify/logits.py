@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minigpt.json_files import counted
 from minigpt.sampler import Greedy, generate
 from minigpt.verify.formula import Precision, compute
 from minigpt.verify.known_mistakes import known_mistake
@@ -132,7 +133,7 @@ def check_greedy(model: GPT2, reference: Reference) -> Iterator[Check]:
     room = model.config.n_positions
     n_new = min(N_GREEDY, room // 2)
     prompt = reference.tokens[: room - n_new]
-    name = f"greedy text of {n_new} tokens, with and without the cache"
+    name = f"greedy text of {counted(n_new, 'tokens')}, with and without the cache"
     try:
         ((best,),) = generate(model, [prompt], Greedy(), max_new_tokens=n_new, end_tokens=[])
     except ValueError as error:  # logits that are not finite

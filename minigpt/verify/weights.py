@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minigpt.json_files import counted
 from minigpt.verify.points import distance
 from minigpt.verify.report import Check, failed, not_checked, passed
 from minigpt.verify.stored import LINEAR, StoredModel
@@ -96,7 +97,7 @@ def check_loaded(model: GPT2, stored: StoredModel) -> Check:
     faults = _embedding_faults(model, stored)
     faults += [f"{theirs} {likeness(parameters[ours], theirs, stored)}" for theirs, ours in differing[:4]]
     if len(differing) > 4:
-        faults.append(f"and {len(differing) - 4} more tensors are others")
+        faults.append(f"and {counted(len(differing) - 4, 'more tensors')}")
     if faults:
         return failed(name, "; ".join(faults))
     if absent:

@@ -469,7 +469,7 @@ def test_a_held_out_text_too_short(guesses: Path, tmp_path: Path) -> None:
     assert tell(*flags, "--n-prompts", 3).code == 0
     mistake(
         tell(*flags, "--n-prompts", 4), 2,
-        "there are 3 passages of 15 tokens (--prompt-tokens 9, --max-new-tokens 6), but --n-prompts is 4: name a longer",
+        "the text has 3 passages of 15 tokens (--prompt-tokens 9, --max-new-tokens 6), but --n-prompts is 4: name a longer",
     )  # fmt: skip
 
 

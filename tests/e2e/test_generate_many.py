@@ -125,7 +125,7 @@ def test_all_go_well(folder: Path) -> None:
 @pytest.mark.usefixtures("folder")
 def test_nothing_is_left_out_in_silence(how: str) -> None:
     result = call(*FLAGS, "--overflow", how)
-    assert "minigpt.generate: left out the oldest tokens of 1 prompts" in result.err
+    assert "minigpt.generate: left out the oldest tokens of 1 prompt\n" in result.err
     assert "left out" not in call(*FLAGS).err
 
 
@@ -195,7 +195,7 @@ def test_what_is_done_is_not_done_again(
     before = (folder / "out.jsonl.part").read_bytes()
     result = call(*FLAGS, *JSON)
     assert (folder / "out.jsonl").read_bytes().startswith(before)
-    assert "4 prompts were done before" in result.err
+    assert "4 prompts done before" in result.err
     assert "2 prompts, " in result.err
     assert "2 of 6 prompts failed" in result.err  # those of before count
 

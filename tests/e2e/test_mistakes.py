@@ -14,6 +14,7 @@ from command import END, call, reciter, run, save
 from safetensors.torch import load_file, save_file
 
 from minigpt.generate import session
+from minigpt.json_files import counted
 
 STORY = "Once upon a time."
 WINDOW = len(STORY) + 1
@@ -337,7 +338,7 @@ def test_one_token_too_many(story: Path, prompt_tokens: int, new_tokens: int, ov
     assert result.code == 4
     says(
         result.mistake,
-        f"{prompt_tokens} prompt tokens + {new_tokens} new ones",
+        f"{counted(prompt_tokens, 'prompt tokens')} + {counted(new_tokens, 'new ones')}",
         f"context length of {WINDOW}",
         "shorten",
         "--overflow slide",

@@ -170,9 +170,9 @@ def test_a_full_cache_and_a_full_window_say_so(model):
 
 def test_rows_that_do_not_fit_are_refused(model):
     cache = model.new_cache(8, rows=2)
-    with pytest.raises(ValueError, match="there are 1 rows of tokens, but 2 in the cache"):
+    with pytest.raises(ValueError, match="the tokens have 1 row, but the cache or its padding has 2"):
         model.next_logits(tokens(1, 4), cache)  # torch would stretch the row over both
-    with pytest.raises(ValueError, match="pad must be one whole number for each of the 2 rows"):
+    with pytest.raises(ValueError, match="pad must be 2 whole numbers, one for each row"):
         model(tokens(), pad=torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"tokens have shape \(4,\); they must be \(rows, tokens\)"):
         model(torch.zeros(4, dtype=torch.long))

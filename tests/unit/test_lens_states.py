@@ -72,5 +72,5 @@ def test_a_padded_row_gives_what_it_gives_alone() -> None:
 def test_what_does_not_fit_is_told_as_ever() -> None:
     with pytest.raises(ValueError, match="33 tokens do not fit the context length of 32"):
         lens_states(torch.zeros(1, 33, dtype=torch.long))
-    with pytest.raises(ValueError, match="there are 2 rows of tokens, but 1 in the cache"):
+    with pytest.raises(ValueError, match="the tokens have 2 rows, but the cache or its padding has 1"):
         MODEL.lens_states(TOKENS, MODEL.new_cache(6))

@@ -196,10 +196,10 @@ def test_loading_leaves_no_second_name_for_the_file(model, tmp_path):
 @pytest.mark.parametrize(
     ("pad", "message"),
     [
-        ([0], r"pad must be one whole number for each of the 2 rows, got shape \(1,\), int64"),
-        ([[0], [1]], r"for each of the 2 rows, got shape \(2, 1\)"),
-        ([0.0, 1.0], r"for each of the 2 rows, got shape \(2,\), float32"),
-        ([False, True], r"for each of the 2 rows, got shape \(2,\), bool"),
+        ([0], r"pad must be 2 whole numbers, one for each row, got shape \(1,\), int64"),
+        ([[0], [1]], r"one for each row, got shape \(2, 1\)"),
+        ([0.0, 1.0], r"one for each row, got shape \(2,\), float32"),
+        ([False, True], r"one for each row, got shape \(2,\), bool"),
         ([0, 4], r"pad must be from 0 to 3, one token at least being left: \[0, 4\]"),
         ([-1, 0], r"pad must be from 0 to 3, one token at least being left: \[-1, 0\]"),
     ],

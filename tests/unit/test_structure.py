@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "hub": {"json_files", "lazy"},
     "kernels": set(),
     "linear": {"kernels"},
-    "cache": {"config"},
+    "cache": {"config", "json_files"},
     "attention": {"cache", "config", "linear"},
     "inference": {"attention", "cache", "inference", "kernels", "linear", "quantization"},
     "quantization": {"linear", "quantization"},
@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "data": {"atomic", "cli", "data", "json_files", "tokenizer"},
     "sampler": {"atomic", "errors", "json_files", "lazy", "options", "sampler"},
     "jobs": {"atomic", "cli", "data", "errors", "hub", "jobs", "json_files", "lazy", "options", "tokenizer"},
-    "evaluation": {"cache", "evaluation", "lazy", "options", "sampler"},
+    "evaluation": {"cache", "evaluation", "json_files", "lazy", "options", "sampler"},
     "interp": {
         "atomic",
         "attention",

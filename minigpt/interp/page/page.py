@@ -13,6 +13,7 @@ from minigpt.atomic import replace_text
 from minigpt.interp.page.data import Origin, page_data
 from minigpt.interp.page.document import document
 from minigpt.interp.page.generation import Asked, Overflow
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
@@ -37,7 +38,7 @@ class Page:
         replace_text(Path(path).resolve(), self.html)
 
     def __repr__(self) -> str:
-        texts = ", ".join(f"{len(run['tokens'])} tokens" for run in self.data["runs"])
+        texts = ", ".join(counted(len(run["tokens"]), "tokens") for run in self.data["runs"])
         return f"Page({self.data['title']!r}, {texts}, {len(self.html):,} characters)"
 
     def _repr_html_(self) -> str:

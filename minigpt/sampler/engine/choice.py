@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.random_stream import sample
@@ -91,8 +92,8 @@ def require_possible(best: list[float], requests: Sequence[Request]) -> None:
     for score, request in zip(best, requests, strict=True):
         if not math.isfinite(score):
             raise InvalidRequest(
-                f"no token is left to choose after {len(request.prompt)} prompt tokens: the options rule out every"
-                " one (or the logits are not finite numbers, as float16 can cause); loosen them, or use float32"
+                f"no token is left to choose after {counted(len(request.prompt), 'prompt tokens')}: the options rule"
+                " out every one (or the logits are not finite numbers, as float16 can cause); loosen them, or use float32"
             )
 
 

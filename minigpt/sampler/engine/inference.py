@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import torch
 from minigpt.options import flag_of
 from minigpt.sampler.events import LanguageModel, PromptTooLong, Request
@@ -30,8 +31,8 @@ def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequ
     longest = max(requests, key=lambda request: len(request.prompt) + request.max_new_tokens)
     if not second.optional and len(longest.prompt) + longest.max_new_tokens - 1 > n_positions:
         raise PromptTooLong(
-            f"{len(longest.prompt)} prompt tokens + {longest.max_new_tokens} new ones - 1 exceed the context length"
-            f" of the {named} model, {n_positions}: shorten the prompt, or ask for fewer new tokens"
+            f"{counted(len(longest.prompt), 'prompt tokens')} + {counted(longest.max_new_tokens, 'new ones')} - 1 exceed"
+            f" the context length of the {named} model, {n_positions}: shorten the prompt, or ask for fewer new tokens"
         )
 
 

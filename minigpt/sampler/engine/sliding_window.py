@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.events import LanguageModel
 
@@ -58,7 +59,7 @@ class SlidingCache:
             ValueError: the cache holds fewer tokens than that.
         """
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} tokens")
+            raise ValueError(f"cannot rewind to {length}: the cache holds {counted(self.length, 'tokens')}")
         self._hold(self.tokens[:, :length])
         if self.firsts and length >= self.begin:
             self.inner.rewind(length - self.begin)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.options import Kind, option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
@@ -132,7 +133,7 @@ class Goal:
         if together > request.max_new_tokens:
             raise InvalidRequest(
                 f"must_include (--must-include): the phrases are {together} tokens together, more than the"
-                f" {request.max_new_tokens} new ones that there is room for (--max-new-tokens)"
+                f" {counted(request.max_new_tokens, 'new ones')} that there is room for (--max-new-tokens)"
             )
 
     def unmet(self, tokens: Tokens) -> list[Phrase]:

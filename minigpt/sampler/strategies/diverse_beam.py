@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.options import option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
@@ -43,7 +44,7 @@ class DiverseBeam(Beam):
         if self.num_beams % self.num_beam_groups:
             raise InvalidRequest(
                 f"num_beam_groups (--num-beam-groups) must divide num_beams (--num-beams): {self.num_beam_groups} groups"
-                f" cannot share {self.num_beams} beams evenly"
+                f" cannot share {counted(self.num_beams, 'beams')} evenly"
             )
 
     def new_search(self, prompt_index: int, request: Request) -> Search:

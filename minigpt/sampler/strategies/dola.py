@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor
 from minigpt.options import Kind, option
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
@@ -74,7 +75,7 @@ class DoLa(ContrastMixin):
         outside = [layer for layer in self.dola_layers if not 0 <= layer < n_layer]
         if outside:
             raise InvalidRequest(
-                f"dola_layers (--dola-layers) of a model with {n_layer} layers are from 0 to {n_layer - 1},"
+                f"dola_layers (--dola-layers) of a model with {counted(n_layer, 'layers')} are from 0 to {n_layer - 1},"
                 f" for the last is what they are contrasted with; got {outside}"
             )
         return list(self.dola_layers)

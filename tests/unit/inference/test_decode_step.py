@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_refused_as_ever(steps: list[int]) -> None:
     cache = model.new_cache(1)
     with pytest.raises(ValueError, match="tokens must be ids from 0 to 60, got \\[61\\]"):
         model.next_logits(torch.tensor([[61]]), cache)
-    with pytest.raises(ValueError, match="there are 2 rows of tokens, but 1 in the cache"):
+    with pytest.raises(ValueError, match="the tokens have 2 rows, but the cache or its padding has 1"):
         model.next_logits(torch.tensor([[1], [2]]), cache)
     model.next_logits(torch.tensor([[60]]), cache)
     with pytest.raises(ValueError, match="token 2 does not fit a cache reserved for 1"):

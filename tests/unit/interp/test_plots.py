@@ -176,7 +176,7 @@ def test_a_sweep_shows_what_was_not_done_as_nothing() -> None:
     assert len(ax.texts) == 3
     result.values[0, 0] = -0.001
     assert plots.sweep(result).axes[0].texts[0].get_text() == "0.00"
-    with pytest.raises(ValueError, match="there are 2 columns, but 3 labels"):
+    with pytest.raises(ValueError, match="2 columns cannot have 3 labels"):
         plots.sweep(result, ["a", "b", "c"])
 
 

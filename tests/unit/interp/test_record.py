@@ -565,7 +565,7 @@ def test_a_recording_shows_what_it_holds() -> None:
     seen = record_text(MODEL, [TEXT, OTHER], "logits", "blocks.0.attn.z")
     assert repr(seen) == "Recording(2 points, 2 x 7 tokens)"
     assert "<td>blocks.0.attn.z</td><td>2 × 2 × 7 × 8</td><td>1</td>" in seen._repr_html_()
-    with pytest.raises(IndexError, match="there is no row 2: 2 texts were recorded"):
+    with pytest.raises(IndexError, match="there is no row 2: the recording has 2 texts"):
         seen.row(2)
     with pytest.raises(ValueError, match="cannot be split into rows"):
         record_text(MODEL, TEXT, "logits", take=lambda value: value.sum(-1)).row(0)

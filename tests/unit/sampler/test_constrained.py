@@ -209,7 +209,7 @@ def test_other_options_still_hold() -> None:
 @pytest.mark.parametrize("bad", [[[5]], [[4, 5]]])
 def test_a_phrase_that_another_option_forbids_is_an_error(bad: list[list[int]]) -> None:
     with pytest.raises(
-        ValueError, match="no token is left to choose after 1 prompt tokens: the options rule out"
+        ValueError, match="no token is left to choose after 1 prompt token: the options rule out"
     ):
         generate(GPT2, [(1,)], Constrained(must_include=[[4, 5]], bad_words=bad), max_new_tokens=6)
 

@@ -439,5 +439,5 @@ def test_options_that_rule_out_everything_are_refused() -> None:
         PromptLookup(draft_schedule="constant", bad_words=[[0], [1]]),
         Speculative(draft_schedule="constant", draft=model, bad_words=[[0], [1]]),
     ):
-        with pytest.raises(ValueError, match="no token is left to choose after 1 prompt tokens"):
+        with pytest.raises(ValueError, match="no token is left to choose after 1 prompt token"):
             generate(model, [[0]], strategy, end_tokens=[])

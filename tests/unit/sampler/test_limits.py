@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     strategy: Strategy, length: int, n: int
 ) -> None:
     model = FakeModel(counting(10), n_positions=8)
-    message = f"^{length} prompt tokens . {n} new ones - 1 exceed the model's context length of 8: shorten the prompt"
+    message = f"^{length} prompt tokens? . {n} new ones? - 1 exceed the model's context length of 8: shorten the prompt"
     with pytest.raises(PromptTooLong, match=message):
         generate(model, [[1], [1] * length], strategy, max_new_tokens=n)
     with pytest.raises(PromptTooLong, match=message):
@@ -137,7 +137,7 @@ def test_truncate_drops_the_oldest_tokens_and_says_how_many(
 
 def test_truncate_cannot_make_room_for_more_than_the_window() -> None:
     with pytest.raises(
-        PromptTooLong, match=r"^1 prompt tokens \+ 9 new ones - 1 exceed .* context length of 8"
+        PromptTooLong, match=r"^1 prompt token \+ 9 new ones - 1 exceed .* context length of 8"
     ):
         count_from([1], max_new_tokens=9, overflow="truncate")
 
@@ -154,7 +154,7 @@ def test_stop_ends_at_the_edge_of_the_window(
 
 
 def test_stop_cannot_start_beyond_the_edge() -> None:
-    with pytest.raises(PromptTooLong, match=r"^9 prompt tokens \+ 1 new ones - 1 exceed"):
+    with pytest.raises(PromptTooLong, match=r"^9 prompt tokens \+ 1 new one - 1 exceed"):
         count_from([1] * 9, max_new_tokens=1, overflow="stop")
 
 

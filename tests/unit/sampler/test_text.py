@@ -139,7 +139,7 @@ WRONG = [
         lambda m, t: complete(m, t, "a", zebra=1),
         r"has no argument 'zebra': there are end_tokens, max_new_tok",
     ),
-    (lambda m, t: complete(m, t, "a" * 99), r"99 prompt tokens \+ 1 new ones - 1 exceed the model's context"),
+    (lambda m, t: complete(m, t, "a" * 99), r"99 prompt tokens \+ 1 new one - 1 exceed the model's context"),
     (lambda m, t: top(m, t, "a", n=0), r"n must be a whole number of at least 1, got 0"),
     (lambda m, t: top(m, t, [1]), r"top\(\) takes a text, got \[1\]"),
     (lambda m, t: generate(m, "text"), r"prompts are token ids, got the text 'text': use minigpt.complete"),

@@ -81,7 +81,7 @@ def test_a_validation_is_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert line.startswith(
         "step 1 of 2: validation loss 1.0000, perplexity 2.72, 0.5000 bits per byte; 50 tokens/s"
     )
-    assert line.endswith(" 1 minutes left | a sample")
+    assert line.endswith(" 1 minute left | a sample")
 
 
 def test_metrics_that_exceed_a_float_are_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
