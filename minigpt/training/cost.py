@@ -25,6 +25,7 @@ class Plan:
         processes: which share weights and optimiser among them (--shard), one on each GPU.
         dtype: of matrix products, "bfloat16" or "float32"; weights are float32.
         recompute: --gradient-checkpointing.
+        teachers: the shapes of --teacher, for distillation.
     """
 
     config: GPT2Config
@@ -33,6 +34,7 @@ class Plan:
     processes: int = 1
     dtype: str = "bfloat16"
     recompute: bool = False
+    teachers: tuple[GPT2Config, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -67,6 +69,7 @@ class Memory(NamedTuple):
         copies: of weights in bfloat16, which the backward pass will need.
         activations: of the blocks and the last norm, kept for the backward pass.
         logits: and, in float32, their log-softmax, its gradient, and theirs.
+        teachers: all their weights, and in float32 the distributions that are to be learned from them.
     """
 
     state: int
@@ -74,6 +77,7 @@ class Memory(NamedTuple):
     copies: int
     activations: int
     logits: int
+    teachers: int
 
     @property
     def total(self) -> int:
@@ -95,7 +99,16 @@ def memory(plan: Plan) -> Memory:
         copies=0 if plan.dtype == "float32" else BFLOAT16 * matrices,
         activations=_activations(plan),
         logits=(_size(plan) + 3 * FLOAT32) * c.vocab_size * plan.tokens,
+        teachers=_teachers(plan),
     )
+
+
+def _teachers(plan: Plan) -> int:
+    """Weights that no process shares, and what the mean of the teachers' probabilities takes, however many they are."""
+    if not plan.teachers:
+        return 0
+    weights = sum(teacher.n_parameters for teacher in plan.teachers)
+    return FLOAT32 * (weights + plan.config.vocab_size * plan.tokens)
 
 
 def _activations(plan: Plan) -> int:
@@ -146,7 +159,8 @@ def seconds(plan: Plan, flops_per_second: float, bytes_per_second: float) -> Sec
     """How long a step will take.
 
     Every batch fetches all weights for its forward pass and again for its backward pass; the gradients are
-    added up once a step. Recomputing costs a forward pass more, which is a third of forward and backward.
+    added up once a step. Recomputing costs a forward pass more, which is a third of forward and backward; a
+    teacher costs one of its own.
 
     Args:
         plan: what is trained.
@@ -159,5 +173,6 @@ def seconds(plan: Plan, flops_per_second: float, bytes_per_second: float) -> Sec
     """
     c, others = plan.config, (plan.processes - 1) / plan.processes
     flops = training_flops(c, c.n_parameters, c.n_positions) * (4 / 3 if plan.recompute else 1)
+    flops += sum(training_flops(each, each.n_parameters, c.n_positions) for each in plan.teachers) / 3
     n_bytes = FLOAT32 * c.n_parameters * (2 * plan.accumulate + 1) * others
     return Seconds(plan.tokens * plan.accumulate * flops / flops_per_second, n_bytes / bytes_per_second)

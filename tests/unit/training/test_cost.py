@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from minigpt import GPT2, GPT2Config
 from minigpt.training.cost import Plan, memory, seconds
+from minigpt.training.distillation import Distillation
 from minigpt.training.hardware import autocast
 from minigpt.training.validation import sum_loss
 
@@ -30,10 +32,13 @@ def kept_bytes(plan: Plan) -> int:
         return tensor
 
     rows = torch.randint(plan.config.vocab_size, (plan.rows, plan.config.n_positions + 1))
+    precision = partial(autocast, torch.device("cpu"), plan.dtype)
+    teachers = [GPT2(teacher) for teacher in plan.teachers]
+    targets = Distillation(teachers, 0.5, precision)(rows) if teachers else rows[:, 1:]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with autocast(torch.device("cpu"), plan.dtype):
+        with precision():
             logits = model(rows[:, :-1])
-        sum_loss(logits, rows[:, 1:])
+        sum_loss(logits, targets)
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in parameters)
 
 
@@ -46,6 +51,20 @@ def test_what_a_pass_keeps(dtype: str, n_layer: int) -> None:
     logits = 4 * plan.config.vocab_size * plan.tokens
     ids = 2 * 8 * plan.tokens + 8 * 16 + 8 * 32  # inputs and targets, which the model leaves out
     assert kept_bytes(plan) == pytest.approx(needed.activations + needed.copies + logits + ids, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_teachers_are_kept_whole_and_what_they_teach_once(dtype: str) -> None:
+    plan = Plan(CONFIG, rows=16, dtype=dtype)
+    taught = replace(plan, teachers=(CONFIG, replace(CONFIG, n_layer=3)))
+    weights = 4 * sum(p.numel() for teacher in taught.teachers for p in GPT2(teacher).parameters())
+    more = kept_bytes(taught) - kept_bytes(plan) + 8 * plan.tokens  # in place of the ids to predict
+    assert memory(taught).total - memory(plan).total == pytest.approx(weights + more, rel=1e-3)
+
+
+def test_a_teacher_of_the_same_size_makes_a_step_a_third_longer() -> None:
+    alone, taught = (seconds(Plan(CONFIG, 4, teachers=teachers), 1e9, 1e9) for teachers in ((), (CONFIG,)))
+    assert taught.computing == pytest.approx(4 / 3 * alone.computing)
 
 
 def test_parameters_are_those_of_the_model() -> None:
