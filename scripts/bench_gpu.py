@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench_gpu_machine import measurer
+from bench_gpu_sides import MAKE_DECODING, MAKE_TRAINING, Sizes
 from bench_gpu_tables import report
 from bench_gpu_worker import NotMeasured, Worker
 from pages import put
@@ -34,10 +36,8 @@ Key = tuple[str, str, str]  # "decoding" or "training", side, shape
 
 def decoding_side(name: str, shape: str, device: str, tiny: bool) -> Callable[..., float]:
     """A side that has decoded already, so that all is compiled."""
-    from bench_gpu_sides import DECODING
-
     sizes = sizes_for(device, tiny)
-    work = DECODING[name](shape, sizes)
+    work = MAKE_DECODING[name](shape, sizes)
     for _ in range(2):  # graphs of compiled functions are recorded the second time
         work(1, sizes.new)
     return work
@@ -45,22 +45,16 @@ def decoding_side(name: str, shape: str, device: str, tiny: bool) -> Callable[..
 
 def training_side(name: str, shape: str, device: str, tiny: bool) -> Callable[..., float]:
     """A side that has trained already."""
-    from bench_gpu_sides import TRAINING
-
-    work = TRAINING[name](shape, sizes_for(device, tiny))
+    work = MAKE_TRAINING[name](shape, sizes_for(device, tiny))
     work(1, 0)
     return work
 
 
 def machine_side(device: str, tiny: bool) -> Callable[[], dict[str, Any]]:
-    from bench_gpu_machine import measurer
-
     return measurer(sizes_for(device, tiny))
 
 
-def sizes_for(device: str, tiny: bool) -> Any:
-    from bench_gpu_sides import Sizes
-
+def sizes_for(device: str, tiny: bool) -> Sizes:
     return Sizes.for_trying(device) if tiny else Sizes(device)
 
 

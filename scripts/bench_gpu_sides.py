@@ -21,10 +21,16 @@ from torch import Tensor
 from minigpt import GPT2, GPT2Config
 from minigpt.cache import KVCache
 from minigpt.config import PUBLISHED
+from minigpt.data.token_file import TokenFile
+from minigpt.data.windows import Windows
 from minigpt.inference.graphed_step import GraphedStep
 from minigpt.sampler import Greedy, generate
 from minigpt.sampler.requests import prepare
 from minigpt.sampler.running import run
+from minigpt.training.distributed import Processes
+from minigpt.training.hardware import autocast
+from minigpt.training.learner import MAX_GRAD_NORM, Learner
+from minigpt.training.settings import Settings
 
 Work = Callable[[int, int], float]  # rows and new tokens of each, or steps of training and 0; seconds
 ALIGNED = 16  # slots of a static cache: attention's kernels copy a mask of another length
@@ -172,7 +178,7 @@ def step_logits(model: Any, plain: GPT2, sizes: Sizes) -> Tensor:
 
 
 def new_transformers(shape: str, sizes: Sizes, dtype: torch.dtype) -> Any:
-    import transformers
+    import transformers  # an optional package
 
     transformers.logging.set_verbosity_error()
     known = transformers.GPT2Config().to_dict().keys()
@@ -201,12 +207,6 @@ def transformers_side(shape: str, sizes: Sizes, **how: Any) -> Work:
 
 def minigpt_training(shape: str, sizes: Sizes, compiled: bool = False) -> Work:
     """What `minigpt train` does in each step."""
-    from minigpt.data.token_file import TokenFile
-    from minigpt.data.windows import Windows
-    from minigpt.training.distributed import Processes
-    from minigpt.training.learner import Learner
-    from minigpt.training.settings import Settings
-
     config = sizes.config(shape)
     n = 2_000_000
     ids = np.random.default_rng(0).integers(config.vocab_size, size=n).astype(np.uint16)
@@ -223,9 +223,6 @@ def minigpt_training(shape: str, sizes: Sizes, compiled: bool = False) -> Work:
 
 def transformers_training(shape: str, sizes: Sizes) -> Work:
     """Its loss, under the same autocast, with the same optimiser and clipping of gradients."""
-    from minigpt.training.hardware import autocast
-    from minigpt.training.learner import MAX_GRAD_NORM
-
     config = sizes.config(shape)
     model = new_transformers(shape, sizes, torch.float32).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
@@ -254,7 +251,7 @@ def _train(step: Callable[[int], object], steps: int, _: int) -> float:
 
 
 # name -> maker; "decoding" and "training" are measured apart
-DECODING: dict[str, Callable[[str, Sizes], Work]] = {
+MAKE_DECODING: dict[str, Callable[[str, Sizes], Work]] = {
     "minigpt": minigpt_side,
     "minigpt --compile": partial(minigpt_side, compiled=True),
     "minigpt, CUDA graph": graph_side,
@@ -262,7 +259,7 @@ DECODING: dict[str, Callable[[str, Sizes], Work]] = {
     "transformers": transformers_side,
     "transformers, static cache, compiled": partial(transformers_side, cache_implementation="static"),
 }
-TRAINING: dict[str, Callable[[str, Sizes], Work]] = {
+MAKE_TRAINING: dict[str, Callable[[str, Sizes], Work]] = {
     "minigpt": minigpt_training,
     "minigpt --compile": partial(minigpt_training, compiled=True),
     "transformers": transformers_training,

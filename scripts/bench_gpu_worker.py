@@ -15,7 +15,7 @@ from typing import Any
 
 # Processes are forked from one that has imported torch but has not touched the GPU, or all would import it at once.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "minigpt.model", "minigpt.sampler"])
+CONTEXT.set_forkserver_preload(["torch", "minigpt.sampler", "minigpt.training.learner"])
 COMPILERS = "8"  # processes that compile, for each side: as many sides compile side by side
 LONGEST = 20  # seconds for one task
 
