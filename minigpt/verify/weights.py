@@ -142,7 +142,7 @@ def likeness(ours: Tensor, name: str, stored: StoredModel) -> str:
             return "has its heads interleaved"
     for steps in (1, -1, 2, -2):
         if not _differs(ours, theirs.roll(steps, 0)):
-            return f"is shifted by {abs(steps)} rows"
+            return f"is shifted by {counted(abs(steps), 'rows')}"
     for other in stored.names():
         if (
             other != name

@@ -128,7 +128,7 @@ LOADER = {
     "heads interleaved": (each("qkv", interleaved), r"c_attn\.weight has its heads interleaved"),
     "norms swapped": (misread(norms_swapped), r"h\.0\.ln_1\.weight holds the numbers of h\.0\.ln_2\.weight"),
     "biases dropped": (each("bias", torch.zeros_like), r"h\.0\.ln_1\.bias is all zeros"),
-    "positions shifted": (each("position", lambda w: w.roll(1, 0)), r"wpe\.weight is shifted by 1 rows"),
+    "positions shifted": (each("position", lambda w: w.roll(1, 0)), r"wpe\.weight is shifted by 1 row\b"),
     "rounded": (
         each("mlp.up.weight", lambda w: w.half().float()),
         r"c_fc\.weight was rounded through float16",
