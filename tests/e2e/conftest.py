@@ -1,10 +1,11 @@
-"""Texts to train on, and runs that nobody interrupted: made once for all files of tests that compare others with them."""
+"""Texts, runs that nobody interrupted, and a model: made once for all files of tests that read them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from command import save, tiny
 from trainer import ADAMW, RHYTHM, RUN, SHAPE, STEPS, Folder, flags, metrics, train, well, write_text
 
 
@@ -12,6 +13,12 @@ from trainer import ADAMW, RHYTHM, RUN, SHAPE, STEPS, Folder, flags, metrics, tr
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A path of that name, in a folder where nothing else is."""
     return lambda name: tmp_path_factory.mktemp("run") / name
+
+
+@pytest.fixture(scope="session")
+def guesses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights with a context length of 32, whose tokens are bytes."""
+    return save(tmp_path_factory.mktemp("guesses"), tiny(initializer_range=0.5))
 
 
 @pytest.fixture(scope="session")

@@ -32,12 +32,6 @@ SHORT = ("--max-new-tokens", 6, *TWO)
 STORY = "A long time ago there was a king who had a garden full of golden apples. " * 12
 
 
-@pytest.fixture(scope="module")
-def guesses(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights with a window of 32, whose tokens are bytes."""
-    return save(tmp_path_factory.mktemp("guesses"), tiny(initializer_range=0.5))
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     file = tmp_path / "prompts.txt"

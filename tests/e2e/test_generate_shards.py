@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import Result, call, save, start, tiny, wait
+from command import Result, call, rows_in, save, start, tiny, wait
 
 SAMPLING = ("--top-p", 0.95, "--seed", 7, "--max-new-tokens", 5)
 
@@ -38,14 +38,6 @@ def write_prompts(folder: Path, n: int = 12) -> Path:
     return folder
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for file in sorted(out.glob("part-*.jsonl"))
-        for line in file.read_text().splitlines()
-    ]
-
-
 def without_logprobs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All that does not depend on what was beside a row in its batch, up to rounding."""
     return [{name: value for name, value in row.items() if name not in ("logprobs", "score")} for row in rows]
@@ -69,7 +61,7 @@ def test_a_shard_has_what_json_prints(model: Path, tmp_path: Path) -> None:
     assert "14 prompts read, 14 written, 0 rejected" in result.err
     assert "seed 7" in result.err
     assert not (tmp_path / "out" / "rejected.jsonl").exists()
-    found = lines(tmp_path / "out")
+    found = rows_in(tmp_path / "out")
     assert [row["id"] for row in found[:4]] == ["a.jsonl:1", "second", "7", "a.jsonl:4"]
     assert [row["id"] for row in found[12:]] == ["b.txt:1", "b.txt:2"]
     assert [row["prompt_index"] for row in found] == [*range(14)]
@@ -103,12 +95,12 @@ def test_shards_of_any_size_and_both_formats_have_the_same_texts(model: Path, tm
     flags = ("--prompts", prompts, "--model", model, *SAMPLING, "--num-return-sequences", 2)
     for rows in (1, 5, 100):
         assert generate(*flags, "--out", tmp_path / str(rows), "--shard-rows", rows).code == 0
-    found = lines(tmp_path / "1")
+    found = rows_in(tmp_path / "1")
     assert len(found) == 28
     assert (
         without_logprobs(found)
-        == without_logprobs(lines(tmp_path / "5"))
-        == without_logprobs(lines(tmp_path / "100"))
+        == without_logprobs(rows_in(tmp_path / "5"))
+        == without_logprobs(rows_in(tmp_path / "100"))
     )
     assert generate(*flags, "--out", tmp_path / "p", "--format", "parquet").code == 0
     files = sorted((tmp_path / "p").glob("part-*.parquet"))
@@ -129,7 +121,7 @@ def test_bad_rows_are_rejected_with_their_reasons_and_the_rest_is_written(
     )
     assert result.code == 1
     assert "10 prompts read, 2 written, 8 rejected" in result.err
-    assert [row["id"] for row in lines(tmp_path / "out")] == ["p.jsonl:1", "p.jsonl:10"]
+    assert [row["id"] for row in rows_in(tmp_path / "out")] == ["p.jsonl:1", "p.jsonl:10"]
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rejected] == [f"p.jsonl:{number}" for number in range(2, 10)]
     for row, reason in zip(rejected, ("empty", "lacks the field prompt", "not JSON", "not UTF-8", "at least 1", "exceed the model's context length of 32", "must be a text", "its seed exceeds"), strict=True):  # fmt: skip
@@ -146,7 +138,9 @@ def test_half_a_surrogate_pair_is_no_text(model: Path, tmp_path: Path) -> None:
             generate("--prompts", tmp_path / "p.jsonl", "--out", out, "--model", model, "--format", form).code
             == 1
         )
-        (written,) = lines(out) if form == "jsonl" else pq.read_table(out / "part-00000.parquet").to_pylist()
+        (written,) = (
+            rows_in(out) if form == "jsonl" else pq.read_table(out / "part-00000.parquet").to_pylist()
+        )
         assert (written["prompt"], written["topic"], written["?"]) == ("x?", "?", 1)
 
 
@@ -154,12 +148,12 @@ def test_the_seed_of_a_job_is_its_own(model: Path, tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "in")
     flags = ("--prompts", prompts, "--model", model, "--top-p", 0.9, "--max-new-tokens", 4, "--shard-rows", 4)
     assert generate(*flags, "--out", tmp_path / "out").code == 0
-    seed = lines(tmp_path / "out")[0]["seed"]
+    seed = rows_in(tmp_path / "out")[0]["seed"]
     for file in ("part-00001.jsonl", "_job/block-00001.json"):
         (tmp_path / "out" / file).unlink()
     assert generate(*flags, "--out", tmp_path / "out").code == 0
     assert generate(*flags, "--out", tmp_path / "again", "--seed", seed).code == 0
-    assert without_logprobs(lines(tmp_path / "out")) == without_logprobs(lines(tmp_path / "again"))
+    assert without_logprobs(rows_in(tmp_path / "out")) == without_logprobs(rows_in(tmp_path / "again"))
     other = generate(*flags, "--out", tmp_path / "out", "--seed", seed + 1)
     assert f"holds the output of another job: seed was {seed}, now {seed + 1}" in other.mistake
     other = generate(*flags, "--out", tmp_path / "out", "--temperature", 0.5)
@@ -191,7 +185,7 @@ def test_a_killed_job_goes_on(model: Path, tmp_path: Path, blocks: int) -> None:
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "_job").glob("block-*")}
     assert call(*flags, "--out", tmp_path / "out").code == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert without_logprobs(lines(tmp_path / "out")) == without_logprobs(lines(whole))
+    assert without_logprobs(rows_in(tmp_path / "out")) == without_logprobs(rows_in(whole))
 
 
 def test_ctrl_c_keeps_the_blocks_that_are_done(model: Path, tmp_path: Path) -> None:
@@ -202,7 +196,7 @@ def test_ctrl_c_keeps_the_blocks_that_are_done(model: Path, tmp_path: Path) -> N
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     result = wait(process)
-    n = len(lines(tmp_path / "out"))
+    n = len(rows_in(tmp_path / "out"))
     assert (result.code, 8 <= n < 2002) == (130, True)
     assert f"interrupted: {n:,} of 2,002 prompts are done; the same command goes on from there" in result.err
 

@@ -40,12 +40,6 @@ def knows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guesses(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights with a context length of 32."""
-    return save(tmp_path_factory.mktemp("guesses"), tiny(initializer_range=0.5))
-
-
-@pytest.fixture(scope="module")
 def no_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose tokenizer has no end token."""
     folder = tmp_path_factory.mktemp("no_end")

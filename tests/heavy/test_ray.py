@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ONE_THREAD, Result, call, save, start, tiny
+from command import ONE_THREAD, Result, call, rows_in, save, start, tiny
 from heavy import heavy
 
 cluster_utils = heavy("ray.cluster_utils")
@@ -89,14 +89,6 @@ def prompts(file: Path, n: int) -> Path:
     return file
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for file in sorted(out.glob("part-*.jsonl"))
-        for line in file.read_text().splitlines()
-    ]
-
-
 def n_done(out: Path) -> int:
     return len([*(out / "_job").glob("block-*")])
 
@@ -155,7 +147,7 @@ def test_a_worker_and_then_a_node_are_lost_and_no_prompt_is(
     assert "2,000 prompts read, 2,000 written, 0 rejected" in result.err
     assert len(first) == 2
     assert at_loss < 50, "the node was lost too late to matter"
-    parted = same_rows(rows(out), rows(tmp_path / "here"))
+    parted = same_rows(rows_in(out), rows_in(tmp_path / "here"))
     with capsys.disabled():
         sys.stdout.write(f"\n{parted} of 2,000 texts part at a margin below {MARGIN}\n")
     nodes.restore()
@@ -177,7 +169,7 @@ def test_the_driver_is_killed_and_given_again(nodes: TwoNodes, model: Path, tmp_
     result = finished(start(*there))
     assert result.code == 0, result.err
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert same_rows(rows(out), rows(tmp_path / "here")) == 0
+    assert same_rows(rows_in(out), rows_in(tmp_path / "here")) == 0
 
 
 def test_losses_are_those_of_one_process(nodes: TwoNodes, model: Path, tmp_path: Path) -> None:
@@ -232,4 +224,4 @@ def test_without_an_address_ray_starts_here(model: Path, tmp_path: Path) -> None
     assert call(*flags, "--out", tmp_path / "here").code == 0
     result = finished(start(*flags, "--out", tmp_path / "out", "--shard-rows", 2, "--ray", "--workers", 1))
     assert (result.code, result.out, result.err) == (0, "", "")
-    assert same_rows(rows(tmp_path / "out"), rows(tmp_path / "here")) == 0
+    assert same_rows(rows_in(tmp_path / "out"), rows_in(tmp_path / "here")) == 0

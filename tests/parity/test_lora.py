@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import pair
+from reference import apart, pair
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
@@ -41,10 +41,6 @@ def ours(model: GPT2) -> torch.Tensor:
 @torch.no_grad()
 def theirs(model: Any) -> torch.Tensor:
     return model.eval()(TOKENS).logits
-
-
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 def reference(base: Path) -> GPT2LMHeadModel:

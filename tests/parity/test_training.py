@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 from command import call
+from reference import apart
 from safetensors.torch import load_file
 from torch import Tensor
 from trainer import assert_same_run, checkpoints, contents, flags, metrics, train, well
@@ -66,10 +67,6 @@ def theirs(model: Any, tokens: Tensor) -> Tensor:
 
 def reference(directory: Path) -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
-
-
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 def model_of(out: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -81,6 +82,12 @@ def run(*flags: object, stdin: bytes = b"", **how: Any) -> Result:
 def wait(process: subprocess.Popen[bytes], stdin: bytes = b"") -> Result:
     out, err = process.communicate(stdin, timeout=100)
     return Result(process.returncode, (out or b"").decode(), err.decode())
+
+
+def rows_in(out: Path) -> list[dict[str, Any]]:
+    """What a job has written into a folder, in the order of its parts."""
+    lines = (line for file in sorted(out.glob("part-*.jsonl")) for line in file.read_text().splitlines())
+    return [json.loads(line) for line in lines]
 
 
 def save(directory: Path, model: GPT2) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import GPT2
@@ -34,3 +35,8 @@ def pair(directory: Path, seed: int = 0, spread: float = 0.2, **config: Any) -> 
     theirs = reference(seed, spread, **config)
     theirs.save_pretrained(directory)
     return GPT2.from_pretrained(directory), theirs
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference between two tensors."""
+    return float((one - other).abs().max())

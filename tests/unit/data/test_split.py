@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
+from documents import documents
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data.split import hold_out
-from minigpt.data.token_file import TokenFile
 
 SEED = st.integers(0, 5)
-
-
-def file(lengths: list[int]) -> TokenFile:
-    """Documents whose tokens are all different: token i is i."""
-    ends = np.cumsum(lengths)
-    spans = np.stack([ends - lengths, ends], axis=1)
-    return TokenFile(Path(), np.arange(sum(lengths), dtype=np.uint16), spans, np.arange(len(lengths)), "")
 
 
 FRACTION = st.floats(0.001, 0.999)
@@ -26,7 +16,7 @@ FRACTION = st.floats(0.001, 0.999)
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=30), FRACTION, SEED)
 def test_whole_documents_are_held_out(lengths: list[int], fraction: float, seed: int) -> None:
-    tokens = file(lengths)
+    tokens = documents(lengths)
     training, validation = (part.spans.tolist() for part in hold_out(tokens, fraction, seed))
     assert training
     assert validation
@@ -47,7 +37,7 @@ def test_whole_documents_are_held_out(lengths: list[int], fraction: float, seed:
 
 @given(st.integers(2, 200), FRACTION)
 def test_of_a_single_document_the_end_is_held_out(n: int, fraction: float) -> None:
-    parts = hold_out(file([n]), fraction, 0)
+    parts = hold_out(documents([n]), fraction, 0)
     (training,), (validation,) = (part.spans.tolist() for part in parts)
     assert [part.digests.tolist() for part in parts] == [[], []]  # neither is the text that had one
     assert training[0] == 0
@@ -57,7 +47,7 @@ def test_of_a_single_document_the_end_is_held_out(n: int, fraction: float) -> No
 
 
 def test_what_is_held_out_is_drawn_by_the_seed() -> None:
-    tokens = file([5] * 40)
+    tokens = documents([5] * 40)
     held = [hold_out(tokens, 0.2, seed)[1].spans.tolist() for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]
     assert len(held[0]) == 8

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import documents
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,15 +19,8 @@ TEXT = st.tuples(LENGTHS, st.integers(1, 20)).filter(lambda text: sum(text[0]) >
 SEED = st.integers(0, 5)
 
 
-def file(lengths: list[int]) -> TokenFile:
-    """Documents whose tokens are all different: token i is i."""
-    ends = np.cumsum(lengths)
-    spans = np.stack([ends - lengths, ends], axis=1)
-    return TokenFile(Path(), np.arange(sum(lengths), dtype=np.uint16), spans, np.arange(len(lengths)), "")
-
-
 def windows(lengths: list[int], length: int, seed: int = 0) -> tuple[TokenFile, Windows]:
-    tokens = file(lengths)
+    tokens = documents(lengths)
     return tokens, Windows(tokens, length, seed)
 
 
@@ -97,7 +90,7 @@ def test_windows_are_cut_from_the_shuffled_ring(text: tuple[list[int], int], see
 
 @given(LENGTHS, st.integers(0, 40), st.integers(1, 40))
 def test_a_ring_reads_on_from_its_beginning(lengths: list[int], start: int, n: int) -> None:
-    tokens = file(lengths)
+    tokens = documents(lengths)
     spans = tokens.spans[::-1]
     ring = [token for begin, end in spans for token in range(begin, end)]
     assert len(CircularTokens(tokens.ids, spans)) == len(ring)
@@ -147,8 +140,10 @@ def test_rows_are_what_torch_embeds() -> None:
 
 @pytest.mark.parametrize(("n", "length"), [(1, 1), (8, 8), (7, 8), (8, 100)])
 def test_a_text_shorter_than_a_window(n: int, length: int) -> None:
-    tokens = file([n])
-    message = rf"has {n} tokens?, less than a context of {length} and the token after it: .* smaller --context"
+    tokens = documents([n])
+    message = (
+        rf"has {n} tokens?, less than a context of {length} and the token after it: .* smaller --context"
+    )
     with pytest.raises(ValueError, match=message):
         Windows(tokens, length, 0)
 

@@ -11,7 +11,8 @@ import torch
 from fakes import tiny_gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
+from watched import close, n_hooks
 
 from minigpt.interp import (
     ablate,
@@ -36,10 +37,6 @@ VECTOR = torch.linspace(-1, 1, 16) ** 2  # not the same in all directions, which
 LONGER = [4, 4, *TEXT]
 
 
-def n_hooks(model: nn.Module) -> int:
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     with torch.no_grad():
@@ -47,10 +44,6 @@ def nothing_is_left() -> Iterator[None]:
         yield
         assert n_hooks(MODEL) == 0
         assert MODEL(TOKENS).equal(before)
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def logits(text: list[int] = TEXT) -> Tensor:

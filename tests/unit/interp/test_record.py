@@ -16,6 +16,7 @@ import torch
 from fakes import tiny_gpt2
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from watched import close, n_hooks
 
 import minigpt
 from minigpt import GPT2
@@ -42,19 +43,10 @@ TOKENS = torch.tensor([TEXT])
 OTHER = [2, 6, 5, 3]
 
 
-def n_hooks(model: nn.Module) -> int:
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     yield
     assert n_hooks(MODEL) == 0
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    """Within 1e-5 of the tensor's largest magnitude."""
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def read_in_parts(*parts: Tensor, pad: Tensor | None = None) -> None:

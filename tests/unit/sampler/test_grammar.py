@@ -6,12 +6,12 @@ import copy
 import json
 import pickle
 import re
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from choices import allowed, regex, spelled
 
 import minigpt
 from minigpt import InvalidRequest
@@ -43,18 +43,6 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-
-
-def regex(pattern: str, token_bytes: Sequence[bytes | None] = WORDS) -> Grammar:
-    return Grammar("regex", pattern, token_bytes)
-
-
-def allowed(mask: torch.Tensor) -> list[int]:
-    return mask.nonzero()[:, 0].tolist()
-
-
-def spelled(tokens: Sequence[int], token_bytes: Sequence[bytes | None]) -> str:
-    return b"".join(token_bytes[token] or b"" for token in tokens).decode()
 
 
 SMALL: dict[str, list[bytes | None]] = {
@@ -97,9 +85,9 @@ def test_tokens_that_cut_characters_spell_whole_ones() -> None:
 def test_texts_may_come_in_any_order_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beams and roll-backs jump between texts, and what is remembered of them is dropped now and then."""
     texts = [text for n in range(4) for text in product([97, 98, 256], repeat=n)]
-    fresh = [allowed(regex("(ab|b){2,}a").mask(text)) for text in texts]
+    fresh = [allowed(regex("(ab|b){2,}a", WORDS).mask(text)) for text in texts]
     monkeypatch.setattr("minigpt.sampler.grammar.REMEMBERED", 3)
-    grammar = regex("(ab|b){2,}a")
+    grammar = regex("(ab|b){2,}a", WORDS)
     for step in (1, -1, 7):
         places = [i * step % len(texts) for i in range(len(texts))]
         assert [allowed(grammar.mask(texts[i])) for i in places] == [fresh[i] for i in places]
@@ -107,7 +95,7 @@ def test_texts_may_come_in_any_order_however_many(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_match_allows_nothing() -> None:
-    grammar = regex("ab")
+    grammar = regex("ab", WORDS)
     for text in ([99], [97, 97], [97, 98, 97], [10**6], [-1], [WORDS.index(None)]):
         assert not grammar.mask(text).any()
         assert not grammar.matches(text)
@@ -187,12 +175,12 @@ def test_schemas_need_all_bytes() -> None:
 def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(InvalidRequest, match=r"regex 'a' needs llguidance: pip install 'minigpt\[grammar\]'"):
-        regex("a")
+        regex("a", WORDS)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda grammar: pickle.loads(pickle.dumps(grammar))])
 def test_it_can_be_copied_and_pickled(copied: Any) -> None:
-    grammar = regex("ab*")
+    grammar = regex("ab*", WORDS)
     grammar.mask([97])
     assert allowed(copied(grammar).mask([97])) == [98, WORDS.index(b"bb")]
     assert repr(grammar) == "Grammar('regex', 'ab*')"

@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 import torch
+from choices import kept
 from fakes import FakeModel, scrambled
 from torch import Tensor
 
@@ -18,10 +19,6 @@ from minigpt.sampler.processors.mirostat import REMEMBERED
 
 NONE = float("-inf")
 V = 12
-
-
-def kept(logits: Tensor) -> list[list[int]]:
-    return [[token for token, logit in enumerate(row) if logit > NONE] for row in logits.tolist()]
 
 
 def random_logits(seed: int, rows: int = 1) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from choices import allowed, regex, spelled
 from fakes import FakeModel, scrambled, tiny_gpt2
 
 import minigpt
@@ -20,18 +21,6 @@ from minigpt.sampler.processors.grammar_mask import GrammarMask
 NONE = float("-inf")
 WORDS = [None, b"a", b"b", b"c", b"ab", b"bc", b"abc", b" ", b" a", b"cab", b"\n", b"1", b"2", b"12", b"-", b".",
          b"", "é".encode(), "é".encode()[:1], "é".encode()[1:], b"aa", b"bb", b"a b"]  # fmt: skip
-
-
-def regex(pattern: str, token_bytes: Sequence[bytes | None]) -> Grammar:
-    return Grammar("regex", pattern, token_bytes)
-
-
-def spelled(tokens: Sequence[int], token_bytes: Sequence[bytes | None] = WORDS) -> str:
-    return b"".join(token_bytes[token] or b"" for token in tokens).decode()
-
-
-def allowed(mask: torch.Tensor) -> list[int]:
-    return mask.nonzero()[:, 0].tolist()
 
 
 def test_end_tokens_are_allowed_exactly_where_the_text_matches() -> None:
@@ -107,7 +96,7 @@ def test_texts_that_finish_match(model: Any, pattern: str, strategy: Any, end_to
             assert grammar.mask(text.tokens).any()
         else:
             written = text.tokens[: -1 if text.finish_reason == "eos" else None]
-            assert re.fullmatch(pattern, spelled(written))
+            assert re.fullmatch(pattern, spelled(written, WORDS))
             assert text.finish_reason == "eos" or grammar.complete(written)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from choices import kept
 from fakes import tiny_gpt2
 from torch import Tensor
 
@@ -43,10 +44,6 @@ from minigpt.sampler.processors.processor import Checked
 NONE = float("-inf")
 REQUEST = Request(prompt=(5,), max_new_tokens=9, end_tokens=frozenset([0]))
 ANY = torch.tensor([[0]])
-
-
-def kept(logits: Tensor) -> list[list[int]]:
-    return [[token for token, logit in enumerate(row) if logit > NONE] for row in logits.tolist()]
 
 
 def text(*tokens: int) -> Tensor:
