@@ -31,6 +31,9 @@ from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation
 
 # Facts in run.json that must be the same when a run is resumed, and what to call them.
+HELD_OUT_SEED = (
+    0  # not a run's own: runs of several seeds are judged by the same documents, and may teach each other
+)
 UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sha256": "the model of --init"}
 
 MOST_TOKENS = 2**28  # in a batch: far more than any device takes in one pass
@@ -110,7 +113,7 @@ def _token_files(
 
     train = tokenised(settings.data_paths)
     if fraction is not None:
-        return hold_out(train, fraction, settings.seed)
+        return hold_out(train, fraction, HELD_OUT_SEED)
     return train, tokenised([Path(os.path.expanduser(settings.val))])
 
 

@@ -65,7 +65,7 @@ class Settings:
     # fmt: off
     data: tuple[str, ...] = option((), "training data: .txt files (documents separated by lines <|endoftext|>), "
         ".jsonl files, or folders of them", group="data", kind=PATHS, nargs="+", fixed=False)
-    val: str = option("0.05", "validation file, or the fraction of the text to hold out, in whole documents", group="data",
+    val: str = option("0.05", "validation file, or the fraction of the text to hold out, in whole documents, the same for every seed", group="data",
         metavar="FILE_OR_FRACTION", fixed=False)
     text_field: str = option("text", "the field of a .jsonl object that holds the text", group="data", metavar="NAME")
     separator: str | None = option(None, "the text that separates documents of .txt files, wherever it stands",
