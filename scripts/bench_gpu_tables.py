@@ -20,7 +20,7 @@ def report(measured: dict[str, Any]) -> str:
     parts = []
     if measured["decoding"]:
         parts += ["\n".join(decoding_table(measured)), gpt_fast()]
-    if measured["batches"]:
+    if any(measured["batches"].values()):
         parts.append("\n".join(batch_table(measured)))
     if measured["training"]:
         parts.append("\n".join(training_table(measured)))
@@ -102,9 +102,13 @@ def speed_and_ratio(times: Times, name: str, tokens: int) -> str:
 
 
 def not_measured(measured: dict[str, Any]) -> Iterator[str]:
-    if measured["missing"]:
-        reasons = (f"- {what}: {why}" for what, why in measured["missing"].items())
-        yield "Not measured:\n\n" + "\n".join(reasons)
+    missing: dict[str, str] = measured["missing"]
+    if missing:
+        by_reason: dict[str, list[str]] = {}
+        for what, why in missing.items():
+            by_reason.setdefault(why, []).append(what)
+        reasons = (f"- {why}: {'; '.join(what)}" for why, what in by_reason.items())
+        yield "Not measured, or not in every round:\n\n" + "\n".join(reasons)
 
 
 def caption(measured: dict[str, Any]) -> str:
