@@ -677,9 +677,10 @@ def test_a_compiled_model_writes_the_same(story: Path, monkeypatch: pytest.Monke
 
     compile_block = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compile_block(block, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
     flags = ("--model", story, "Once", "--max-new-tokens", 12)
-    assert call(*flags, "--compile").text == call(*flags).text
+    # `patch` puts back what the command changes; monkeypatch would leave an entry that torch says does not exist
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        assert call(*flags, "--compile").text == call(*flags).text
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
