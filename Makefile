@@ -99,7 +99,7 @@ bench-drafts: $(VENV)/ready ## drafts: passes for each token and speed, against 
 methods: $(VENV)/ready ## every decoding method measured on held-out tales, its table into docs/comparison.md (15 minutes)
 	$(BIN)/python scripts/compare_methods.py --corpus $(CORPUS) --update docs/comparison.md
 
-train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt, val.txt and MANIFEST.tsv (hours)
+train: $(VENV)/ready ## the bundled model again, from CORPUS=folder of train.txt, val.txt and MANIFEST.tsv (ten minutes on a GPU, days on a CPU)
 	$(BIN)/python scripts/train_bundled.py --corpus $(CORPUS)
 
 size-study: $(VENV)/ready ## which size it should have, measured

@@ -38,8 +38,8 @@ from minigpt.training.learner import MAX_GRAD_NORM, Learner
 from minigpt.training.settings import Settings
 
 SHAPES = {  # name: layers, heads, width, context, batch size, precision
-    "bundled model's shape, bfloat16": (6, 4, 256, 512, 4, "bfloat16"),
-    "bundled model's shape, float32": (6, 4, 256, 512, 4, "float32"),
+    "bundled model's shape, bfloat16": (8, 5, 320, 512, 4, "bfloat16"),
+    "bundled model's shape, float32": (8, 5, 320, 512, 4, "float32"),
     "nanoGPT's CPU recipe, float32": (4, 4, 128, 64, 12, "float32"),
     "gpt2's width, 4 layers, bfloat16": (4, 12, 768, 512, 4, "bfloat16"),
 }
@@ -144,8 +144,8 @@ def nanogpt(corpus: Path, work: Path) -> str:
 
 def fine_tuning(corpus: Path, work: Path) -> str:
     """The same shape, text and time; the number of steps is what the time allows the bundled model."""
-    common = {"data": corpus / "tinyshakespeare.txt", "val": 0.1, "batch-size": 4, "beta2": 0.95}
-    shape = {"config": "small", "context": 512}
+    common = {"data": corpus / "tinyshakespeare.txt", "val": 0.1, "batch-size": 4, "beta2": 0.95, "context": 512}
+    shape = {"n-layer": 8, "n-head": 5, "n-embd": 320}  # the bundled model's
     probe = train(work / "probe", init="bundled", steps=20, **common)
     steps = int(SECONDS * 10 / (probe[-1]["seconds"] - probe[9]["seconds"]))
     tuned = train(

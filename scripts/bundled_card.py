@@ -20,10 +20,11 @@ from pages import put
 from minigpt import GPT2
 from minigpt.training.hardware import training_flops
 
+STRIDE = 512  # of the windows in which the text is read
+
 
 def score(weights: Path, corpus: Path) -> dict[str, Any]:
-    """What `minigpt.score` says of val.txt: every document read alone, in windows side by side."""
-    stride = GPT2.from_pretrained(weights).config.n_positions
+    """What `minigpt.score` says of val.txt: every document read alone, in windows that overlap."""
     command = [
         sys.executable,
         "-m",
@@ -32,7 +33,7 @@ def score(weights: Path, corpus: Path) -> dict[str, Any]:
         "--model",
         weights,
         "--stride",
-        stride,
+        STRIDE,
         "--json",
         "--quiet",
     ]
@@ -44,20 +45,19 @@ def score(weights: Path, corpus: Path) -> dict[str, Any]:
 
 def described(stage: dict[str, Any]) -> str:
     """One run of the training, in a line."""
-    s = {"optimizer": "adamw", "schedule": "cosine", **stage["settings"]}  # 0.1 did not name them
-    rates = f"AdamW, learning rate {s['lr']:g}"
-    if s["optimizer"] == "muon":
-        rates = f"Muon for the matrices inside the blocks, learning rate {s['lr']:g}, AdamW for the rest, {s['adamw_lr']:g}"
-    ending = (
-        "then cosine decay to zero"
-        if s["schedule"] == "cosine"
-        else f"constant, then {s['decay']:,} steps down to zero"
+    s, n = stage["settings"], stage["teachers"]
+    learned = (
+        f"the text and, with weight {s['teacher_weight']:g}, the mean probabilities of the {n} runs before (knowledge distillation)"
+        if n
+        else "the text"
     )
-    note = f"; {stage['note']}" if "note" in stage else ""
     return (
-        f"{s['steps']:,} steps of {s['batch_size']} windows of {s['context']} tokens ({stage['tokens']:,} tokens): {rates}, {s['warmup']}"
-        f" steps of warm-up, {ending}; beta2 {s['beta2']}, weight decay {s['weight_decay']} on matrices, {s['dtype']} autocast,"
-        f" seed {s['seed']}; {stage['minutes']} minutes beside other work{note}"
+        f"{s['steps']:,} steps of {s['batch_size']} windows of {s['context']:,} tokens ({stage['tokens']:,} tokens) to learn {learned}:"
+        f" Muon for the matrices inside the blocks, learning rate {s['lr']:g}, AdamW for the rest, {s['adamw_lr']:g};"
+        f" {s['warmup']} steps of warm-up, then {s['decay']:,} steps down to zero; beta2 {s['beta2']}, weight decay"
+        f" {s['weight_decay']:g} on matrices, dropout {s['dropout']:g}, {s['dtype']} autocast, seed {s['seed']};"
+        f" {stage['minutes']} minutes, torch {stage['versions']['torch']}; {stage['held_out']:.3f} bits per byte on documents"
+        " held out of the text"
     )
 
 
@@ -67,17 +67,19 @@ def facts(weights: Path, corpus: Path) -> str:
     config, found = GPT2.from_pretrained(weights).config, score(weights, corpus)
     stages, text = known["stages"], known["train_tokens"]
     tokens = sum(stage["tokens"] for stage in stages)
-    flops = tokens * training_flops(config, known["n_parameters"], stages[0]["settings"]["context"])
+    flops = training_flops(config, known["n_parameters"], config.n_positions)
+    # A teacher computes the forward pass alone, a third of a step.
+    operations = sum(stage["tokens"] * flops * (1 + stage["teachers"] / 3) for stage in stages)
     rows = [
-        ("architecture", f"GPT-2: {known['n_parameters']:,} parameters, {config.n_layer} layers, {config.n_head} heads, embedding size {config.n_embd}, context length {config.n_positions}"),
+        ("architecture", f"GPT-2: {known['n_parameters']:,} parameters, {config.n_layer} layers, {config.n_head} heads, embedding size {config.n_embd}, context length {config.n_positions:,}"),
         ("vocabulary", f"a byte-level BPE of its own, {config.vocab_size:,} tokens"),
         ("file", f"float16, {(weights / 'model.safetensors').stat().st_size / 1e6:.1f} MB"),
         ("data", f"{len(books(corpus))} books of fairy tales and children's stories, first published before 1929, from Project Gutenberg texts in the public domain; [listed below](#the-books); {text:,} tokens"),
         ("held out", f"val.txt, {found['documents']} whole documents of the same kind ({found['bytes']:,} bytes), which entered neither training nor the vocabulary"),
         *((f"training, run {number}", described(stage)) for number, stage in enumerate(stages, 1)),
-        ("in all", f"{tokens:,} tokens, {tokens / text:.1f} times the text; {flops:.2g} floating-point operations on CPUs"),
+        ("in all", f"{tokens:,} tokens, {tokens / text:.1f} times the text; {operations:.2g} floating-point operations"),
         ("validation loss", f"{found['loss']:.3f} nats per token, perplexity {found['perplexity']:.1f}"),
-        ("bits per byte", f"**{found['bits_per_byte']:.3f}** on val.txt, every document read alone in windows side by side, measured on the float16 file (torch {torch.__version__}, {date.today().isoformat()})"),
+        ("bits per byte", f"**{found['bits_per_byte']:.3f}** on val.txt, every document read alone in windows that move by {STRIDE} tokens, measured on the float16 file (torch {torch.__version__}, {date.today().isoformat()})"),
     ]  # fmt: skip
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 

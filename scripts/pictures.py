@@ -22,7 +22,7 @@ TEXT = "Once upon a time there was a king who had three sons, and the king loved
 def main() -> None:
     model, tokenizer = minigpt.load()
     IMAGES.mkdir(exist_ok=True)
-    figure = minigpt.attention_map(model, tokenizer, TEXT, layer=3, head=1)
+    figure = minigpt.attention_map(model, tokenizer, TEXT, layer=5, head=4)
     figure.savefig(IMAGES / "attention.png", dpi=110, metadata={"Software": None})
     page = explore(
         model,
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
         page.save(file)
-        photograph(file, "token=19&layer=3&head=1", IMAGES / "explore.png")
+        photograph(file, "token=18&layer=5&head=4", IMAGES / "explore.png")
 
 
 def photograph(file: Path, state: str, picture: Path) -> None:

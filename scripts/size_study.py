@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from train_bundled import CONTEXT, minigpt, train_tokenizer
+from train_bundled import minigpt, train_tokenizer
 
 from minigpt.config import GPT2Config
 from minigpt.training.hardware import training_flops
 
+CONTEXT = 512
 BATCH = 4  # windows a step: more steps of so little compute
 
 

@@ -2,8 +2,9 @@
 
     python scripts/train_bundled.py --corpus ../shared/corpus --work build/bundled    (again, to resume)
 
-Every step is one of minigpt's own commands. The folder holds train.txt, val.txt and MANIFEST.tsv, which
-lists the books; nothing of val.txt enters training or the vocabulary. Ctrl-C saves a checkpoint.
+Every step is one of minigpt's own commands. Two models of the final shape teach the third (ten minutes on
+a GPU of 2023, days on a CPU). The folder holds train.txt, val.txt and MANIFEST.tsv, which lists the books; nothing of
+val.txt enters training or the vocabulary. Ctrl-C saves a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,27 +22,32 @@ import judge_stories
 from minigpt import load
 from minigpt.data.documents import fingerprint
 
-VOCABULARY, CONTEXT = 4096, 512
-SHAPE = {"n-layer": 6, "n-head": 4, "n-embd": 256}  # by scripts/size_study.py
-COMMON = {
-    "batch-size": 8, "context": CONTEXT, "beta2": 0.95, "dtype": "bfloat16", "eval-every": 500, "checkpoint-every": 250
+VOCABULARY, CONTEXT = 4096, 1024
+TEACHER_STEPS, STUDENT_STEPS, WARMUP = 4_870, 3_020, 200
+COMMON: dict[str, object] = {
+    "n-layer": 8, "n-head": 5, "n-embd": 320, "context": CONTEXT, "batch-size": 32, "val": 0.01,
+    "optimizer": "muon", "lr": 5e-3, "adamw-lr": 2.5e-3, "beta2": 0.95, "schedule": "wsd", "warmup": WARMUP,
+    "dtype": "bfloat16", "eval-every": 1000, "checkpoint-every": 1000,
 }  # fmt: skip
-# Each run begins with the weights of the one before. Their schedules were chosen by documents held out of train.txt.
-STAGES: tuple[dict[str, object], ...] = (
-    {**SHAPE, **COMMON, "optimizer": "adamw", "steps": 10_000, "lr": 2e-3, "warmup": 300},
+# Alike but for the seed and how they are kept from learning the text by heart.
+TEACHERS: tuple[dict[str, object], ...] = (
+    {"steps": TEACHER_STEPS, "decay": TEACHER_STEPS - WARMUP, "weight-decay": 0.7, "seed": 0},
     {
-        **COMMON, "optimizer": "muon", "steps": 4_350, "lr": 3e-3, "adamw-lr": 1.5e-3, "warmup": 100,
-        "schedule": "wsd", "decay": 2_971, "val": 0.01,
+        "steps": TEACHER_STEPS,
+        "decay": TEACHER_STEPS - WARMUP,
+        "weight-decay": 0.35,
+        "dropout": 0.1,
+        "seed": 1,
     },
-    {
-        **COMMON, "optimizer": "muon", "steps": 5_550, "lr": 2e-3, "adamw-lr": 1e-3, "warmup": 100,
-        "schedule": "wsd", "decay": 3276, "val": 0.01, "seed": 5,
-    },
-)  # fmt: skip
+)
+STUDENT: dict[str, object] = {
+    "steps": STUDENT_STEPS, "decay": STUDENT_STEPS - WARMUP, "weight-decay": 0.7, "seed": 2, "teacher-weight": 0.7
+}  # fmt: skip
 PLACES = (
     "data",
     "val",
     "init",
+    "teacher",
     "tokenizer",
     "token_cache",
     "threads",
@@ -63,16 +69,23 @@ def train_tokenizer(corpus: Path, work: Path) -> Path:
 
 
 def train(corpus: Path, work: Path) -> list[Path]:
-    """Begins each run in turn, or continues it with the settings that it began with; their folders."""
-    runs: list[Path] = []
-    for number, stage in enumerate(STAGES, 1):
-        out = work / f"run-{number}"
-        start = {"init": runs[-1]} if runs else {"tokenizer": train_tokenizer(corpus, work)}
-        settings = {"data": corpus / "train.txt", "val": corpus / "val.txt", **start, **stage}
-        begun = (out / "run.json").exists()
-        minigpt("train", "--resume", out=out, **({} if begun else settings))
-        runs.append(out)
-    return runs
+    """Begins each run in turn, or continues it with the settings that it began with; their folders, the student's last."""
+    texts = {"data": corpus / "train.txt", "tokenizer": train_tokenizer(corpus, work)}
+    teachers = [work / f"teacher-{number}" for number in range(1, len(TEACHERS) + 1)]
+    for out, settings in zip(teachers, TEACHERS, strict=True):
+        begin_or_continue(out, **texts, **COMMON, **settings)
+    student = work / "student"
+    of = (word for teacher in teachers for word in ("--teacher", teacher))
+    begin_or_continue(student, *of, **texts, **COMMON, **STUDENT)
+    return [*teachers, student]
+
+
+def begin_or_continue(out: Path, *words: object, **settings: object) -> None:
+    """One run of training."""
+    if (out / "run.json").exists():
+        minigpt("train", "--resume", out=out)
+    else:
+        minigpt("train", *words, out=out, **settings)
 
 
 def export(run: Path, weights: Path) -> None:
@@ -89,8 +102,13 @@ def facts(runs: list[Path], corpus: Path) -> dict[str, Any]:
         known = json.loads((run / "run.json").read_text())
         settings = {name: value for name, value in known["settings"].items() if name not in PLACES}
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        took = {"tokens": last["tokens"], "minutes": round(last["seconds"] / 60)}
-        stages.append({"settings": settings, "versions": known["versions"], **took})
+        took = {
+            "tokens": last["tokens"],
+            "minutes": round(last["seconds"] / 60),
+            "held_out": last["val_bits_per_byte"],
+        }
+        teachers = len(known["settings"]["teacher"])
+        stages.append({"settings": settings, "teachers": teachers, "versions": known["versions"], **took})
     first = json.loads((runs[0] / "run.json").read_text())
     texts = {name: fingerprint([corpus / f"{name}.txt"]) for name in ("train", "val")}
     kept = {name: first[name] for name in ("tokenizer", "n_parameters", "train_tokens")}

@@ -88,7 +88,7 @@ def direct_attribution(
     >>> (time,) = tokenizer.encode(" time")
     >>> parts = direct_attribution(model, seen, time)
     >>> abs(parts.remainder) < 1e-3, len(parts.names)
-    (True, 45)
+    (True, 67)
     """
     seen.require_whole(*expand(model.config, ["blocks.*.attn.z", "blocks.*.mlp.out"]), last_point(model))
     alone, unembed = seen.row(row), exact(unembedding(model))

@@ -72,7 +72,7 @@ def head_statistics(seen: Recording) -> HeadStatistics:
     >>> model, tokenizer = minigpt.load()
     >>> seen = record_text(model, tokenizer.encode("The king and the queen and the king"), "blocks.*.attn.pattern")
     >>> head_statistics(seen).induction.shape
-    torch.Size([6, 4])
+    torch.Size([8, 5])
     """
     seen.require_beginning()
     seen.require_whole(*expand(seen.config, [PATTERNS]))
@@ -141,7 +141,7 @@ def value_weighted(model: GPT2, seen: Recording, layer: int) -> Tensor:
     >>> model, tokenizer = minigpt.load()
     >>> seen = record_text(model, tokenizer.encode("Once upon a time"), "blocks.2.attn.*")
     >>> value_weighted(model, seen, layer=2).shape
-    torch.Size([1, 4, 4, 4])
+    torch.Size([1, 5, 4, 4])
     """
     seen.require_whole(f"blocks.{layer}.attn.pattern")
     pattern = seen[f"blocks.{layer}.attn.pattern"]
@@ -193,7 +193,7 @@ def rollout(seen: Recording) -> Tensor:
     >>> model, tokenizer = minigpt.load()
     >>> rolled = rollout(record_text(model, tokenizer.encode("Once upon a time"), "blocks.*.attn.pattern"))
     >>> rolled.shape, bool(rolled.sum(-1).allclose(torch.ones(())))
-    (torch.Size([6, 1, 4, 4]), True)
+    (torch.Size([8, 1, 4, 4]), True)
     """
     seen.require_beginning()
     seen.require_whole(*expand(seen.config, [PATTERNS]))

@@ -56,7 +56,7 @@ def ablate(
     >>> with ablate(model, "blocks.1.attn.z", heads=[0]):
     ...     seen = record_text(model, tokens, "blocks.1.attn.z")
     >>> seen["blocks.1.attn.z"].abs().amax((0, 2, 3)) > 0
-    tensor([False,  True,  True,  True])
+    tensor([False,  True,  True,  True,  True])
     """
 
     def change(name: str, old: Tensor, current: Pass) -> Tensor:
@@ -206,7 +206,7 @@ def mean_activation(
     >>> model, tokenizer = minigpt.load()
     >>> texts = [tokenizer.encode("Once upon a time"), tokenizer.encode("The king")]
     >>> mean_activation(model, texts, "blocks.1.attn.z").shape
-    torch.Size([1, 4, 1, 64])
+    torch.Size([1, 5, 1, 64])
     """
     if over not in ("texts and positions", "texts"):
         raise ValueError(f'over must be "texts and positions" or "texts", got {over!r}')

@@ -50,7 +50,7 @@ def knock_out(
     >>> with knock_out(model, queries=[3], keys=[0], layers=[1]):
     ...     seen = record_text(model, tokenizer.encode("Once upon a time"), "blocks.1.attn.pattern")
     >>> seen["blocks.1.attn.pattern"][0, :, 3, 0]
-    tensor([0., 0., 0., 0.])
+    tensor([0., 0., 0., 0., 0.])
     """
     require_watchable(model)
     where = Places.of(model, heads, queries, rows)

@@ -113,7 +113,7 @@ def patch_positions(
     >>> a, b = tokenizer.encode(" the queen the dog")[1::2][:2]
     >>> sweep = patch_positions(model, clean, corrupt, logit_difference(a, b))
     >>> sweep.values.shape, sweep.finished
-    (torch.Size([6, 3]), True)
+    (torch.Size([8, 3]), True)
     """
     runs = _Runs.of(model, clean, corrupt, metric, direction, [f"blocks.*.{part}"])
     layers = range(model.config.n_layer)
@@ -139,7 +139,7 @@ def patch_heads(
     >>> model, tokenizer = minigpt.load()
     >>> clean, corrupt = tokenizer.encode("The king and"), tokenizer.encode("The dog and")
     >>> patch_heads(model, clean, corrupt, logit_difference(5, 6), part="v").values.shape
-    torch.Size([6, 4])
+    torch.Size([8, 5])
     """
     if part not in ("z", "q", "k", "v", "pattern"):
         raise ValueError(f'part must be "z", "q", "k", "v" or "pattern", got {part!r}')
@@ -168,7 +168,7 @@ def ablate_heads(
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
     >>> ablate_heads(model, tokenizer.encode("The king and"), logit_difference(5, 6)).values.shape
-    torch.Size([6, 4])
+    torch.Size([8, 5])
     """
     text = one_text(tokens, model)
     runs = _Runs(model, text, _run(model, text, metric), 0.0, metric)
@@ -203,7 +203,7 @@ def attribution_patching(
     >>> model, tokenizer = minigpt.load()
     >>> clean, corrupt = tokenizer.encode("The king and"), tokenizer.encode("The dog and")
     >>> attribution_patching(model, clean, corrupt, logit_difference(5, 6)).values.shape
-    torch.Size([6, 4])
+    torch.Size([8, 5])
     """
     has_heads = point_of(one_point(model.config, f"blocks.0.{part}")).has_heads
     names = expand(model.config, [f"blocks.*.{part}"])

@@ -61,7 +61,7 @@ def record(
     >>> with torch.no_grad(), record(model, "blocks.*.attn.pattern") as seen:
     ...     logits = model(torch.tensor([tokenizer.encode("Once upon a time")]))
     >>> seen["blocks.3.attn.pattern"].shape, seen.stack("blocks.*.attn.pattern").shape
-    (torch.Size([1, 4, 4, 4]), torch.Size([6, 1, 4, 4, 4]))
+    (torch.Size([1, 5, 4, 4]), torch.Size([8, 1, 5, 4, 4]))
     """
     require_watchable(model)
     names = expand(model.config, points or ("*", "blocks.*.*", "blocks.*.*.*"), layers)

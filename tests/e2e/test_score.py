@@ -390,7 +390,7 @@ def test_mistakes_and_help_do_not_wait_for_torch() -> None:
 def test_the_bundled_model_scores_stdin() -> None:
     result = run("--json", stdin=b"Once upon a time there was a king.", **IN_A_PROCESS)
     record = json.loads(result.text)
-    assert (record["model"], record["path"], record["bytes"], record["stride"]) == ("bundled", "-", 34, 256)
+    assert (record["model"], record["path"], record["bytes"], record["stride"]) == ("bundled", "-", 34, 512)
     assert record["perplexity"] < 15
 
 

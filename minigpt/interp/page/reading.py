@@ -26,7 +26,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     explore(*minigpt.load(), "Once upon a", max_new_tokens=1).save(f"{folder}/page.html")
     ...     data = load(f"{folder}/page.html")
     >>> data["runs"][0]["text"], data["runs"][0]["attention"]["weight"].shape
-    ('Once upon a time', torch.Size([6, 4, 4, 4]))
+    ('Once upon a time', torch.Size([8, 5, 4, 4]))
     """
     try:
         return read(read_whole(Path(path)).decode())

@@ -235,13 +235,13 @@ def test_attention_map_draws_what_the_head_attends_to() -> None:
     ]
     grid = minigpt.attention_map(model, tokenizer, text, layer=2)
     assert [label.get_text() for label in grid.axes[0].get_yticklabels()] == ["2"]
-    assert len(minigpt.attention_map(model, tokenizer, text).axes[0].get_yticks()) == 6
+    assert len(minigpt.attention_map(model, tokenizer, text).axes[0].get_yticks()) == 8
 
 
 def test_attention_map_refuses_what_there_is_not() -> None:
     model, tokenizer = minigpt.load()
-    with pytest.raises(IndexError, match="there is no layer 6: this model has layers 0 to 5"):
-        minigpt.attention_map(model, tokenizer, "Once", layer=6, head=0)
+    with pytest.raises(IndexError, match="there is no layer 8: this model has layers 0 to 7"):
+        minigpt.attention_map(model, tokenizer, "Once", layer=8, head=0)
     with pytest.raises(ValueError, match="head=1 needs a layer"):
         minigpt.attention_map(model, tokenizer, "Once", head=1)
     with pytest.raises(ValueError, match="an empty text has nothing to read"):
