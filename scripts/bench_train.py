@@ -144,7 +144,13 @@ def nanogpt(corpus: Path, work: Path) -> str:
 
 def fine_tuning(corpus: Path, work: Path) -> str:
     """The same shape, text and time; the number of steps is what the time allows the bundled model."""
-    common = {"data": corpus / "tinyshakespeare.txt", "val": 0.1, "batch-size": 4, "beta2": 0.95, "context": 512}
+    common = {
+        "data": corpus / "tinyshakespeare.txt",
+        "val": 0.1,
+        "batch-size": 4,
+        "beta2": 0.95,
+        "context": 512,
+    }
     shape = {"n-layer": 8, "n-head": 5, "n-embd": 320}  # the bundled model's
     probe = train(work / "probe", init="bundled", steps=20, **common)
     steps = int(SECONDS * 10 / (probe[-1]["seconds"] - probe[9]["seconds"]))

@@ -16,6 +16,7 @@ import minigpt
 from minigpt.data.split import hold_out
 from minigpt.data.token_file import TokenFile, default_cache, tokenise
 from minigpt.data.windows import Windows
+from minigpt.json_files import counted
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distillation import Distillation, load_teachers
@@ -169,10 +170,11 @@ def _refuse_changes(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
 def _summary(model: GPT2, settings: Settings, windows: Windows, validation: Validation) -> str:
     c, n = model.config, sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shape = f"{counted(c.n_layer, 'layers')}, {counted(c.n_head, 'heads')}"
     adapter = f"LoRA of rank {settings.lora} trains {n_trained:,} ({n_trained / n:.2%}) of "
     return (
         f"{windows.n_tokens:,} training tokens (documents: {len(windows.tokens.spans):,}), {validation.n_tokens:,} "
-        f"validation tokens; {adapter if n_trained < n else ''}{n:,} parameters ({c.n_layer} layers, {c.n_head} heads, "
+        f"validation tokens; {adapter if n_trained < n else ''}{n:,} parameters ({shape}, "
         f"n_embd {c.n_embd}, context length {c.n_positions}, vocabulary {c.vocab_size:,})"
     )
 

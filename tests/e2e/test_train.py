@@ -169,7 +169,7 @@ def test_it_says_what_it_does(finished: tuple[Path, list[str]]) -> None:
     summary, *validations, last = lines
     assert re.match(r"[\d,]+ training tokens \(documents: 20\), ", summary)
     for part in (
-        "1 layers, 2 heads, n_embd 16, context length 24",
+        "1 layer, 2 heads, n_embd 16, context length 24",
         "documents: 20",
         "72 validation tokens",
         "float32 on cpu",
