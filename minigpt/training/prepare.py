@@ -31,10 +31,10 @@ from minigpt.training.run_folder import RunFolder
 from minigpt.training.settings import Settings
 from minigpt.training.validation import Validation
 
+# Not a run's own seed: runs of several seeds are judged by the same documents, which none has learned; a student's
+# validation is then unseen by its teachers.
+HELD_OUT_SEED = 0
 # Facts in run.json that must be the same when a run is resumed, and what to call them.
-HELD_OUT_SEED = (
-    0  # not a run's own: runs of several seeds are judged by the same documents, and may teach each other
-)
 UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sha256": "the model of --init"}
 
 MOST_TOKENS = 2**28  # in a batch: far more than any device takes in one pass
@@ -56,8 +56,10 @@ def prepare(
     settings = request.settings.settled(start.model.config.n_embd)
     context = settings.context or start.model.config.n_positions
     teachers = load_teachers(settings.teacher, start, context)
-    train, held_out = _token_files(settings, start.tokenizer, processes)
-    facts = _facts(start, teachers, train, held_out, context) | {"processes": processes.world_size}
+    held_out_seed = request.saved.get("held_out_seed", HELD_OUT_SEED)
+    train, held_out = _token_files(settings, start.tokenizer, processes, held_out_seed)
+    facts = _facts(start, teachers, train, held_out, context)
+    facts |= {"held_out_seed": held_out_seed, "processes": processes.world_size}
     _refuse_changes(request.saved, facts)
     _check_batch(settings, context)
     windows = Windows(train, context, settings.seed)
@@ -101,7 +103,7 @@ def _check_batch(settings: Settings, context: int) -> None:
 
 
 def _token_files(
-    settings: Settings, tokenizer: Tokenizer, processes: Processes
+    settings: Settings, tokenizer: Tokenizer, processes: Processes, held_out_seed: int
 ) -> tuple[TokenFile, TokenFile]:
     """The training documents and the held-out ones; one process of a host tokenises, the others find what it made."""
     cache = Path(os.path.expanduser(settings.token_cache)) if settings.token_cache else default_cache()
@@ -114,7 +116,7 @@ def _token_files(
 
     train = tokenised(settings.data_paths)
     if fraction is not None:
-        return hold_out(train, fraction, HELD_OUT_SEED)
+        return hold_out(train, fraction, held_out_seed)
     return train, tokenised([Path(os.path.expanduser(settings.val))])
 
 

@@ -65,8 +65,8 @@ class Settings:
     # fmt: off
     data: tuple[str, ...] = option((), "training data: .txt files (documents separated by lines <|endoftext|>), "
         ".jsonl files, or folders of them", group="data", kind=PATHS, nargs="+", fixed=False)
-    val: str = option("0.05", "validation file, or the fraction of the text to hold out, in whole documents, the same for every seed", group="data",
-        metavar="FILE_OR_FRACTION", fixed=False)
+    val: str = option("0.05", "validation file, or the fraction of the text to hold out, in whole documents, the same "
+        "for every --seed", group="data", metavar="FILE_OR_FRACTION", fixed=False)
     text_field: str = option("text", "the field of a .jsonl object that holds the text", group="data", metavar="NAME")
     separator: str | None = option(None, "the text that separates documents of .txt files, wherever it stands",
         group="data", kind=str, default_is="lines <|endoftext|>", metavar="TEXT")
@@ -154,14 +154,21 @@ class Settings:
             raise ValueError("--lora adapts a pretrained model: add --init")
         if self.lora_alpha is not None and self.lora is None:
             raise ValueError(f"--lora-alpha {self.lora_alpha} scales an adapter: add --lora RANK")
+        self._check_names()
         self._check_teachers()
         self._check_optimisation()
+
+    def _check_names(self) -> None:
+        for setting in ("data", "val", "tokenizer", "token_cache", "init", "teacher"):
+            given = getattr(self, setting)
+            if "" in (given if isinstance(given, tuple) else (given,)):
+                raise ValueError(f"{flag_of(setting)} is an empty text: give a name, or leave it out")
 
     def _check_teachers(self) -> None:
         if self.teacher_weight is not None and not self.teacher:
             raise ValueError(f"--teacher-weight {self.teacher_weight} weighs a teacher: add --teacher MODEL")
         if twice := [name for name in self.teacher if self.teacher.count(name) > 1]:
-            raise ValueError(f"--teacher {twice[0]} is given more than once: leave the others out")
+            raise ValueError(f"--teacher {twice[0]} is given more than once: give it once")
 
     def _check_optimisation(self) -> None:
         if self.adamw_lr is not None and self.optimizer == "adamw":
@@ -269,6 +276,11 @@ def load(out: Path) -> tuple[Settings, dict[str, Any]]:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(facts['dtype'])}")
         field(dict, {"teachers": {}, **facts}, "teachers", RUN)
         del facts["settings"]
-        return Settings(**values), facts
+        settings = Settings(**values)
+        # early runs of version 0.2, and those of 0.1, held out documents by their own seed
+        facts.setdefault("held_out_seed", settings.seed)
+        if field(int, facts, "held_out_seed", RUN) < 0:
+            raise ValueError(f"held_out_seed must be at least 0, got {facts['held_out_seed']}")
+        return settings, facts
     except (ValueError, TypeError) as error:
         raise ValueError(f"{out / RUN} is damaged ({error}): begin another run in another --out") from None

@@ -31,6 +31,7 @@ from trainer import (
 )  # fmt: skip
 
 from minigpt.training import hardware as machine
+from minigpt.training import prepare
 from minigpt.training.checkpoints import Checkpoints
 from minigpt.training.learner import Learner
 from minigpt.training.report import TrainingReport
@@ -124,6 +125,25 @@ def test_a_run_of_version_0_1_is_resumed(text: Path, tmp_path: Path, monkeypatch
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     well(train("--resume", "--out", tmp_path / "run"))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_held_out_documents_by_its_own_seed_keeps_to_them(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of version 0.1 did; else it would learn what it has been judged by."""
+    given = (*RUN, "--val", 0.3, "--seed", 5)
+    monkeypatch.setattr(prepare, "HELD_OUT_SEED", 5)
+    well(train(*flags(text, tmp_path / "whole", *given)))
+    with monkeypatch.context() as patched:
+        changed(patched, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert train(*flags(text, tmp_path / "run", *given)).code == 130
+    monkeypatch.undo()
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts.pop("held_out_seed") == 5
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    well(train("--resume", "--out", tmp_path / "run"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["held_out_seed"] == 5
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(

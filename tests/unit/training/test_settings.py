@@ -193,7 +193,7 @@ def test_a_weight_belongs_to_a_teacher_and_each_teacher_counts_once() -> None:
     assert Settings().settled(768).teacher_weight is None
     with pytest.raises(ValueError, match=r"--teacher-weight 0\.5 weighs a teacher: add --teacher MODEL"):
         Settings(teacher_weight=0.5)
-    with pytest.raises(ValueError, match="--teacher a is given more than once: leave the others out"):
+    with pytest.raises(ValueError, match="--teacher a is given more than once: give it once"):
         Settings(teacher=("a", "b", "a"))
 
 
@@ -201,7 +201,7 @@ def test_settings_are_read_back(tmp_path: Path) -> None:
     run = Settings(
         data=("a.txt", "b"), lr=1e-4, warmup=7, dropout=0.1, teacher=("c", "d"), teacher_weight=0.25
     )
-    facts = {"base": None, "train": "x", "val": "y", "dtype": "float32"}
+    facts = {"base": None, "train": "x", "val": "y", "dtype": "float32", "held_out_seed": 0}
     run.save(tmp_path, facts)
     assert settings_module.load(tmp_path) == (run, facts)
 
@@ -244,6 +244,14 @@ def test_a_setting_of_another_kind_is_named(tmp_path: Path, wrong: dict[str, Any
             r"teachers must be an object, got \[\]",
         ),
         ({"train": "x", "val": "y", "dtype": "x"}, "dtype must be one of float32, bfloat16, got 'x'"),
+        (
+            {"train": "x", "val": "y", "dtype": "float32", "held_out_seed": -1},
+            "held_out_seed must be at least 0, got -1",
+        ),
+        (
+            {"train": "x", "val": "y", "dtype": "float32", "held_out_seed": "1"},
+            "held_out_seed must be a whole number",
+        ),
     ],
 )
 def test_facts_of_another_kind_are_named(tmp_path: Path, facts: dict[str, Any], message: str) -> None:
