@@ -20,8 +20,9 @@ class BlockMuon(torch.optim.Optimizer):
     shape, those of the values are 30 to 70 times those of queries and keys): one orthogonal matrix out of all
     three would let the largest decide. Our matrices are (in, out), so the three lie side by side as columns.
 
-    The steps are those of `torch.optim.Muon`, bit for bit on a CPU. That one makes a matrix orthogonal after the other;
-    here all of one shape are made so together, since a GPU takes longer to start 40 small products than to compute them.
+    The steps are those of `torch.optim.Muon`, up to the rounding of products in bfloat16. That one makes one matrix after
+    the other orthogonal; here all of one shape are taken together, since a GPU takes longer to start 40 small products
+    than to compute them.
 
     Updates have AdamW's typical size (0.2 for each weight, times the learning rate), so that learning rates
     and weight decays found for one serve the other.
