@@ -4,7 +4,8 @@
 
 Every step is one of minigpt's own commands. Two models of the final shape teach the third (ten minutes on
 a GPU of 2023, days on a CPU). The folder holds train.txt, val.txt and MANIFEST.tsv, which lists the books; nothing of
-val.txt enters training or the vocabulary. Ctrl-C saves a checkpoint.
+val.txt enters training or the vocabulary. Ctrl-C saves a checkpoint. A run that was begun keeps its settings: to try
+others, name another --work.
 """
 
 from __future__ import annotations
@@ -32,32 +33,25 @@ COMMON: dict[str, object] = {
 # Alike but for the seed and how they are kept from learning the text by heart.
 TEACHERS: tuple[dict[str, object], ...] = (
     {"steps": TEACHER_STEPS, "decay": TEACHER_STEPS - WARMUP, "weight-decay": 0.7, "seed": 0},
-    {
-        "steps": TEACHER_STEPS,
-        "decay": TEACHER_STEPS - WARMUP,
-        "weight-decay": 0.35,
-        "dropout": 0.1,
-        "seed": 1,
-    },
-)
+    {"steps": TEACHER_STEPS, "decay": TEACHER_STEPS - WARMUP, "weight-decay": 0.35, "dropout": 0.1, "seed": 1},
+)  # fmt: skip
 STUDENT: dict[str, object] = {
     "steps": STUDENT_STEPS, "decay": STUDENT_STEPS - WARMUP, "weight-decay": 0.7, "seed": 2, "teacher-weight": 0.7
 }  # fmt: skip
-PLACES = (
-    "data",
-    "val",
-    "init",
-    "teacher",
-    "tokenizer",
-    "token_cache",
-    "threads",
-)  # settings that mean nothing elsewhere
+# Settings that mean nothing elsewhere.
+PLACES = ("data", "val", "init", "teacher", "tokenizer", "token_cache", "threads")
 
 
 def minigpt(command: str, *words: object, **flags: object) -> None:
-    """Runs one of minigpt's commands."""
+    """Runs one of minigpt's commands; if it fails or is stopped, it has said why, and its exit code is ours."""
     given = [str(part) for flag, value in flags.items() for part in (f"--{flag}", value)]
-    subprocess.run([sys.executable, "-m", f"minigpt.{command}", *map(str, words), *given], check=True)
+    process = subprocess.Popen([sys.executable, "-m", f"minigpt.{command}", *map(str, words), *given])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it was pressed for both: the command ends its step, and saves a checkpoint
+        code = process.wait()
+    if code:
+        sys.exit(code)
 
 
 def train_tokenizer(corpus: Path, work: Path) -> Path:
@@ -125,6 +119,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("weights"), help="where the finished model goes")
     args = parser.parse_args()
+    if not (args.out / "README.md").exists():
+        parser.error(f"--out {args.out} has no README.md, into which the figures go: copy that of weights/")
     runs = train(args.corpus, args.work)
     export(runs[-1], args.out)
     (args.out / "training.json").write_text(json.dumps(facts(runs, args.corpus), indent=2) + "\n")
