@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   minigpt train --data tales/ --out big --config small --steps 20000
   minigpt train --data plays.txt --out plays --init bundled        fine-tune the bundled model
   minigpt train --data plays.txt --out plays --init gpt2 --lora 8  fine-tune an adapter of GPT-2
+  minigpt train --data tales.txt --out student --teacher big       distil the model in big into a tiny one
   torchrun --nproc-per-node 2 -m minigpt.train --data tales.txt --out two    two processes, same steps
 """
 

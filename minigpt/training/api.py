@@ -193,7 +193,7 @@ def _plain(value: Any) -> Any:
 
 def _several(paths: Any) -> tuple[Any, ...]:
     """A setting of several paths as the command line gives it; a single one may stand by itself."""
-    several = isinstance(paths, Iterable) and not isinstance(paths, str)
+    several = isinstance(paths, Iterable) and not isinstance(paths, str | bytes)
     return tuple(map(_plain, paths if several else [paths]))
 
 

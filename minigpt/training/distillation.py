@@ -77,7 +77,10 @@ def load_teachers(names: Sequence[str], student: InitialModel, context: int) -> 
     """
     teachers = {}
     for name in names:
-        teacher, tokenizer = load(name)
+        try:
+            teacher, tokenizer = load(name)
+        except OSError as error:
+            raise OSError(f"--teacher: {error}") from error
         _check(name, teacher, tokenizer, student, context)
         teachers[name] = teacher
     return teachers
@@ -90,9 +93,12 @@ def _check(name: str, teacher: GPT2, tokenizer: Tokenizer, student: InitialModel
             f"--teacher {name} has {teacher.quantization} weights, which are for inference: use the original"
         )
     if tokenizer.fingerprint() != student.tokenizer.fingerprint():
+        or_begin = (
+            "" if student.base else f"begin with --tokenizer {name}, or "
+        )  # --init has a tokenizer already
         raise ValueError(
             f"--teacher {name} has another tokenizer than this run, and its probabilities are of its own tokens: "
-            f"begin with --tokenizer {name}, or give a teacher with this run's tokenizer"
+            f"{or_begin}give a teacher with this run's tokenizer"
         )
     theirs, ours = teacher.config.vocab_size, student.model.config.vocab_size
     if theirs != ours:

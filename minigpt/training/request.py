@@ -141,8 +141,8 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(name: Any) -> Any:
-    """An absolute path; what is no path at all stays as it is, for the check of types."""
-    return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) else name
+    """An absolute path; what is none at all, or empty, stays as it is, for `Settings` to refuse."""
+    return os.path.abspath(os.path.expanduser(name)) if isinstance(name, str) and name else name
 
 
 def _absolute_folder(name: Any) -> Any:

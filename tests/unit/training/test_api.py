@@ -127,6 +127,7 @@ def test_mistakes(text: Path) -> None:
         ({"data": [5]}, r"data \(--data\) must be a tuple of strings"),
         ({"data": 5}, r"data \(--data\) must be a tuple of strings"),
         ({"teacher": [5]}, r"teacher \(--teacher\) must be a tuple of strings"),
+        ({"teacher": b"run"}, r"teacher \(--teacher\) must be a tuple of strings, got \(b'run',\)"),
         ({"teacher": 5}, r"teacher \(--teacher\) must be a tuple of strings"),
         ({"init": 5}, r"init \(--init\) must be a string"),
         ({"steps": "many"}, r"steps \(--steps\) must be a whole number"),
