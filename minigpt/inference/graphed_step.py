@@ -14,9 +14,8 @@ from torch import Tensor
 
 from minigpt.cache import KVCache
 
-WARM_UP = (
-    3  # passes before a recording, in which libraries reserve what they need and compiled blocks are compiled
-)
+# Passes before a recording, in which libraries reserve what they need and compiled blocks are compiled.
+WARM_UP = 3
 
 # Shapes below:  B rows · N slots of the cache · H heads · K head dimension · V vocab_size
 
@@ -61,9 +60,7 @@ class GraphedStep:
             layer._slots[..., cache.length :, :] = 0
         self._layers = [StaticLayer(layer._slots, self._place) for layer in cache.layers]
         upcast = model.config.reorder_and_upcast_attn
-        self._scores = (
-            torch.float32 if upcast else model.position_embedding.weight.dtype
-        )  # what attention computes in
+        self._dtype = torch.float32 if upcast else model.position_embedding.weight.dtype  # of attention's scores
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
@@ -110,7 +107,7 @@ class GraphedStep:
             positions = (positions - pad)[:, None]  # (B, 1)
         x = model.token_embedding(self._tokens) + model.position_embedding(positions)
         # Kernels want it as numbers to add to the scores: made here, it is not made in every layer.
-        mask = torch.zeros_like(seen, dtype=self._scores).masked_fill(~seen, float("-inf"))
+        mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, float("-inf"))
         for block, layer in zip(model.blocks, self._layers, strict=True):
             x = block(x, layer, mask)
         logits: Tensor = model.unembed(model.final_norm(x)[:, -1])
