@@ -113,7 +113,7 @@ def test_a_recorded_step_is_the_plain_one(there: GPT2, prompts: list[list[int]])
 def test_texts_are_those_of_the_cpu(
     on_cpu: GPT2, there: GPT2, prompts: list[list[int]], strategy: Strategy
 ) -> None:
-    """Random numbers too: they are drawn by a function of the seed, not by the device's generator."""
+    """Random numbers too: they are a function of the seed, and not of the device's generator."""
     expected, found = (generate(model, prompts, strategy, max_new_tokens=24) for model in (on_cpu, there))
     for (ours,), (theirs,) in zip(found, expected, strict=True):
         assert ours.tokens == theirs.tokens

@@ -1,4 +1,7 @@
-"""Reproducible random sampling: the same for the same seed, whatever the device, the batch or the drafts.
+"""Reproducible random sampling: the same random numbers for the same seed, whatever the device, the batch or the drafts.
+
+Which token they lead to depends on the logits, too, and those of two devices differ in their last bits: where two
+tokens are as good as tied, a GPU may sample the one and a CPU the other.
 
 Every text has a stream of random numbers of its own, and in it every position and every token has one: a
 pure function of (seed, prompt, number of the text, position, token). Nothing is consumed, so reading ahead,
@@ -77,23 +80,28 @@ def sample(logits: Tensor, keys: Sequence[int]) -> Tensor:
     the same token nearly always, which drafts live by; had each row one number, looked up among cumulative
     probabilities, they would part wherever tokens that come before weigh more.
 
-    A GPU computes the same itself, up to the last bit of an exponential: copying the logits would take longer.
+    On a GPU, the random numbers are computed there: copying the logits would take longer.
 
     Shapes: (B, V) and B keys  ->  (B,); a row of NaN or of nothing but -inf gives any token
 
     Source: Gumbel 1954; Maddison et al. 2014 (A* sampling), section 2.
     """
     if logits.is_cuda:
-        return first_to_arrive_there(logits, keys)
+        return sample_by_torch(logits, keys)
     rows = zip(logits.cpu(), keys, strict=True)
     return torch.cat([_first_to_arrive(row, key, 1) for row, key in rows]).to(logits.device)
 
 
-def first_to_arrive_there(logits: Tensor, keys: Sequence[int]) -> Tensor:
-    """The token of each row that wins, computed where the logits are: (B, V) and B keys  ->  (B,)."""
+def sample_by_torch(logits: Tensor, keys: Sequence[int]) -> Tensor:
+    """What `sample` gives, computed where the logits are.
+
+    The bits are those of `uniform`; torch's logarithm and exponential may differ from numpy's in their last bit.
+
+    Shapes: (B, V) and B keys  ->  (B,)
+    """
     signed = torch.tensor([_signed(key) for key in keys], device=logits.device)
     z = torch.arange(1, logits.size(-1) + 1, device=logits.device) * _signed(GAMMA)
-    z = z + signed[:, None]  # (B, V); products and sums wrap around, as those of unsigned numbers do
+    z = z + signed[:, None]  # (B, V); products and sums wrap around, as those of unsigned integers do
     z ^= _shifted(z, 30)
     z *= _signed(FIRST)
     z ^= _shifted(z, 27)
