@@ -5,7 +5,7 @@
     python scripts/bench_gpu.py --device cpu --tiny                             try the script
 
 Each side has a process of its own. All are made ready at once, which is when they compile; then they are measured one
-after the other, in turns. What is not ready by then, or fails, is reported as not measured, with the reason.
+after the other, in turns. What is not ready after --prepare seconds, or fails, is reported as not measured, with the reason.
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ def training_side(name: str, shape: str, device: str, tiny: bool) -> Callable[..
 
 
 def machine_side(device: str, tiny: bool) -> Callable[[], dict[str, Any]]:
+    """A side that measures the machine itself."""
     return measurer(sizes_for(device, tiny))
 
 
 def sizes_for(device: str, tiny: bool) -> Sizes:
+    """How many texts, tokens and steps are measured."""
     return Sizes.for_trying(device) if tiny else Sizes(device)
 
 
@@ -101,6 +103,7 @@ class Measurement:
         self.end = self.start + end
 
     def close(self) -> None:
+        """Ends all processes."""
         for worker in (self._machine, *self._workers.values()):
             worker.close()
 

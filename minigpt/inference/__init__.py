@@ -1,1 +1,1 @@
-"""What runs faster than it reads: each file does the same as a part of the model, to the bit, and a test compares them."""
+"""What runs faster than it reads: each file computes what a part of the model computes, and a test compares them."""

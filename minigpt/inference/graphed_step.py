@@ -59,8 +59,9 @@ class GraphedStep:
         for layer in cache.layers:  # a masked value is multiplied by zero, which must not be NaN
             layer._slots[..., cache.length :, :] = 0
         self._layers = [StaticLayer(layer._slots, self._place) for layer in cache.layers]
+        # of attention's scores
         upcast = model.config.reorder_and_upcast_attn
-        self._dtype = torch.float32 if upcast else model.position_embedding.weight.dtype  # of attention's scores
+        self._dtype = torch.float32 if upcast else model.position_embedding.weight.dtype
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
