@@ -51,7 +51,7 @@ class Distillation:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> Tensor:
-        """The distributions that the tokens after the first are to be predicted by, in float32: (B, T + 1)  ->  (B, T, V)."""
+        """The distributions to be learned, in float32, one for each token but the first: (B, T + 1)  ->  (B, T, V)."""
         inputs, next_tokens = rows[:, :-1], rows[:, 1:]
         targets = torch.zeros(*inputs.shape, self.teachers[0].config.vocab_size, device=rows.device)
         targets.scatter_(-1, next_tokens.unsqueeze(-1), 1 - self.weight)
