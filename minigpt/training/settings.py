@@ -46,7 +46,7 @@ def _are_strings(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
 
 
-PATHS = Kind("a tuple of strings", _are_strings, str, "FILE_OR_DIR")
+PATHS = Kind("a path or a name, or several", _are_strings, str, "FILE_OR_DIR")
 TEACHER_WEIGHT = 0.5  # the text and the teachers count alike
 
 

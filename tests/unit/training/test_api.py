@@ -124,11 +124,11 @@ def test_mistakes(text: Path) -> None:
     with pytest.raises(OSError, match="does not exist"):
         train(data=text, out=text.parent / "new", init=text.parent / "none" / "at" / "all")
     for wrong, message in (
-        ({"data": [5]}, r"data \(--data\) must be a tuple of strings"),
-        ({"data": 5}, r"data \(--data\) must be a tuple of strings"),
-        ({"teacher": [5]}, r"teacher \(--teacher\) must be a tuple of strings"),
-        ({"teacher": b"run"}, r"teacher \(--teacher\) must be a tuple of strings, got \(b'run',\)"),
-        ({"teacher": 5}, r"teacher \(--teacher\) must be a tuple of strings"),
+        ({"data": [5]}, r"data \(--data\) must be a path or a name, or several"),
+        ({"data": 5}, r"data \(--data\) must be a path or a name, or several"),
+        ({"teacher": [5]}, r"teacher \(--teacher\) must be a path or a name, or several"),
+        ({"teacher": b"run"}, r"teacher \(--teacher\) must be a path or a name, or several, got \(b'run',\)"),
+        ({"teacher": 5}, r"teacher \(--teacher\) must be a path or a name, or several"),
         ({"init": 5}, r"init \(--init\) must be a string"),
         ({"steps": "many"}, r"steps \(--steps\) must be a whole number"),
         ({"n_layer": 2.5}, r"n_layer \(--n-layer\) must be a whole number"),
