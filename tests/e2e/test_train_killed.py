@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trainer
-from command import start, wait
+from command import ROOT, start, wait
 from trainer import (
     RUN,
     STEPS,
@@ -219,3 +219,20 @@ def test_ctrl_c_as_a_user_presses_it(text: Path, tmp_path: Path) -> None:
     step = metrics(out)[-1]["step"]
     assert said(result)[-1].startswith(f"stopped at step {step}, ")
     assert checkpoints(out)[-1] == f"step-{step:08}"
+
+
+def test_ctrl_c_of_the_bundled_models_script_waits_for_the_checkpoint_of_its_run(
+    text: Path, tmp_path: Path
+) -> None:
+    """A terminal sends it to both processes; the script must not kill the run, whose step may take long."""
+    out = tmp_path / "run"
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import train_bundled; "
+    script += "train_bundled.minigpt('train', *sys.argv[1:])"
+    process = start(*flags(text, out, "--steps", 10**6), python=("-c", script), start_new_session=True)
+    assert process.stderr is not None
+    while b"step 3 of 1000000" not in process.stderr.readline():
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    result = wait(process)
+    assert result.code == 130
+    assert said(result)[-1].startswith(f"stopped at step {metrics(out)[-1]['step']}, ")
