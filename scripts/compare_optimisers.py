@@ -4,10 +4,10 @@
     python scripts/compare_optimisers.py --corpus ../shared/corpus --update docs/training.md       and put it there
     python scripts/compare_optimisers.py --corpus ../shared/corpus --device cuda --side-by-side 6 --longer 4e7
 
-Runs that are there already are not repeated. They are judged by documents held out of train.txt. Time is that of the
-processor, so that other work on the machine does not count. "Equal time" is one more run of AdamW, at its best rate,
-with as many more steps as a step of Muon took longer. Side by side, runs are compared at equal tokens alone; --longer
-adds one run of each optimiser, at its best rate, with more tokens.
+Runs that are there already are not repeated, but for one whose time was not measured to its end. They are judged by
+documents held out of train.txt. Time is that of the processor, so that other work on the machine does not count. "Equal
+time" is one more run of AdamW, at its best rate, with as many more steps as a step of Muon took longer. Side by side,
+runs are compared at equal tokens alone; --longer adds one run of each optimiser, at its best rate, with more tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -77,6 +78,8 @@ def processor_seconds(args: argparse.Namespace, job: Job) -> float:
     """Of a step, with nothing beside it that this process started; kept in the run's folder."""
     cost = folder(args, job) / "cpu_seconds.txt"
     if not cost.exists():
+        # of a run that was stopped, only the rest would be measured
+        shutil.rmtree(cost.parent, ignore_errors=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run(args, job)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
