@@ -46,6 +46,7 @@ def score(weights: Path, corpus: Path) -> dict[str, Any]:
 def described(stage: dict[str, Any]) -> str:
     """One run of the training, in a line."""
     s, n = stage["settings"], stage["teachers"]
+    note = f" {stage['note']}" if "note" in stage else ""
     learned = (
         f"the text and, with weight {s['teacher_weight']:g}, the mean probabilities of the {n} runs before (knowledge distillation)"
         if n
@@ -56,7 +57,7 @@ def described(stage: dict[str, Any]) -> str:
         f" Muon for the matrices inside the blocks, learning rate {s['lr']:g}, AdamW for the rest, {s['adamw_lr']:g};"
         f" {s['warmup']} steps of warm-up, then {s['decay']:,} steps down to zero; beta2 {s['beta2']}, weight decay"
         f" {s['weight_decay']:g} on matrices, dropout {s['dropout']:g}, {s['dtype']} autocast, seed {s['seed']};"
-        f" {stage['minutes']} minutes, torch {stage['versions']['torch']}; {stage['held_out']:.3f} bits per byte on documents"
+        f" {stage['minutes']} minutes{note}, torch {stage['versions']['torch']}; {stage['held_out']:.3f} bits per byte on documents"
         " held out of the text"
     )
 

@@ -26,7 +26,7 @@ def test_hovering_shows_what_a_token_attends_to(story: Path, open_page: Open) ->
     before = readout(page), page.inner_text("#attention-table"), page.inner_text('.token[data-i="9"]')
     page.hover('.token[data-i="9"]')
     assert state(page, "token") == 9
-    assert readout(page).startswith(f"9 “{before[2]}” attends in layer 3, head 0 most to ")
+    assert readout(page).startswith(f"9 “{before[2]}” attends in layer 4, head 0 most to ")
     assert before[:2] != (readout(page), page.inner_text("#attention-table"))
     colours = page.evaluate(
         "[...document.querySelectorAll('.token')].map((token) => token.style.backgroundColor)"
@@ -52,11 +52,11 @@ def test_keys_move_the_token_the_layer_and_the_head(story: Path, open_page: Open
 
 
 def test_edges_hold(story: Path, open_page: Open) -> None:
-    page = open_page(story, "token=0&layer=5&head=0")
+    page = open_page(story, "token=0&layer=7&head=0")
     page.focus('.token[data-i="0"]')
     for key in ("ArrowLeft", "ArrowUp", "["):
         page.keyboard.press(key)
-    assert state(page, "token", "layer", "head") == (0, 5, 0)
+    assert state(page, "token", "layer", "head") == (0, 7, 0)
 
 
 def test_a_pinned_token_stays_while_others_are_read_off(story: Path, open_page: Open) -> None:
@@ -121,7 +121,7 @@ def test_an_address_that_makes_no_sense_is_put_right(story: Path, open_page: Ope
     page = open_page(story, nonsense)
     assert page.is_visible("#panel-attention")
     assert 0 <= state(page, "token") <= 40
-    assert 0 <= state(page, "layer") <= 5
+    assert 0 <= state(page, "layer") <= 7
     assert 0 < state(page, "temperature") <= 2
 
 
@@ -159,16 +159,16 @@ def test_a_click_in_the_picture_of_all_heads_selects_one(story: Path, open_page:
     box = page.locator("#grid canvas").bounding_box()
     assert box
     page.mouse.click(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.9)
-    assert state(page, "layer", "head") == (5, 3)
+    assert state(page, "layer", "head") == (7, 4)
 
 
 def test_the_lens_shows_every_layer_and_ends_with_the_prediction(story: Path, open_page: Open) -> None:
-    page = open_page(story, "view=lens&token=3&layer=5")
+    page = open_page(story, "view=lens&token=3&layer=7")
     rows = page.locator("#lens-table tbody tr").all_inner_texts()
-    assert len(rows) == 7
+    assert len(rows) == 9
     assert rows[-1].startswith("embedding")
     (likeliest,) = minigpt.top(*minigpt.load(), "Once upon a time", n=1)
-    assert rows[0].startswith(f"layer 5\t{likeliest.text.replace(' ', '·')}\t")
+    assert rows[0].startswith(f"layer 7\t{likeliest.text.replace(' ', '·')}\t")
     for quantity in ("rank", "entropy", "kl"):
         before = page.evaluate("document.querySelector('#lens-window td.current').style.backgroundColor")
         page.select_option("#quantity", quantity)
@@ -181,12 +181,12 @@ def test_the_lens_shows_every_layer_and_ends_with_the_prediction(story: Path, op
 
 def test_the_cache_fills_step_by_step(story: Path, open_page: Open) -> None:
     page = open_page(story, "view=cache")
-    assert page.locator("#cache-table tbody tr").nth(2).inner_text() == "after\t17\t34.8 kB\t208.9 kB\t3.3%"
+    assert page.locator("#cache-table tbody tr").nth(2).inner_text() == "after\t17\t43.5 kB\t348.2 kB\t1.7%"
     page.focus("#cache-step")
     page.keyboard.press("ArrowRight")
     assert (
         page.locator("#cache-table tbody tr").nth(1).inner_text()
-        == "read in this step\t1\t2.05 kB\t12.3 kB\t0.20%"
+        == "read in this step\t1\t2.56 kB\t20.5 kB\t0.10%"
     )
     page.keyboard.press("End")
     # The last token is never read.
@@ -219,7 +219,7 @@ def test_two_runs_stand_side_by_side(pair: Path, open_page: Open) -> None:
     page.select_option("#difference", "attention")
     assert page.evaluate("document.querySelector('.token').style.backgroundColor") != before
     distances = page.locator("#compare-heads tbody td").all_inner_texts()
-    assert len(distances) == 24
+    assert len(distances) == 40
     assert all(0 <= float(distance) <= 1 for distance in distances)
     page.locator('.strip .token[data-i="23"]:visible').last.hover()  # the second run is longer
     assert "A: ended before" in readout(page)
