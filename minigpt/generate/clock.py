@@ -54,7 +54,6 @@ class Clock:
 
     def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:
         timing = self.timing(requests, lengths)
-        read = sum(len(request.prompt) for request in requests)
 
         def rate(name: str) -> str:
             value = timing[name]
@@ -63,7 +62,7 @@ class Clock:
             return f" at {value:,.0f} tok/s" if value >= 10 else f" at {value:.1f} tok/s"
 
         parts = [
-            f"prompt {counted(read, 'tokens')}{rate('prompt_tokens_per_s')}",
+            f"prompt {counted(int(timing['prompt_tokens'] or 0), 'tokens')}{rate('prompt_tokens_per_s')}",
             f"generated {sum(lengths)}{rate('generated_tokens_per_s')}",
             f"first token after {timing['first_token_s'] or timing['total_s']:.2f} s",
             f"peak memory {(timing['peak_memory_bytes'] or 0) / 1e6:.0f} MB",
