@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from pages import markdown
+
 Times = dict[str, list[float]]  # seconds of each side, round by round
 
 # pytorch-labs/gpt-fast, README.md at 0f925b5: tokens a second at batch size 1 with 7 billion weights, on an A100 of 80 GB
@@ -19,29 +21,29 @@ def report(measured: dict[str, Any]) -> str:
     """The section as Markdown, whatever parts there are."""
     parts = []
     if measured["decoding"]:
-        parts += ["\n".join(decoding_table(measured)), gpt_fast()]
+        parts += [decoding_table(measured), gpt_fast()]
     if any(measured["batches"].values()):
-        parts.append("\n".join(batch_table(measured)))
+        parts.append(batch_table(measured))
     if measured["training"]:
-        parts.append("\n".join(training_table(measured)))
+        parts.append(training_table(measured))
     parts += [*not_measured(measured), caption(measured)]
     return "\n\n".join(parts) + "\n"
 
 
-def decoding_table(measured: dict[str, Any]) -> Iterator[str]:
+def decoding_table(measured: dict[str, Any]) -> str:
     """Tokens a second of one text, and the share of the bandwidth that reading all weights for each takes."""
     by_shape: dict[str, Times] = measured["decoding"]
     names = sides(by_shape)
     n_new = measured["sizes"]["new"]
-    yield "| one text, tokens/s (share of the bandwidth) | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
+    rows = []
     for shape, times in by_shape.items():
         cells = []
         for name in names:
             speed = n_new / statistics.median(times[name]) if name in times else None
             share = speed and speed * measured["needs"][shape]["bytes"] / measured["machine"]["bandwidth"]
             cells.append(f"{speed:,.0f} ({share:.0%})" if speed else "")
-        yield f"| {shape} | " + " | ".join(cells) + " |"
+        rows.append([shape, *cells])
+    return markdown(["one text, tokens/s (share of the bandwidth)", *names], rows)
 
 
 def sides(measured: dict[str, Times]) -> list[str]:
@@ -63,31 +65,31 @@ def gpt_fast() -> str:
     )
 
 
-def batch_table(measured: dict[str, Any]) -> Iterator[str]:
+def batch_table(measured: dict[str, Any]) -> str:
     """Tokens a second of all rows together."""
     by_rows: dict[str, Times] = measured["batches"]
     names = sides(by_rows)
     n_new = measured["sizes"]["batch_new"]
-    yield "| gpt2, texts side by side, tokens/s (ratio to transformers, range) | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
-    for rows, times in by_rows.items():
-        tokens = int(rows) * n_new
-        yield f"| {rows} | " + " | ".join(speed_and_ratio(times, name, tokens) for name in names) + " |"
+    rows = (
+        [n, *(speed_and_ratio(times, name, int(n) * n_new) for name in names)] for n, times in by_rows.items()
+    )
+    return markdown(["gpt2, texts side by side, tokens/s (ratio to transformers, range)", *names], rows)
 
 
-def training_table(measured: dict[str, Any]) -> Iterator[str]:
+def training_table(measured: dict[str, Any]) -> str:
     """Tokens a second, and the share of what the GPU can multiply."""
     times: Times = measured["training"]
     machine, sizes = measured["machine"], measured["sizes"]
     tokens = sizes["steps"] * sizes["batch_size"] * sizes["context"]
     flops = measured["needs"]["gpt2"]["flops"]
-    yield "| gpt2, training | tokens/s (ratio to transformers, range) | MFU | of the measured product |"
-    yield "|---|---|---|---|"
+    rows = []
     for name in times:
         rate = flops * tokens / statistics.median(times[name])
         mfu = f"{rate / machine['peak']:.1%}" if machine["peak"] else ""
         of_product = f"{rate / machine['product']:.1%}"
-        yield f"| {name} | {speed_and_ratio(times, name, tokens)} | {mfu} | {of_product} |"
+        rows.append([name, speed_and_ratio(times, name, tokens), mfu, of_product])
+    head = ["gpt2, training", "tokens/s (ratio to transformers, range)", "MFU", "of the measured product"]
+    return markdown(head, rows)
 
 
 def speed_and_ratio(times: Times, name: str, tokens: int) -> str:

@@ -25,7 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pages import put
+from pages import markdown, put
 
 from minigpt.training.settings import SHAPES
 
@@ -131,12 +131,11 @@ def at_equal_time(args: argparse.Namespace) -> str:
     cost = processor_seconds(args, longer)
     more = run(args, longer)
     results[more] = cost
-    head = "| optimiser | learning rate | tokens | processor time a step | bits per byte |\n|---|---|---|---|---|"
     rows = (
-        f"| {r.optimizer} | {r.lr:g} | {r.steps * window(args) / 1e6:.2f} M | {took * 1e3:,.0f} ms | {r.bits_per_byte:.3f} |"
+        [r.optimizer, f"{r.lr:g}", f"{r.steps * window(args) / 1e6:.2f} M", f"{took * 1e3:,.0f} ms", f"{r.bits_per_byte:.3f}"]
         for r, took in results.items()
-    )
-    table = "\n".join([head, *rows])
+    )  # fmt: skip
+    table = markdown(["optimiser", "learning rate", "tokens", "processor time a step", "bits per byte"], rows)
     return f"""{introduction(args, adamw.steps)}
 
 {table}
@@ -153,12 +152,11 @@ def at_equal_tokens(args: argparse.Namespace) -> str:
         longer = list(
             pool.map(lambda job: run(args, job), [(r.optimizer, r.lr, steps) for r in (adamw, muon)])
         )
-    head = "| optimiser | learning rate | tokens | bits per byte |\n|---|---|---|---|"
     rows = (
-        f"| {r.optimizer} | {r.lr:g} | {r.steps * window(args) / 1e6:.1f} M | {r.bits_per_byte:.3f} |"
+        [r.optimizer, f"{r.lr:g}", f"{r.steps * window(args) / 1e6:.1f} M", f"{r.bits_per_byte:.3f}"]
         for r in (*results, *longer)
     )
-    table = "\n".join([head, *rows])
+    table = markdown(["optimiser", "learning rate", "tokens", "bits per byte"], rows)
     return f"""{introduction(args, adamw.steps)} Torch {adamw.torch}, {date.today()}.
 
 {table}

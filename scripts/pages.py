@@ -6,6 +6,7 @@ Marks are HTML comments: `<!-- name -->` and `<!-- /name -->` around a table.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minigpt.atomic import replace_text
@@ -28,3 +29,10 @@ def put(text: str, page: Path, mark: str) -> None:
             f"{page} must have the marks <!-- {mark} --> and <!-- /{mark} --> once, not {n} times"
         )
     replace_text(page, page_text)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as pages have it."""
+    lines = ("| " + " | ".join(cells) + " |" for cells in (head, *rows))
+    heading = next(lines)
+    return "\n".join([heading, "|---" * len(head) + "|", *lines])
