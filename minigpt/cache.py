@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy
 import torch
@@ -61,20 +61,14 @@ class KVCache:
         """Commits the `n` tokens that the layers have just stored."""
         self.length += n
 
-    def places(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each layer, where the key and value of one new token go, and all keys and all values, with the new.
+    @property
+    def slots(self) -> Tensor:
+        """Keys and values of all layers, and room for more: (layer, key | value, B, H, n_max, K)."""
+        return self._slots
 
-        It is `LayerCache.extend` for all layers at once, where making views one by one would take a while.
-
-        Shapes: (key | value, B, H, 1, K), (B, H, S, K), (B, H, S, K)
-
-        Raises:
-            ValueError: the cache is full.
-        """
-        self.check_room(1)
-        seen = self._slots.narrow(-2, 0, self.length + 1)
-        keys, values = seen.unbind(1)
-        return zip(seen.narrow(-2, self.length, 1).unbind(), keys.unbind(), values.unbind(), strict=True)
+    def pads(self) -> list[int]:
+        """How many of the first slots of each row are padding."""
+        return [0] * self.rows if self.pad is None else self.pad.tolist()
 
     def check_room(self, n: int) -> None:
         """Refuses more tokens than there is room for."""
@@ -128,7 +122,7 @@ class KVCache:
         Raises:
             ValueError: a row holds fewer tokens than would be left of it.
         """
-        old = self._pads()
+        old = self.pads()
         for row, (start, new_start) in enumerate(zip(old, pad, strict=True)):
             kept, held = length - new_start, self.length - start
             if kept > held:
@@ -146,8 +140,8 @@ class KVCache:
 
         A token's keys and values follow from the tokens up to it, so texts that begin alike share them.
         """
-        theirs = other._pads()
-        for row, (start, source) in enumerate(zip(self._pads(), rows, strict=True)):
+        theirs = other.pads()
+        for row, (start, source) in enumerate(zip(self.pads(), rows, strict=True)):
             first, n = theirs[source], max(0, length - start)
             self._slots[:, :, row, :, : length - n] = 0
             shared = other._slots[:, :, source, :, first : first + n]
@@ -169,8 +163,8 @@ class KVCache:
             self._move(longest)
         elif longest > self.length:
             self._view(end - longest)
-        pad = self._pads()
-        for i, (row, start) in enumerate(zip(rows, other._pads(), strict=True)):
+        pad = self.pads()
+        for i, (row, start) in enumerate(zip(rows, other.pads(), strict=True)):
             pad[row] = self.length - (other.length - start)
             self._slots[:, :, row, :, : pad[row]] = 0
             tokens = other._slots[:, :, i, :, start : other.length]
@@ -201,7 +195,7 @@ class KVCache:
         self._store(self._reserved, begin)
         self._slots[..., : max(0, added), :] = 0  # whatever was there might be NaN, which no mask hides
         self.length += added
-        self._set_pads([pad + added for pad in self._pads()])
+        self._set_pads([pad + added for pad in self.pads()])
 
     def _move(self, end: int) -> None:
         """All slots in use move within what is reserved, so that `end` is the one to be written next."""
@@ -216,9 +210,6 @@ class KVCache:
         self._slots = reserved[..., begin:, :]  # those in use
         self.n_max = self._slots.size(-2)
         self.layers = [LayerCache(self, self._slots[layer]) for layer in range(len(self._slots))]
-
-    def _pads(self) -> list[int]:
-        return [0] * self.rows if self.pad is None else self.pad.tolist()
 
     def _set_pads(self, pads: Sequence[int]) -> None:
         self._pad_rows(torch.tensor(pads) if any(pads) else None)

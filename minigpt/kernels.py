@@ -59,36 +59,17 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> product(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     tensor([[ 3.,  7., 11.]])
     """
-    if weight.numel() >= SMALL and _is_to_choose(x, weight):
-        if not MKL_IS_FAST:
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-            return result
-        if weight.is_contiguous() and FEW_ROWS * x.size(-1) < x.numel() < MANY_ROWS * x.size(-1):
-            y = _in_blocks(x.reshape(-1, x.size(-1)), weight).view(*x.shape[:-1], -1)
-            return y if bias is None else y.add_(bias)
-    return F.linear(x, weight, bias)
+    return product_by(fastest(x, weight), x, weight, bias)
 
 
-def _in_blocks(rows: Tensor, weight: Tensor) -> Tensor:
-    """The product rows · weightᵀ as products with `BLOCK` outputs each, and one with the outputs that are left.
-
-    Shapes: (rows, in), (out, in)  ->  (rows, out)
-    """
-    whole = len(weight) // BLOCK * BLOCK
-    blocks = weight[:whole].view(-1, BLOCK, weight.size(1))
-    y = torch.bmm(rows.expand(len(blocks), -1, -1), blocks.mT)  # (blocks, rows, BLOCK)
-    y = y.transpose(0, 1).reshape(len(rows), whole)
-    return y if whole == len(weight) else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same for a matrix and an (in, out) weight: x · weight + bias, as `product(x, weight.t(), bias)` to the bit.
-
-    Shapes: (rows, in), (in, out), (out,)  ->  (rows, out)
-    """
-    if weight.numel() >= SMALL and not (MKL_IS_FAST and weight.is_contiguous()):
-        return product(x, weight.t(), bias)
-    return torch.addmm(bias, x, weight)
+def fastest(x: Tensor, weight: Tensor) -> str:
+    """The kernel for x · weightᵀ: torch's own choice ("mkl"), "onednn", or MKL with the weight "in blocks"."""
+    if weight.numel() < SMALL or not _is_to_choose(x, weight):
+        return "mkl"
+    if not MKL_IS_FAST:
+        return "onednn"
+    few = FEW_ROWS * x.size(-1) < x.numel() < MANY_ROWS * x.size(-1)
+    return "in blocks" if few and weight.is_contiguous() else "mkl"
 
 
 def _is_to_choose(x: Tensor, weight: Tensor) -> bool:
@@ -96,6 +77,44 @@ def _is_to_choose(x: Tensor, weight: Tensor) -> bool:
     if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+
+
+# These are TorchScript, too: see `inference.scripted`.
+
+
+def product_by(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product x · weightᵀ + bias by the kernel of that name."""
+    if kernel == "onednn":
+        options: list[float | int | complex | None] = []
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", options, "")
+        return result
+    if kernel == "in blocks":
+        y = torch.unflatten(_in_blocks(x.reshape(-1, x.size(-1)), weight), 0, x.shape[:-1])
+        return y if bias is None else y.add_(bias)
+    return F.linear(x, weight, bias)
+
+
+def affine(kernel: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same for a matrix and an (in, out) weight: x · weight + bias.
+
+    Shapes: (rows, in), (in, out), (out,)  ->  (rows, out)
+    """
+    if kernel == "mkl":
+        return torch.addmm(bias, x, weight)
+    return product_by(kernel, x, weight.t(), bias)
+
+
+def _in_blocks(rows: Tensor, weight: Tensor, block: int = BLOCK) -> Tensor:
+    """The product rows · weightᵀ as products with `block` outputs each, and one with the outputs that are left.
+
+    Shapes: (rows, in), (out, in)  ->  (rows, out)
+    """
+    n_out, n_in = weight.shape
+    whole = n_out // block * block
+    blocks = weight[:whole].view(-1, block, n_in)
+    y = torch.bmm(rows.expand(len(blocks), -1, -1), blocks.mT)  # (blocks, rows, block)
+    y = y.transpose(0, 1).reshape(len(rows), whole)
+    return y if whole == n_out else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
 
 
 def outputs_first(shape: tuple[int, ...], device: torch.device) -> bool:

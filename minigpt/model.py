@@ -219,9 +219,9 @@ class GPT2(nn.Module):
             and decode_step.applies(self.blocks, Block, MLP)
         ):
             x = decode_step.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
-            return decode_step.norm(self.final_norm, x)
-        for x in self._residual_stream(tokens, cache):  # noqa: B007
-            pass  # the last is what counts, and no other is kept in memory
+        else:
+            for x in self._residual_stream(tokens, cache):  # noqa: B007
+                pass  # the last is what counts, and no other is kept in memory
         normed: Tensor = self.final_norm(x)
         return normed
 

@@ -1,14 +1,15 @@
 """One new token of each row through all blocks: what `Block` computes, without what Python costs.
 
 A token of a small model spends as long in Python as in arithmetic: calls of modules, look-ups of parameters,
-dropout that drops nothing. Here the same kernels are called in the same order without all that, so the result is
-the same to the bit. A part that is not just what its class says (it has hooks, it was replaced, it trains, it is
-compiled) is called as ever, or the whole step is: hooks see what they always see.
+dropout that drops nothing. Here the weights are gathered and given to `block_functions`, which call the same kernels in
+the same order, so the result is the same to the bit. If any part is not just what its class says (it has hooks, it was
+replaced, it trains, it is compiled), the modules are called as ever: hooks see what they always see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,84 +17,130 @@ import torch.nn.functional as F
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
-from minigpt.attention import CausalAttention, ScaledDotProductAttention
+from minigpt import kernels
+from minigpt.attention import CausalAttention, RowByRowAttention, ScaledDotProductAttention
 from minigpt.cache import KVCache
-from minigpt.kernels import affine
+from minigpt.inference import block_functions as functions
+from minigpt.inference import scripted
+from minigpt.inference.block_functions import Attention, BlockWeights, Layer, Norm
 from minigpt.linear import Linear
-from minigpt.quantization.small import SmallLinear
+from minigpt.quantization import float16, int8
 
-# Shapes below:  B rows · S tokens in view · D n_embd · H heads · K head dimension
+# Shapes below:  B rows · D n_embd
+
+# Of each class of linear layers with packed weights, the kind in `block_functions`.
+KINDS: dict[type[nn.Module], str] = {
+    float16.Float16Linear: "float16",
+    int8.Int8Linear: "int8",
+    int8.Int8FineLinear: "int8, fine",
+}
 
 
 def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
-    """Whether every block is just what its class says, and its result is not to be differentiated.
+    """Whether every part of the blocks is just what its class says, and the result is not to be differentiated.
 
     To be asked at every token, for hooks come and go.
     """
     if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return False
     return all(_is_plain_block(block, block_kind, mlp_kind) for block in blocks)
 
 
 def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
-    if not is_plain(block, kind):
+    if not _is_plain(block, kind):
         return False
-    attn, mlp = block._modules["attn"], block._modules["mlp"]
+    parts = block._modules
+    attn, mlp = parts["attn"], parts["mlp"]
+    if not (_is_plain(attn, CausalAttention) and _is_plain(mlp, mlp_kind) and _gelu(mlp.activation)):
+        return False
+    own, of_mlp = attn._modules, mlp._modules
     return (
-        is_plain(attn, CausalAttention)
-        and is_plain(attn._modules["sdpa"], ScaledDotProductAttention)
-        and is_plain(mlp, mlp_kind)
+        _is_plain(parts["attn_norm"], nn.LayerNorm)
+        and _is_plain(parts["mlp_norm"], nn.LayerNorm)
+        and _is_plain_attention(own["sdpa"])
+        and all(map(_is_plain_linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
     )
 
 
-def is_plain(module: Any, kind: type[nn.Module]) -> bool:
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Whether calling the module is calling the forward method of `kind`, in evaluation mode."""
     own = module.__dict__
     return (
         type(module) is kind
         and not (own["training"] or own["_forward_hooks"] or own["_forward_pre_hooks"])
-        and not (torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks)
         and module._compiled_call_impl is None
         and "forward" not in own  # a method put in place of its class's
     )
 
 
-def through_blocks(blocks: Iterable[nn.Module], x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+def _is_plain_attention(module: Any) -> bool:
+    return type(module) in (ScaledDotProductAttention, RowByRowAttention) and _is_plain(module, type(module))
+
+
+def _is_plain_linear(module: Any) -> bool:
+    kind = type(module)
+    if kind is not Linear and (kind not in KINDS or not hasattr(module.matrix, "packed")):
+        return False
+    return _is_plain(module, kind)
+
+
+def _gelu(activation: Any) -> str | None:
+    """Which form of GELU an activation function is, in the word of `F.gelu`; None for any other."""
+    if activation is F.gelu:
+        return "none"
+    if isinstance(activation, partial) and activation.func is F.gelu:
+        return str(activation.keywords["approximate"])
+    return None
+
+
+def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
     """What leaves the last block, as `x = block(x, past, mask)` from block to block.
 
     Shapes: (B, 1, D), mask as from `attention_mask`  ->  (B, 1, D)
+
+    Raises:
+        ValueError: the cache is full.
     """
-    rows, _, width = x.shape
-    x = x.view(rows, width)
-    for block, (place, k, v) in zip(blocks, cache.places(), strict=True):  # k, v: (B, H, S, K)
-        parts: Any = block._modules
-        attn, mlp = parts["attn"], parts["mlp"]
-        qkv = linear(attn._modules["qkv"], norm(parts["attn_norm"], x))
-        qkv = qkv.view(rows, 1, 3, attn.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, 1, K)
-        place.copy_(qkv[1:])
-        scale = attn._modules["sdpa"].scale
-        y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask, scale=scale)  # (B, H, 1, K)
-        x = x + linear(attn._modules["out"], y.reshape(rows, width))
-        hidden = linear(mlp._modules["up"], norm(parts["mlp_norm"], x))
-        x = x + linear(mlp._modules["down"], mlp.activation(hidden))
-    return x[:, None]
+    cache.check_room(1)
+    first = blocks[0]
+    pads = cache.pads() if mask is not None and isinstance(first.attn.sdpa, RowByRowAttention) else None
+    attention = Attention(first.attn.n_head, [block.attn.sdpa.scale for block in blocks], mask, pads)
+    weights = [_weights(block._modules, x) for block in blocks]
+    args: tuple[Any, ...] = (
+        x[:, 0],
+        cache.slots,
+        cache.length,
+        weights,
+        attention,
+        _gelu(first.mlp.activation),
+    )
+    on_cpu = x.device.type == "cpu"
+    y: Tensor = scripted.run(functions.through_blocks, *args) if on_cpu else functions.through_blocks(*args)
+    return y[:, None]
 
 
-def norm(module: Any, x: Tensor) -> Tensor:
-    """`module(x)`, for a layer norm without the call."""
-    if is_plain(module, nn.LayerNorm):
-        own = module._parameters
-        return torch.layer_norm(x, module.normalized_shape, own["weight"], own["bias"], module.eps)
-    normed: Tensor = module(x)
-    return normed
+def _weights(block: dict[str, Any], x: Tensor) -> BlockWeights:
+    attn, mlp = block["attn"]._modules, block["mlp"]._modules
+    return BlockWeights(
+        _norm(block["attn_norm"]),
+        _layer(attn["qkv"], x),
+        _layer(attn["out"], x),
+        _norm(block["mlp_norm"]),
+        _layer(mlp["up"], x),
+        _layer(mlp["down"], x),
+    )
 
 
-def linear(module: Any, x: Tensor) -> Tensor:
-    """`module(x)`, for a plain linear layer without the call."""
-    if is_plain(module, Linear):
-        own = module._parameters
-        return affine(x, own["weight"], own["bias"])
-    if isinstance(module, SmallLinear) and is_plain(module, type(module)):
-        return module.affine(x, module._buffers["bias"])
-    result: Tensor = module(x)
-    return result
+def _norm(module: Any) -> Norm:
+    own = module._parameters
+    return Norm(own["weight"], own["bias"], module.eps)
+
+
+def _layer(module: Any, x: Tensor) -> Layer:
+    if type(module) is Linear:
+        own: Any = module._parameters
+        return Layer(kernels.fastest(x, own["weight"].t()), own["bias"], own["weight"])
+    own = module._buffers
+    return Layer(KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))

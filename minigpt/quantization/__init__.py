@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from minigpt.attention import RowByRowAttention, ScaledDotProductAttention
 from minigpt.linear import Linear
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
@@ -107,6 +108,10 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
         own = cast(Tensor, model.head.weight).detach()
         model.set_submodule("head", kind.head(own, inputs["head"]))
     model.set_submodule("token_embedding", embedding)
+    if kind.rounds_inputs:
+        for name in (f"blocks.{layer}.attn.sdpa" for layer in range(model.config.n_layer)):
+            sdpa = cast(ScaledDotProductAttention, model.get_submodule(name))
+            model.set_submodule(name, RowByRowAttention(sdpa.scale, sdpa.dropout))
     model.eval().requires_grad_(False)  # new modules are in training mode
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
+from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 MOST = torch.finfo(torch.float16).max
 
@@ -37,19 +37,19 @@ class PackedMatrix:
         engine = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
         try:
-            self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
         finally:
             torch.backends.quantized.engine = engine
         give_back_freed_memory()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Shapes: (rows, in)  ->  (rows, out)."""
-        return call_packed(torch.ops.quantized.linear_dynamic_fp16, rows, self._packed)
+        return call_packed(torch.ops.quantized.linear_dynamic_fp16, rows, self.packed)
 
     @property
     def weight(self) -> Tensor:
         """The plain form, made anew: float16 (out, in)."""
-        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
         return weight.half()
 
     def __getstate__(self) -> Tensor:
@@ -57,6 +57,15 @@ class PackedMatrix:
 
     def __setstate__(self, weight: Tensor) -> None:
         self.__init__(weight)  # type: ignore[misc]
+
+
+def affine(rows: Tensor, packed: Packed, bias: Tensor) -> Tensor:
+    """The product rows · weightᵀ + bias. TorchScript, too: see `inference.scripted`.
+
+    Shapes: (rows, in), (out,)  ->  (rows, out)
+    """
+    product: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, packed)
+    return product.add_(bias)
 
 
 @cache

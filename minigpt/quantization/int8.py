@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
+from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
 
@@ -32,7 +31,6 @@ REST = 2 * LARGEST  # half a step times that is 127 steps
 ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
 EXACT = 1024  # products of 8-bit integers whose sum float32 holds exactly: 1024 * 127 * 128 < 2**24
 TINY = 1e-30  # instead of the largest magnitude of a channel that is all zeros
-NEARLY_ZERO = torch.tensor(TINY)  # added to every input, so that even a row of zeros has a largest magnitude
 
 
 class PlainMatrix:
@@ -84,18 +82,18 @@ class PackedMatrix:
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.shape, self.scale = weight.shape, scale
-        self._packed = _pack(weight, scale)
+        self.packed = _pack(weight, scale)
         give_back_freed_memory()
 
     def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
         """Shapes: (rows, in)  ->  (rows, out)."""
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return call_packed(kernel, rows, step, ZERO, self._packed)
+        return call_packed(kernel, rows, step, ZERO, self.packed)
 
     @property
     def weight(self) -> Tensor:
         """The plain form, made anew: int8 (out, in)."""
-        whole: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
+        whole: Tensor = torch.ops.quantized.linear_unpack(self.packed)[0].int_repr()
         return whole
 
     def __getstate__(self) -> tuple[Tensor, Tensor]:
@@ -105,7 +103,7 @@ class PackedMatrix:
         self.__init__(*state)  # type: ignore[misc]
 
 
-def _pack(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
+def _pack(weight: Tensor, scale: Tensor) -> Packed:
     engine = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:
@@ -113,7 +111,7 @@ def _pack(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
             warnings.simplefilter("ignore")
             zeros = torch.zeros(len(scale), dtype=torch.long)
             whole = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
-        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(whole, None)
+        packed: Packed = torch.ops.quantized.linear_prepack(whole, None)
         return packed
     finally:
         torch.backends.quantized.engine = engine
@@ -157,6 +155,75 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
     return (evened / scale[:, None]).round().to(torch.int8), scale, factor
 
 
+# These are TorchScript, too: see `inference.scripted`.
+
+
+def affine(rows: Tensor, packed: Packed, input_scale: Tensor, bias: Tensor) -> Tensor:
+    """The product rows · weightᵀ + bias, of inputs that are rounded to 8 bits.
+
+    Shapes: (rows, in), (in,), (out,)  ->  (rows, out)
+    """
+    evened, largest = even_out(rows, input_scale)
+    return scale_back(packed_product(evened, packed), largest, bias)
+
+
+def fine_affine(rows: Tensor, packed: Packed, input_scale: Tensor, bias: Tensor) -> Tensor:
+    """The same of inputs that are two numbers of 8 bits each."""
+    evened, largest = even_out(rows, input_scale)
+    return scale_back(put_together(fine_product(two_numbers(evened), packed)), largest, bias)
+
+
+def packed_product(rows: Tensor, packed: Packed, step: float = STEP, zero: int = ZERO) -> Tensor:
+    """What `PackedMatrix` computes: (rows, in)  ->  (rows, out)."""
+    product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        rows, step, zero, packed
+    )
+    return product
+
+
+def fine_product(rows: Tensor, packed: Packed, step: float = HUNDREDTH) -> Tensor:
+    """The same for rows as from `two_numbers`."""
+    return packed_product(rows, packed, step)
+
+
+def even_out(rows: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose channels are evened out, brought to [-1, 1]; and what each row was divided by.
+
+    A row of zeros becomes NaN, whose products, of whole numbers, are finite: `scale_back` makes them zeros.
+
+    Shapes: (rows, in), (in,)  ->  (rows, in), (rows, 1)
+    """
+    evened = rows * input_scale
+    largest = evened.abs().amax(1, keepdim=True)
+    return evened.div_(largest), largest
+
+
+def scale_back(product: Tensor, largest: Tensor, bias: Tensor | None) -> Tensor:
+    """What `even_out` took from the rows is given to their products, and the bias added.
+
+    Shapes: (rows, out), (rows, 1), (out,)  ->  (rows, out)
+    """
+    return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest, out=product)
+
+
+def two_numbers(rows: Tensor, rest: float = REST) -> Tensor:
+    """Each number from -1 to 1 in hundredths, and below them in as many rows what that leaves over, enlarged.
+
+    Shapes: (rows, in)  ->  (2 * rows, in)
+    """
+    both = rows.new_empty([2 * rows.size(0), rows.size(1)])
+    hundredths, left = both.chunk(2)
+    torch.round(rows, decimals=2, out=hundredths)
+    torch.sub(rows, hundredths, out=left).mul_(rest)
+    return both
+
+
+def put_together(products: Tensor, rest: float = REST) -> Tensor:
+    """The products of rows from those of their `two_numbers`: (2 * rows, out)  ->  (rows, out)."""
+    of_hundredths, of_left = products.chunk(2)
+    return torch.add(of_hundredths, of_left, alpha=1 / rest)
+
+
 class _Int8(Small):
     """A module with a weight of 8 bits (out, in)."""
 
@@ -177,29 +244,19 @@ class _Int8(Small):
         self.matrix = matrix(weight, self.weight_scale)
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        # As few operations as can be: between two large products each is far slower than by itself, for the weights
-        # that stream through the caches drive out everything else, the code as well.
-        buffers: Any = self._buffers  # for torch finds them as attributes by a search in Python
-        evened = torch.addcmul(NEARLY_ZERO, rows, buffers["input_scale"])
-        largest = evened.abs().amax(1, keepdim=True)
-        product = self.product(evened.div_(largest))
-        return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest, out=product)
+        evened, largest = even_out(rows, self.input_scale)
+        return scale_back(self.product(evened), largest, bias)
 
     def product(self, rows: Tensor) -> Tensor:
-        """The product of rows from -1 to 1, which may be overwritten."""
+        """The product of rows from -1 to 1."""
         return self.matrix(rows)
 
 
 class _Int8Fine(_Int8):
-    """The same with two numbers of 8 bits for each input: multiplied as two rows, for the price of few."""
+    """The same with two numbers of 8 bits for each input."""
 
     def product(self, rows: Tensor) -> Tensor:
-        both = rows.new_empty(2 * len(rows), rows.size(1))
-        coarse, rest = both.chunk(2)
-        torch.round(rows, decimals=2, out=coarse)
-        torch.sub(rows, coarse, out=rest).mul_(REST)
-        of_coarse, of_rest = self.matrix(both, HUNDREDTH).chunk(2)
-        return torch.add(of_coarse, of_rest, alpha=1 / REST)
+        return put_together(self.matrix(two_numbers(rows), HUNDREDTH))
 
 
 class Int8Linear(_Int8, SmallLinear):

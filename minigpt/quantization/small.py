@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
+
+if TYPE_CHECKING:
+    Packed = torch.ScriptObject
+else:
+    Packed = (
+        torch.classes.quantized.LinearPackedParamsBase
+    )  # the same for TorchScript: see `inference.scripted`
 
 # Shapes below:  in, out the widths of a layer; weights are (out, in), the other way round than in `Linear`
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from minigpt import GPT2, GPT2Config
-from minigpt.inference import decode_step
-from minigpt.kernels import affine, product
-from minigpt.quantization.small import SmallLinear
+from minigpt import GPT2, GPT2Config, kernels
+from minigpt.inference import block_functions, decode_step, scripted
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
@@ -52,7 +50,7 @@ def logits_of(model: GPT2, rows: int, pad: Tensor | None = None, n_steps: int = 
 OPTIONS = [
     {},
     {"tie_word_embeddings": False},
-    {"activation_function": "quick_gelu", "n_inner": 48},
+    {"activation_function": "gelu", "n_inner": 48},
     {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False},
     {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
 ]
@@ -77,18 +75,42 @@ def test_the_bits_are_those_of_the_blocks(
 
 
 @pytest.mark.parametrize("kind", ["int8", "float16"])
-def test_quantized_layers_multiply_without_the_call(
-    kind: str, steps: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rows", "pad"), [(1, None), (3, torch.tensor([0, 2, 7]))])
+def test_packed_weights_give_the_same_bits(
+    kind: str, rows: int, pad: Tensor | None, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = new_model().quantize(kind)
-    called: list[int] = []
-    forward = SmallLinear.forward
-    monkeypatch.setattr(SmallLinear, "forward", lambda *args: called.append(len(steps)) or forward(*args))
-    fast = logits_of(model, 2)
+    fast = logits_of(model, rows, pad)
     assert len(steps) == 4
-    assert set(called) == {0}  # by the prompt alone
     monkeypatch.setattr(decode_step, "applies", lambda *_: False)
-    assert torch.equal(fast, logits_of(model, 2))
+    assert torch.equal(fast, logits_of(model, rows, pad))
+
+
+@pytest.mark.parametrize("way", ["mkl", "in blocks", "onednn"])
+@pytest.mark.parametrize("kind", [None, "int8", "float16"])
+def test_python_and_torchscript_give_the_same_bits(
+    kind: str | None, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "fastest", lambda *_: way)
+    model = new_model()
+    if kind:
+        model.quantize(kind)
+    assert isinstance(scripted.compiled(block_functions.through_blocks), torch.jit.ScriptFunction)
+    by_torchscript = logits_of(model, 5)
+    monkeypatch.setattr(scripted, "compiled", lambda function: function)
+    assert torch.equal(by_torchscript, logits_of(model, 5))
+
+
+def test_what_torchscript_cannot_compile_runs_in_python() -> None:
+    def with_a_name(x: int, **names: int) -> int:
+        return x + names.get("more", 1)
+
+    assert scripted.run(with_a_name, 2) == 3
+
+
+def test_other_activation_functions_are_left_to_the_modules(steps: list[int]) -> None:
+    logits_of(new_model(activation_function="quick_gelu"), 1)
+    assert not steps
 
 
 NAMES = [name for name, _ in new_model().named_modules() if name not in ("", "blocks")]
@@ -200,7 +222,8 @@ def test_what_cannot_be_read_is_refused_as_ever(steps: list[int]) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @torch.no_grad()
 def test_a_linear_layer_is_the_same_product(rows: int, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.kernels.MKL_IS_FAST", intel)
+    monkeypatch.setattr(kernels, "MKL_IS_FAST", intel)
     x, bias = torch.randn(rows, 1024), torch.randn(600)
     for weight in (torch.randn(1024, 600), torch.randn(600, 1024).t()):  # as they lie on Intel, and elsewhere
-        assert torch.equal(affine(x, weight, bias), product(x, weight.t(), bias))
+        product = kernels.affine(kernels.fastest(x, weight.t()), x, weight, bias)
+        assert torch.equal(product, kernels.product(x, weight.t(), bias))

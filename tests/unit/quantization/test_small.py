@@ -24,5 +24,5 @@ def test_a_packed_weight_is_not_asked_whether_it_overrides_operations(
     assert torch.equal(linear(torch.ones(2, 96)), expected)
     with pytest.raises(pytest.fail.Exception, match="asked"):
         torch.ops.quantized.linear_dynamic_fp16(
-            torch.ones(2, 96), float16.PackedMatrix(torch.ones(64, 96))._packed
+            torch.ones(2, 96), float16.PackedMatrix(torch.ones(64, 96)).packed
         )
