@@ -26,34 +26,38 @@ class LlamaCpp:
         self._n_words = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self._n_threads = n_threads
         self._context: Any = None
-        self._room = (0, 0)  # rows of the context, and tokens in each
+        self._made_for: Any = None
 
     def __call__(self, prompts: list[list[int]], n_new: int) -> list[list[int]]:
         """The likeliest continuations.
 
         Shapes: prompts (B, T)  ->  (B, n_new)
         """
-        self._make_room(len(prompts), len(prompts[0]) + n_new)
+        # Flash attention is faster where a long prompt is read, and slower where tokens are written.
+        self._make_context(len(prompts), len(prompts[0]) + n_new, flash_attention=n_new == 1)
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
         steps = [self._read(prompts, 0)]
         for i in range(n_new - 1):
             steps.append(self._read([[token] for token in steps[-1]], len(prompts[0]) + i))
         return [list(row) for row in zip(*steps, strict=True)]
 
-    def _make_room(self, rows: int, length: int) -> None:
-        """A context for so many sequences; kept while it fits, as a server keeps its own."""
-        if self._room == (rows, length):
+    def _make_context(self, rows: int, length: int, flash_attention: bool) -> None:
+        """A context for so many sequences; kept for the next run, as a server keeps its own."""
+        wanted = (rows, length, flash_attention)
+        if self._made_for == wanted:
             return
         if self._context is not None:
             llama_cpp.llama_free(self._context)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = rows * length
         params.n_seq_max = rows
+        params.kv_unified = True  # the sequences in one cache, which is faster for a few short ones
+        params.flash_attn_type = int(flash_attention)
         params.n_threads = params.n_threads_batch = self._n_threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if self._context is None:
             raise ValueError(f"llama.cpp makes no context for {rows} x {length} tokens")
-        self._room = (rows, length)
+        self._made_for = wanted
 
     def _read(self, rows: list[list[int]], position: int) -> list[int]:
         """Reads tokens from a position on; the likeliest one after each row.
