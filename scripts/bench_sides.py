@@ -111,6 +111,20 @@ def onnxruntime_side(directory: Path, kind: str) -> Side:
     return side
 
 
+def llama_side(directory: Path, kind: str) -> Side:
+    from gguf_gpt2 import export
+    from llama_greedy import LlamaCpp
+
+    path = directory / f"model-{kind}.gguf"
+    export(GPT2.from_pretrained(directory), path, kind)
+    llama = LlamaCpp(path, torch.get_num_threads())
+
+    def side(prompts: Prompts, n_new: int, beams: int) -> Prompts:
+        return llama(prompts, n_new)
+
+    return side
+
+
 # name -> (maker, kind of weights, the package it needs)
 SIDES: dict[str, tuple[Callable[[Path, str], Side], str, str]] = {
     "transformers float32": (transformers_side, "float32", "transformers"),
@@ -121,12 +135,16 @@ SIDES: dict[str, tuple[Callable[[Path, str], Side], str, str]] = {
     "ctranslate2 int8": (ctranslate2_side, "int8", "ctranslate2"),
     "onnxruntime float32": (onnxruntime_side, "float32", "onnxruntime"),
     "onnxruntime int8": (onnxruntime_side, "int8", "onnxruntime"),
+    "llama.cpp float32": (llama_side, "float32", "llama_cpp"),
+    "llama.cpp int8": (llama_side, "int8", "llama_cpp"),
 }
+DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}  # packages that PyPI has under another name
 
 
 def present() -> list[str]:
     """The sides whose package is installed."""
-    needed = {"onnxruntime": ("onnxruntime", "onnx")}  # one runs what the other writes
+    # one runs what the other writes
+    needed = {"onnxruntime": ("onnxruntime", "onnx"), "llama_cpp": ("llama_cpp", "gguf")}
     return [
         name
         for name, (_, _, package) in SIDES.items()
@@ -135,8 +153,8 @@ def present() -> list[str]:
 
 
 def does_beams(name: str) -> bool:
-    """Whether a side has beam search: ONNX Runtime runs a graph and nothing more."""
-    return not name.startswith("onnxruntime")
+    """Whether a side has beam search: ONNX Runtime runs a graph and nothing more, llama.cpp dropped its own."""
+    return not name.startswith(("onnxruntime", "llama.cpp"))
 
 
 class Worker:
@@ -179,9 +197,10 @@ def serve(name: str, directory: Path) -> None:
 
 def versions() -> str:
     packages = dict.fromkeys(package for _, _, package in SIDES.values())
+    names = {package: DISTRIBUTIONS.get(package, package) for package in packages}
     return ", ".join(
-        f"{package} {version(package)}" if find_spec(package) else f"{package} not installed"
-        for package in packages
+        f"{name} {version(name)}" if find_spec(package) else f"{name} not installed"
+        for package, name in names.items()
     )
 
 
