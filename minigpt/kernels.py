@@ -64,17 +64,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def fastest(x: Tensor, weight: Tensor) -> str:
     """The kernel for x · weightᵀ: torch's own choice ("mkl"), "onednn", or MKL with the weight "in blocks"."""
-    if weight.numel() < SMALL or not _is_to_choose(x, weight):
+    if not is_to_choose(x) or weight.dtype != torch.float32:
+        return "mkl"
+    return fastest_for(x.numel() // x.size(-1), weight.numel(), weight.is_contiguous())
+
+
+def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
+    """The same where other kernels give the same, by a weight's number of elements and how they lie in memory."""
+    if size < SMALL:
         return "mkl"
     if not MKL_IS_FAST:
         return "onednn"
-    few = FEW_ROWS * x.size(-1) < x.numel() < MANY_ROWS * x.size(-1)
-    return "in blocks" if few and weight.is_contiguous() else "mkl"
+    return "in blocks" if outputs_first and FEW_ROWS < rows < MANY_ROWS else "mkl"
 
 
-def _is_to_choose(x: Tensor, weight: Tensor) -> bool:
+def is_to_choose(x: Tensor) -> bool:
     """Whether other kernels than torch's own choice give the same here: they know neither gradients nor autocast."""
-    if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
 

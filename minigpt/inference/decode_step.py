@@ -107,7 +107,8 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     first = blocks[0]
     pads = cache.pads() if mask is not None and isinstance(first.attn.sdpa, RowByRowAttention) else None
     attention = Attention(first.attn.n_head, [block.attn.sdpa.scale for block in blocks], mask, pads)
-    weights = [_weights(block._modules, x) for block in blocks]
+    rows = len(x) if kernels.is_to_choose(x) else None
+    weights = [_weights(block._modules, rows) for block in blocks]
     args: tuple[Any, ...] = (
         x[:, 0],
         cache.slots,
@@ -121,15 +122,16 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     return y[:, None]
 
 
-def _weights(block: dict[str, Any], x: Tensor) -> BlockWeights:
+def _weights(block: dict[str, Any], rows: int | None) -> BlockWeights:
+    """What a block is made of, to multiply so many rows; None leaves the kernel to torch."""
     attn, mlp = block["attn"]._modules, block["mlp"]._modules
     return BlockWeights(
         _norm(block["attn_norm"]),
-        _layer(attn["qkv"], x),
-        _layer(attn["out"], x),
+        _layer(attn["qkv"], rows),
+        _layer(attn["out"], rows),
         _norm(block["mlp_norm"]),
-        _layer(mlp["up"], x),
-        _layer(mlp["down"], x),
+        _layer(mlp["up"], rows),
+        _layer(mlp["down"], rows),
     )
 
 
@@ -138,9 +140,12 @@ def _norm(module: Any) -> Norm:
     return Norm(own["weight"], own["bias"], module.eps)
 
 
-def _layer(module: Any, x: Tensor) -> Layer:
+def _layer(module: Any, rows: int | None) -> Layer:
     if type(module) is Linear:
         own: Any = module._parameters
-        return Layer(kernels.fastest(x, own["weight"].t()), own["bias"], own["weight"])
+        weight = own["weight"]
+        size, outputs_first = weight.numel(), weight.stride(0) == 1
+        kernel = "mkl" if rows is None else kernels.fastest_for(rows, size, outputs_first)
+        return Layer(kernel, own["bias"], weight)
     own = module._buffers
     return Layer(KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))

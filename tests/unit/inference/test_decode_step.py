@@ -91,7 +91,7 @@ def test_packed_weights_give_the_same_bits(
 def test_python_and_torchscript_give_the_same_bits(
     kind: str | None, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "fastest", lambda *_: way)
+    monkeypatch.setattr(kernels, "fastest_for", lambda *_: way)
     model = new_model()
     if kind:
         model.quantize(kind)
