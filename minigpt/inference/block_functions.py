@@ -1,7 +1,7 @@
 """What `Block` computes for one new token of each row, as functions of its weights, for `scripted.run`.
 
 There is no class here but what names the weights: TorchScript knows modules only if all that they do is TorchScript. It
-reads the types of what it is given, which is why they are no strings here, nor `X | None`.
+reads the types of what it is given, which is why they are no strings here.
 """
 
 from typing import NamedTuple, Optional
@@ -20,8 +20,8 @@ from minigpt.quantization.small import Packed
 class Norm(NamedTuple):
     """A layer norm."""
 
-    weight: Optional[Tensor]  # noqa: UP045  # (D,)
-    bias: Optional[Tensor]  # noqa: UP045  # (D,)
+    weight: Tensor | None  # (D,)
+    bias: Tensor | None  # (D,)
     eps: float
 
 
@@ -30,9 +30,9 @@ class Layer(NamedTuple):
 
     kind: str  # the kernel of `kernels.affine`; "float16", "int8" or "int8, fine"
     bias: Tensor
-    weight: Optional[Tensor] = None  # noqa: UP045  # (in, out)
-    packed: Optional[Packed] = None  # noqa: UP045
-    input_scale: Optional[Tensor] = None  # noqa: UP045  # of int8: (in,)
+    weight: Tensor | None = None  # (in, out)
+    packed: Optional[Packed] = None  # noqa: UP045  # it knows no `|`
+    input_scale: Tensor | None = None  # of int8: (in,)
 
 
 class BlockWeights(NamedTuple):
@@ -51,8 +51,8 @@ class Attention(NamedTuple):
 
     n_head: int
     scales: list[float]  # of the scores, layer by layer
-    mask: Optional[Tensor]  # noqa: UP045  # as from `attention_mask`
-    pads: Optional[list[int]]  # noqa: UP045  # each row's padding, where each is to attend by itself
+    mask: Tensor | None  # as from `attention_mask`
+    pads: list[int] | None  # each row's padding, where each is to attend by itself
 
 
 def through_blocks(

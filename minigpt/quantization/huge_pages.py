@@ -5,12 +5,13 @@ are multiplied up to 1.2 times as fast from pages of 2 MiB. `Room` gives such pa
 moved to them here, by the kernel, without changing its address. Only Linux (since 6.1) does that; elsewhere nothing
 is done.
 
-Source: madvise(2), MADV_COLLAPSE.
+Sources: madvise(2), MADV_COLLAPSE; mincore(2).
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from pathlib import Path
 
 HUGE_PAGE = 2 << 20  # bytes
 MADV_COLLAPSE = 25
+WORTH_IT = (
+    0.75  # the share of a huge page in use from which on it is made one: the rest takes memory from then on
+)
 
 Range = tuple[int, int]  # addresses: begin, end
 
@@ -32,8 +36,10 @@ def in_huge_pages() -> Iterator[None]:
     yield
     libc = ctypes.CDLL(None)
     for begin, end in beyond(_anonymous_memory(), before):
-        if end - begin >= HUGE_PAGE:  # refused where it cannot be done: then all stays as it is
-            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_COLLAPSE)
+        # One by one: of a whole range, Linux moves what comes before the first page that it cannot move.
+        for address in range(-(-begin // HUGE_PAGE) * HUGE_PAGE, end - HUGE_PAGE + 1, HUGE_PAGE):
+            if _share_in_use(libc, address) >= WORTH_IT:
+                libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_PAGE), MADV_COLLAPSE)
 
 
 def give_back_freed_memory() -> None:
@@ -54,6 +60,13 @@ def beyond(ranges: Iterable[Range], known: Iterable[Range]) -> list[Range]:
         left = [part for old in left for part in ((old[0], min(old[1], begin)), (max(old[0], end), old[1]))]
         left = [part for part in left if part[0] < part[1]]
     return left
+
+
+def _share_in_use(libc: ctypes.CDLL, address: int) -> float:
+    """How much of the huge page at an address is in memory, from 0 to 1."""
+    pages = (ctypes.c_ubyte * (HUGE_PAGE // mmap.PAGESIZE))()
+    libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_PAGE), pages)
+    return sum(page & 1 for page in pages) / len(pages)
 
 
 def _anonymous_memory() -> list[Range]:

@@ -53,6 +53,21 @@ def test_new_memory_moves_and_keeps_its_bytes() -> None:
     assert huge_bytes() - before >= (24 << 20 if system_has_them() else 0)
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux: there is nothing to do elsewhere"
+)
+def test_what_is_hardly_used_stays_as_it_is_and_keeps_nothing_else_from_moving() -> None:
+    before = huge_bytes()
+    with in_huge_pages():
+        room = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        bytes_of = memoryview(room)
+        bytes_of[16 << 20 :] = b"x" * (16 << 20)  # nothing is in use of the first half,
+        bytes_of[8 << 20 : (8 << 20) + 1000] = b"x" * 1000  # or nearly nothing
+    moved = huge_bytes() - before
+    assert moved <= 16 << 20
+    assert moved >= (12 << 20 if system_has_them() else 0)
+
+
 def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huge_pages.sys, "platform", "darwin")
     monkeypatch.setattr(huge_pages, "_anonymous_memory", None)  # would fail if it were called
