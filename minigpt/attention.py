@@ -106,17 +106,28 @@ class RowByRowAttention(ScaledDotProductAttention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        n_new, n_seen = q.size(-2), k.size(-2)
-        pads = _pads(mask, n_new, n_seen)
-        if pads is None:
-            return super().forward(q, k, v, mask)
-        y = torch.zeros_like(q)
-        for row, pad in enumerate(pads):
-            first = max(0, pad - (n_seen - n_new))  # of the new tokens that are no padding
-            own_mask = attention_mask(n_new - first, n_seen - pad, None, q.device)
-            own_q, own_k, own_v = q[row, None, :, first:], k[row, None, :, pad:], v[row, None, :, pad:]
-            y[row, None, :, first:] = super().forward(own_q, own_k, own_v, own_mask)
-        return y
+        pads = _pads(mask, q.size(-2), k.size(-2))
+        return super().forward(q, k, v, mask) if pads is None else row_by_row(q, k, v, pads, self.scale)
+
+
+def row_by_row(q: Tensor, k: Tensor, v: Tensor, pads: list[int], scale: float) -> Tensor:
+    """Scaled dot-product attention of each row by itself, after its padding. TorchScript, too: see `inference.scripted`.
+
+    Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K), of padding zeros
+    """
+    n_new, n_seen = q.size(-2), k.size(-2)
+    y = torch.zeros_like(q)
+    for row, pad in enumerate(pads):
+        start = min(pad, n_seen - 1)  # padding, too, sees itself
+        first = max(0, start - (n_seen - n_new))  # of the new tokens that are no padding
+        mask = attention_mask(n_new - first, n_seen - start, None, q.device)
+        y[row : row + 1, :, first:] = F.scaled_dot_product_attention(
+            q[row : row + 1, :, first:], k[row : row + 1, :, start:], v[row : row + 1, :, start:],
+            attn_mask=mask,
+            is_causal=mask is None and n_new - first > 1,
+            scale=scale,
+        )  # fmt: skip
+    return y
 
 
 def _pads(mask: Tensor | None, n_new: int, n_seen: int) -> list[int] | None:

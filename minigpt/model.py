@@ -20,7 +20,7 @@ from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
-from minigpt.inference import decode_step
+from minigpt.inference import plain_pass
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product
 from minigpt.linear import Linear
@@ -213,12 +213,8 @@ class GPT2(nn.Module):
 
     def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """The pass itself; whoever calls it commits to the cache when all has gone well."""
-        if (
-            isinstance(cache, KVCache)
-            and tokens.size(-1) == 1
-            and decode_step.applies(self.blocks, Block, MLP)
-        ):
-            x = decode_step.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
+        if isinstance(cache, KVCache) and plain_pass.applies(self.blocks, Block, MLP):
+            x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
         else:
             for x in self._residual_stream(tokens, cache):  # noqa: B007
                 pass  # the last is what counts, and no other is kept in memory

@@ -1,4 +1,4 @@
-"""What `Block` computes for one new token of each row, as functions of its weights, for `scripted.run`.
+"""What `Block` computes, as functions of its weights, for `scripted.run`.
 
 There is no class here but what names the weights: TorchScript knows modules only if all that they do is TorchScript. It
 reads the types of what it is given, which is why they are no strings here.
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt import kernels
+from minigpt.attention import row_by_row
 from minigpt.quantization import float16, int8
 from minigpt.quantization.small import Packed
 
-# Shapes below:  B rows · N slots of the cache · S tokens in view · D n_embd · H heads · K head dimension
+# Shapes below:  B rows · T new tokens · N slots of the cache · S tokens in view · D n_embd · H heads · K head dimension
 
 
 class Norm(NamedTuple):
@@ -36,43 +37,47 @@ class Layer(NamedTuple):
 
 
 class BlockWeights(NamedTuple):
-    """All that a block is made of."""
+    """All that a block is made of, in the order of its computation."""
 
     attn_norm: Norm
     qkv: Layer
+    scale: float  # of attention's scores
     attn_out: Layer
     mlp_norm: Norm
     mlp_up: Layer
+    gelu: str  # which form, in the word of `F.gelu`
     mlp_down: Layer
 
 
-class Attention(NamedTuple):
-    """What attention has to know besides queries, keys and values."""
-
-    n_head: int
-    scales: list[float]  # of the scores, layer by layer
-    mask: Tensor | None  # as from `attention_mask`
-    pads: list[int] | None  # each row's padding, where each is to attend by itself
-
-
 def through_blocks(
-    x: Tensor, slots: Tensor, length: int, blocks: list[BlockWeights], attention: Attention, gelu: str
+    x: Tensor,
+    blocks: list[BlockWeights],
+    n_head: int,
+    slots: Tensor,
+    length: int,
+    mask: Tensor | None,
+    pads: list[int] | None,
 ) -> Tensor:
-    """What leaves the last block; the new keys and values go to slot `length`.
+    """What leaves the last block; the new keys and values go to the slots from `length` on.
 
-    Shapes: x (B, D), slots (layer, key | value, B, H, N, K)  ->  (B, D)
+    Args:
+        mask: as from `attention_mask`.
+        pads: each row's padding, where each is to attend by itself.
+
+    Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)  ->  (B, T, D)
     """
-    rows = x.size(0)
+    n_rows, n_new, width = x.shape
+    x = x.reshape(-1, width)  # (B * T, D)
     for layer, block in enumerate(blocks):
-        seen = slots[layer].narrow(-2, 0, length + 1)  # (key | value, B, H, S, K)
-        qkv = linear(norm(x, block.attn_norm), block.qkv)
-        qkv = qkv.view(rows, 1, 3, attention.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, 1, K)
-        seen.narrow(-2, length, 1).copy_(qkv[1:])
-        y = attend(qkv[0], seen[0], seen[1], attention, attention.scales[layer])  # (B, H, 1, K)
-        x = x + linear(y.reshape(rows, -1), block.attn_out)
-        hidden = F.gelu(linear(norm(x, block.mlp_norm), block.mlp_up), approximate=gelu)
+        seen = slots[layer].narrow(-2, 0, length + n_new)  # (key | value, B, H, S, K)
+        qkv = linear(norm(x, block.attn_norm), block.qkv).view(n_rows, n_new, 3, n_head, -1)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+        seen.narrow(-2, length, n_new).copy_(qkv[1:])
+        y = attend(qkv[0], seen[0], seen[1], mask, pads, block.scale)  # (B, H, T, K)
+        x = x + linear(y.transpose(1, 2).reshape(-1, width), block.attn_out)
+        hidden = F.gelu(linear(norm(x, block.mlp_norm), block.mlp_up), approximate=block.gelu)
         x = x + linear(hidden, block.mlp_down)
-    return x
+    return x.view(n_rows, n_new, width)
 
 
 def norm(x: Tensor, layer: Norm) -> Tensor:
@@ -80,7 +85,7 @@ def norm(x: Tensor, layer: Norm) -> Tensor:
 
 
 def linear(x: Tensor, layer: Layer) -> Tensor:
-    """Shapes: (B, in)  ->  (B, out)."""
+    """Shapes: (rows, in)  ->  (rows, out)."""
     weight, packed, input_scale = layer.weight, layer.packed, layer.input_scale
     if weight is not None:
         return kernels.affine(layer.kind, x, weight, layer.bias)
@@ -92,13 +97,11 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
     return int8.fine_affine(x, packed, input_scale, layer.bias)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, scale: float) -> Tensor:
-    """Shapes: q (B, H, 1, K), k and v (B, H, S, K)  ->  (B, H, 1, K)."""
-    pads = attention.pads
-    if pads is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attention.mask, scale=scale)
-    rows: list[Tensor] = []
-    for row, pad in enumerate(pads):
-        own_k, own_v = k[row : row + 1, :, pad:], v[row : row + 1, :, pad:]
-        rows.append(F.scaled_dot_product_attention(q[row : row + 1], own_k, own_v, scale=scale))
-    return torch.cat(rows)
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pads: list[int] | None, scale: float
+) -> Tensor:
+    """Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K)."""
+    if pads is not None:
+        return row_by_row(q, k, v, pads, scale)
+    causal = mask is None and q.size(-2) > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

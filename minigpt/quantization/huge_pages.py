@@ -19,9 +19,8 @@ from pathlib import Path
 
 HUGE_PAGE = 2 << 20  # bytes
 MADV_COLLAPSE = 25
-WORTH_IT = (
-    0.75  # the share of a huge page in use from which on it is made one: the rest takes memory from then on
-)
+# The share of a huge page in use from which on it becomes one: the rest of it takes memory from then on.
+WORTH_IT = 0.6
 
 Range = tuple[int, int]  # addresses: begin, end
 

@@ -1,4 +1,4 @@
-"""One token by `decode_step` gives the bits that the blocks give; and whoever watches the blocks sees every token."""
+"""New tokens by `plain_pass` give the bits that the blocks give; and whoever watches the blocks sees every token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from minigpt import GPT2, GPT2Config, kernels
-from minigpt.inference import block_functions, decode_step, scripted
+from minigpt.inference import block_functions, plain_pass, scripted
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
@@ -26,24 +26,24 @@ def new_model(**options: object) -> GPT2:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each token that went through `decode_step`."""
+    """One entry for each pass that went through `plain_pass`."""
     seen: list[int] = []
-    through = decode_step.through_blocks
+    through = plain_pass.through_blocks
 
     def counted(*args: object) -> Tensor:
         seen.append(1)
         return through(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode_step, "through_blocks", counted)
+    monkeypatch.setattr(plain_pass, "through_blocks", counted)
     return seen
 
 
 @torch.no_grad()
-def logits_of(model: GPT2, rows: int, pad: Tensor | None = None, n_steps: int = 4) -> Tensor:
-    """Those of a prompt and a few tokens after it, one by one."""
-    tokens = torch.randint(61, (rows, 9 + n_steps), generator=torch.Generator().manual_seed(1))
-    cache = model.new_cache(9 + n_steps, rows, pad)
-    parts = [tokens[:, :9], *tokens[:, 9:].split(1, 1)]
+def logits_of(model: GPT2, rows: int, pad: Tensor | None = None) -> Tensor:
+    """Those of a prompt and of a few tokens after it, three together and the rest one by one."""
+    tokens = torch.randint(61, (rows, 15), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(15, rows, pad)
+    parts = tokens.split((9, 3, 1, 1, 1), 1)
     return torch.stack([model.next_logits(part, cache) for part in parts])
 
 
@@ -67,10 +67,10 @@ def test_the_bits_are_those_of_the_blocks(
 ) -> None:
     model = new_model(**options)
     fast = logits_of(model, rows, pad)
-    assert len(steps) == 4
-    monkeypatch.setattr(decode_step, "applies", lambda *_: False)
+    assert len(steps) == 5
+    monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
     plain = logits_of(model, rows, pad)
-    assert len(steps) == 4
+    assert len(steps) == 5
     assert torch.equal(fast, plain)
 
 
@@ -81,8 +81,8 @@ def test_packed_weights_give_the_same_bits(
 ) -> None:
     model = new_model().quantize(kind)
     fast = logits_of(model, rows, pad)
-    assert len(steps) == 4
-    monkeypatch.setattr(decode_step, "applies", lambda *_: False)
+    assert len(steps) == 5
+    monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
     assert torch.equal(fast, logits_of(model, rows, pad))
 
 

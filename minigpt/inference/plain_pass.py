@@ -1,4 +1,4 @@
-"""One new token of each row through all blocks: what `Block` computes, without what Python costs.
+"""New tokens through all blocks: what `Block` computes, without what Python costs.
 
 A token of a small model spends as long in Python as in arithmetic: calls of modules, look-ups of parameters,
 dropout that drops nothing. Here the weights are gathered and given to `block_functions`, which call the same kernels in
@@ -22,11 +22,11 @@ from minigpt.attention import CausalAttention, RowByRowAttention, ScaledDotProdu
 from minigpt.cache import KVCache
 from minigpt.inference import block_functions as functions
 from minigpt.inference import scripted
-from minigpt.inference.block_functions import Attention, BlockWeights, Layer, Norm
+from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 from minigpt.linear import Linear
 from minigpt.quantization import float16, int8
 
-# Shapes below:  B rows · D n_embd
+# Shapes below:  B rows · T new tokens · D n_embd
 
 # Of each class of linear layers with packed weights, the kind in `block_functions`.
 KINDS: dict[type[nn.Module], str] = {
@@ -39,7 +39,7 @@ KINDS: dict[type[nn.Module], str] = {
 def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
     """Whether every part of the blocks is just what its class says, and the result is not to be differentiated.
 
-    To be asked at every token, for hooks come and go.
+    To be asked before every pass, for hooks come and go.
     """
     if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
@@ -98,40 +98,34 @@ def _gelu(activation: Any) -> str | None:
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
     """What leaves the last block, as `x = block(x, past, mask)` from block to block.
 
-    Shapes: (B, 1, D), mask as from `attention_mask`  ->  (B, 1, D)
+    Shapes: (B, T, D), mask as from `attention_mask`  ->  (B, T, D)
 
     Raises:
-        ValueError: the cache is full.
+        ValueError: they do not fit the cache.
     """
-    cache.check_room(1)
-    first = blocks[0]
-    pads = cache.pads() if mask is not None and isinstance(first.attn.sdpa, RowByRowAttention) else None
-    attention = Attention(first.attn.n_head, [block.attn.sdpa.scale for block in blocks], mask, pads)
-    rows = len(x) if kernels.is_to_choose(x) else None
+    cache.check_room(x.size(1))
+    rows = x.size(0) * x.size(1) if kernels.is_to_choose(x) else None
     weights = [_weights(block._modules, rows) for block in blocks]
-    args: tuple[Any, ...] = (
-        x[:, 0],
-        cache.slots,
-        cache.length,
-        weights,
-        attention,
-        _gelu(first.mlp.activation),
-    )
+    attn = blocks[0].attn
+    pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
+    args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads)
     on_cpu = x.device.type == "cpu"
     y: Tensor = scripted.run(functions.through_blocks, *args) if on_cpu else functions.through_blocks(*args)
-    return y[:, None]
+    return y
 
 
 def _weights(block: dict[str, Any], rows: int | None) -> BlockWeights:
     """What a block is made of, to multiply so many rows; None leaves the kernel to torch."""
     attn, mlp = block["attn"]._modules, block["mlp"]._modules
     return BlockWeights(
-        _norm(block["attn_norm"]),
-        _layer(attn["qkv"], rows),
-        _layer(attn["out"], rows),
-        _norm(block["mlp_norm"]),
-        _layer(mlp["up"], rows),
-        _layer(mlp["down"], rows),
+        attn_norm=_norm(block["attn_norm"]),
+        qkv=_layer(attn["qkv"], rows),
+        scale=float(attn["sdpa"].scale),
+        attn_out=_layer(attn["out"], rows),
+        mlp_norm=_norm(block["mlp_norm"]),
+        mlp_up=_layer(mlp["up"], rows),
+        gelu=str(_gelu(block["mlp"].activation)),
+        mlp_down=_layer(mlp["down"], rows),
     )
 
 
