@@ -109,8 +109,9 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
     args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads)
-    on_cpu = x.device.type == "cpu"
-    y: Tensor = scripted.run(functions.through_blocks, *args) if on_cpu else functions.through_blocks(*args)
+    # The first pass reads a prompt: it is long, and the first token shall not wait for the compiler.
+    sooner = x.device.type == "cpu" and cache.length > 0
+    y: Tensor = scripted.run(functions.through_blocks, *args) if sooner else functions.through_blocks(*args)
     return y
 
 

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from minigpt.linear import SmallMatrix
 
+# A packed weight; TorchScript (see `inference.scripted`) knows it by this name.
 if TYPE_CHECKING:
     Packed = torch.ScriptObject
 else:
-    Packed = (
-        torch.classes.quantized.LinearPackedParamsBase
-    )  # the same for TorchScript: see `inference.scripted`
+    Packed = torch.classes.quantized.LinearPackedParamsBase
 
 # Shapes below:  in, out the widths of a layer; weights are (out, in), the other way round than in `Linear`
 

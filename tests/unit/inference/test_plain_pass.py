@@ -101,6 +101,14 @@ def test_python_and_torchscript_give_the_same_bits(
     assert torch.equal(by_torchscript, logits_of(model, 5))
 
 
+def test_the_first_token_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    run = scripted.run
+    monkeypatch.setattr(scripted, "run", lambda *args: (read.append(args[1].size(1)), run(*args))[1])
+    logits_of(new_model(), 1)
+    assert read == [3, 1, 1, 1]  # tokens after the prompt
+
+
 def test_what_torchscript_cannot_compile_runs_in_python() -> None:
     def with_a_name(x: int, **names: int) -> int:
         return x + names.get("more", 1)
