@@ -61,6 +61,21 @@ def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -
     return scores.masked_fill(~mask, float("-inf")).softmax(-1)
 
 
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """`attention_pattern(q, k, ...) @ v` by torch's fused kernel. TorchScript, too: see `inference.scripted`.
+
+    Shapes: q (B, H, T, K), k and v (B, H, S, K), mask as from `attention_mask`  ->  (B, H, T, K)
+    """
+    # The kernel's own triangle starts at the *first* key, which is right only where T = S;
+    # `attention_mask` gives a mask in every other case but T = 1, which attends to everything.
+    causal = mask is None and q.size(-2) > 1
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale
+    )
+
+
 class ScaledDotProductAttention(nn.Module):
     """`attention_pattern(q, k, ...) @ v`, fused: each token's weighted mean of the values it attends to.
 
@@ -73,15 +88,7 @@ class ScaledDotProductAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K)."""
-        # The kernel's own triangle starts at the *first* key, which is right only where T = S;
-        # `attention_mask` gives a mask in every other case but T = 1, which attends to everything.
-        return F.scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=mask,
-            is_causal=mask is None and q.size(-2) > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-        )  # fmt: skip
+        return fused_attention(q, k, v, mask, self.scale, self.dropout if self.training else 0.0)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:.4g}, dropout={self.dropout}"
@@ -121,12 +128,8 @@ def row_by_row(q: Tensor, k: Tensor, v: Tensor, pads: list[int], scale: float) -
         start = min(pad, n_seen - 1)  # padding, too, sees itself
         first = max(0, start - (n_seen - n_new))  # of the new tokens that are no padding
         mask = attention_mask(n_new - first, n_seen - start, None, q.device)
-        y[row : row + 1, :, first:] = F.scaled_dot_product_attention(
-            q[row : row + 1, :, first:], k[row : row + 1, :, start:], v[row : row + 1, :, start:],
-            attn_mask=mask,
-            is_causal=mask is None and n_new - first > 1,
-            scale=scale,
-        )  # fmt: skip
+        own_k, own_v = k[row : row + 1, :, start:], v[row : row + 1, :, start:]
+        y[row : row + 1, :, first:] = fused_attention(q[row : row + 1, :, first:], own_k, own_v, mask, scale)
     return y
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt import kernels
-from minigpt.attention import row_by_row
+from minigpt.attention import fused_attention, row_by_row
 from minigpt.quantization import float16, int8
 from minigpt.quantization.small import Packed
 
@@ -73,7 +73,10 @@ def through_blocks(
         qkv = linear(norm(x, block.attn_norm), block.qkv).view(n_rows, n_new, 3, n_head, -1)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
         seen.narrow(-2, length, n_new).copy_(qkv[1:])
-        y = attend(qkv[0], seen[0], seen[1], mask, pads, block.scale)  # (B, H, T, K)
+        if pads is None:
+            y = fused_attention(qkv[0], seen[0], seen[1], mask, block.scale)  # (B, H, T, K)
+        else:
+            y = row_by_row(qkv[0], seen[0], seen[1], pads, block.scale)
         x = x + linear(y.transpose(1, 2).reshape(-1, width), block.attn_out)
         hidden = F.gelu(linear(norm(x, block.mlp_norm), block.mlp_up), approximate=block.gelu)
         x = x + linear(hidden, block.mlp_down)
@@ -95,13 +98,3 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
     if layer.kind == "int8":
         return int8.affine(x, packed, input_scale, layer.bias)
     return int8.fine_affine(x, packed, input_scale, layer.bias)
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pads: list[int] | None, scale: float
-) -> Tensor:
-    """Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K)."""
-    if pads is not None:
-        return row_by_row(q, k, v, pads, scale)
-    causal = mask is None and q.size(-2) > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

@@ -56,9 +56,8 @@ class GraphedStep:
         self._slots = torch.arange(cache.n_max, device=device)
         self._place = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=device)
-        for layer in cache.layers:  # a masked value is multiplied by zero, which must not be NaN
-            layer._slots[..., cache.length :, :] = 0
-        self._layers = [StaticLayer(layer._slots, self._place) for layer in cache.layers]
+        cache.slots[..., cache.length :, :] = 0  # a masked value is multiplied by zero, which must not be NaN
+        self._layers = [StaticLayer(slots, self._place) for slots in cache.slots]
         # of attention's scores
         upcast = model.config.reorder_and_upcast_attn
         self._dtype = torch.float32 if upcast else model.position_embedding.weight.dtype

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from minigpt.quantization import huge_pages
 from minigpt.quantization.huge_pages import HUGE_PAGE, MADV_COLLAPSE, beyond, in_huge_pages
 
+needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux: there is nothing to do elsewhere"
+)
 RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted).map(tuple), max_size=4)
 
 
@@ -38,9 +41,7 @@ def system_has_them() -> bool:
     return ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(len(room)), MADV_COLLAPSE) == 0
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux: there is nothing to do elsewhere"
-)
+@needs_linux
 def test_new_memory_moves_and_keeps_its_bytes() -> None:
     before = huge_bytes()
     with in_huge_pages():
@@ -53,9 +54,7 @@ def test_new_memory_moves_and_keeps_its_bytes() -> None:
     assert huge_bytes() - before >= (24 << 20 if system_has_them() else 0)
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux: there is nothing to do elsewhere"
-)
+@needs_linux
 def test_what_is_hardly_used_stays_as_it_is_and_keeps_nothing_else_from_moving() -> None:
     before = huge_bytes()
     with in_huge_pages():
