@@ -83,8 +83,9 @@ class KVCache:
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the cache holds {counted(self.length, 'tokens')}")
-        self.length = length
-        self._alike = self._alike.clip(max=length)
+        if length < self.length:
+            self.length = length
+            self._alike = self._alike.clip(max=length)
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of old row `rows[i]`: a repeat forks a row, an omission drops it.

@@ -60,7 +60,10 @@ class StepCost:
             self.drafted.append((k, seconds))
 
     def curve(self) -> Callable[[int], float]:
-        """What a step is expected to take, by its number of draft tokens; needs a step without drafts to go by."""
+        """What a step is expected to take, by its number of draft tokens; needs a step without drafts to go by.
+
+        No step is expected to take less than one with fewer.
+        """
         base = median(self.plain)
         if not self.drafted:
             return lambda k: base * (1 + k / 16)
@@ -103,13 +106,16 @@ class DraftLength:
         if not untried and fmean(a.offered for a in acceptances) < EVIDENCE:
             return 0
         seconds = cost.curve()  # fitted once, not for every k: this is asked at every step
+        enough = MARGIN * len(acceptances) / seconds(0)  # tokens per second
+        if sum(a.tokens(longest) for a in acceptances) < enough * seconds(1):
+            return 0  # the tokens of the longest draft would not pay for the shortest
 
         def speed(k: int) -> float:
             tokens = (a.tokens(min(k, n)) for a, n in zip(acceptances, rooms, strict=True))
             return sum(tokens) / seconds(k)
 
         best = max(range(1, longest + 1), key=speed)
-        return best if speed(best) > MARGIN * speed(0) else 0
+        return best if speed(best) > enough else 0
 
     def acceptance(self, sequence: int) -> Acceptance:
         return self._acceptances.setdefault(sequence, Acceptance())
