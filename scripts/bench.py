@@ -31,7 +31,7 @@ import bench_sides
 import torch
 import transformers
 from bench_many import many_table
-from bench_sides import Worker
+from bench_sides import Crashed, Worker
 from pages import put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -91,7 +91,11 @@ def measure_workload(sides: Mapping[str, Worker], work: Workload, rounds: int) -
     """All sides on one workload, once they are found to write what it asks for."""
     random = torch.Generator().manual_seed(0)
     prompts = torch.randint(4096, work.prompts, generator=random).tolist()
-    run = {name: partial(side, prompts, work.n_new, work.beams) for name, side in sides.items()}
+    run = {
+        name: partial(side, prompts, work.n_new, work.beams)
+        for name, side in sides.items()
+        if work.beams == 1 or bench_sides.does_beams(name)
+    }
     written = {name: call()[1] for name, call in run.items()}  # also the warm-up
     for name, texts in written.items():
         if [len(text) for text in texts] != [work.n_new] * len(prompts):
@@ -207,24 +211,33 @@ def picture(measured: dict[str, Times], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def measure(keys: list[str], names: list[str], rounds: int, directory: Path) -> dict[str, Times]:
-    """All sides of these names on all workloads of these keys."""
+def measure(
+    keys: list[str], names: list[str], rounds: int, directory: Path
+) -> tuple[dict[str, Times], list[str]]:
+    """All sides of these names on all workloads of these keys; and which of them crashed, where, and is left out."""
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
     shutil.copytree(hub.bundled(), directory / "bundled")  # some sides write their own form beside it
-    measured = {}
+    measured, crashes = {}, list[str]()
     for bundled, source in ((False, directory), (True, directory / "bundled")):
         chosen = {key: WORKLOADS[key] for key in keys if WORKLOADS[key].bundled == bundled}
-        sides = {name: Worker(name, source) for name in names if chosen}
+        sides = dict[str, Worker]()
+        for name in names if chosen else ():
+            try:
+                sides[name] = Worker(name, source)
+            except Crashed as crash:
+                crashes.append(str(crash))
         for key, work in chosen.items():
-            able = {
-                name: side for name, side in sides.items() if bench_sides.does_beams(name) or work.beams == 1
-            }
-            measured[key] = measure_workload(able, work, rounds * work.times)
+            while key not in measured:
+                try:
+                    measured[key] = measure_workload(sides, work, rounds * work.times)
+                except Crashed as crash:  # a peer's fault; without it the workload is measured anew
+                    crashes.append(f"{work.title}: {crash}")
+                    del sides[crash.side]
             print(list(speed_table({key: measured[key]}))[-1], flush=True)
         for side in sides.values():
             side.close()
-    return measured
+    return measured, crashes
 
 
 def main() -> None:
@@ -251,7 +264,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(
+        measured, crashes = measure(
             [key for key in args.workloads if key != MANY], args.sides, args.rounds, Path(folder)
         )
         folders = save_kinds(Path(folder))
@@ -259,8 +272,10 @@ def main() -> None:
         if "a" in measured and {*OURS} <= {*measured["a"]}:
             memory += f"\n\n{share_of_bandwidth(measured['a'], folders)}"
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
+    left_out = f"\n\nLeft out: {'; '.join(crashes)}." if crashes else ""
     text = (
         "\n".join(speed_table(measured))
+        + left_out
         + f"\n\n{memory}\n\n{what}; medians of {counted(args.rounds, 'rounds')}, of the first token and the bundled model {4 * args.rounds}; {machine()}, by `make bench`.\n"
     )
     print(text)

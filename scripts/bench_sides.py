@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -157,22 +158,41 @@ def does_beams(name: str) -> bool:
     return not name.startswith(("onnxruntime", "llama.cpp"))
 
 
+class Crashed(Exception):
+    """A side's process ended before it answered."""
+
+    def __init__(self, side: str, exit_code: int) -> None:
+        super().__init__(f"{side} crashed (exit code {exit_code})")
+        self.side = side
+
+
 class Worker:
-    """A side in a process of its own."""
+    """A side in a process of its own.
+
+    Raises:
+        Crashed: the process ended, then or in a later call.
+    """
 
     def __init__(self, name: str, directory: Path) -> None:
+        self._name = name
         command = [sys.executable, __file__, name, str(directory), str(torch.get_num_threads())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        self._process.stdout.readline()  # "ready"; the next one may write its form of the weights beside it
+        self._answer()  # "ready"; the next one may write its form of the weights beside it
 
     def __call__(self, prompts: Prompts, n_new: int, beams: int) -> tuple[float, Prompts]:
         """Seconds, and what was written."""
         assert self._process.stdin
-        assert self._process.stdout
-        print(json.dumps([prompts, n_new, beams]), file=self._process.stdin, flush=True)
-        seconds, texts = json.loads(self._process.stdout.readline())
+        with suppress(BrokenPipeError):  # there is no answer then
+            print(json.dumps([prompts, n_new, beams]), file=self._process.stdin, flush=True)
+        seconds, texts = json.loads(self._answer())
         return seconds, texts
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise Crashed(self._name, self._process.wait())
+        return line
 
     def close(self) -> None:
         self._process.communicate()  # it ends with its input

@@ -18,7 +18,7 @@ import torch
 from pages import put
 
 from minigpt import GPT2
-from minigpt.training.hardware import training_flops
+from minigpt.training.hardware import forward_flops, training_flops
 
 STRIDE = 512  # of the windows in which the text is read
 
@@ -68,9 +68,9 @@ def facts(weights: Path, corpus: Path) -> str:
     config, found = GPT2.from_pretrained(weights).config, score(weights, corpus)
     stages, text = known["stages"], known["train_tokens"]
     tokens = sum(stage["tokens"] for stage in stages)
-    flops = training_flops(config, known["n_parameters"], config.n_positions)
-    # A teacher computes the forward pass alone, a third of a step.
-    operations = sum(stage["tokens"] * flops * (1 + stage["teachers"] / 3) for stage in stages)
+    shape = (config, known["n_parameters"], config.n_positions)
+    student, teacher = training_flops(*shape), forward_flops(*shape)  # teachers have the same shape
+    operations = sum(stage["tokens"] * (student + stage["teachers"] * teacher) for stage in stages)
     rows = [
         ("architecture", f"GPT-2: {known['n_parameters']:,} parameters, {config.n_layer} layers, {config.n_head} heads, embedding size {config.n_embd}, context length {config.n_positions:,}"),
         ("vocabulary", f"a byte-level BPE of its own, {config.vocab_size:,} tokens"),

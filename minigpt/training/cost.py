@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minigpt.config import GPT2Config
-from minigpt.training.hardware import training_flops
+from minigpt.training.hardware import forward_flops, training_flops
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -159,8 +159,7 @@ def seconds(plan: Plan, flops_per_second: float, bytes_per_second: float) -> Sec
     """How long a step will take.
 
     Every batch fetches all weights for its forward pass and again for its backward pass; the gradients are
-    added up once a step. Recomputing costs a forward pass more, which is a third of forward and backward; a
-    teacher costs one of its own.
+    added up once a step. Recomputing costs a forward pass more, a teacher one of its own.
 
     Args:
         plan: what is trained.
@@ -172,7 +171,8 @@ def seconds(plan: Plan, flops_per_second: float, bytes_per_second: float) -> Sec
     Seconds(computing=0.14..., communicating=0.14...)
     """
     c, others = plan.config, (plan.processes - 1) / plan.processes
-    flops = training_flops(c, c.n_parameters, c.n_positions) * (4 / 3 if plan.recompute else 1)
-    flops += sum(training_flops(each, each.n_parameters, c.n_positions) for each in plan.teachers) / 3
+    flops = training_flops(c, c.n_parameters, c.n_positions)
+    for each in (*plan.teachers, *([c] if plan.recompute else [])):
+        flops += forward_flops(each, each.n_parameters, c.n_positions)
     n_bytes = FLOAT32 * c.n_parameters * (2 * plan.accumulate + 1) * others
     return Seconds(plan.tokens * plan.accumulate * flops / flops_per_second, n_bytes / bytes_per_second)

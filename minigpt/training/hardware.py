@@ -78,3 +78,8 @@ def training_flops(config: GPT2Config, n_parameters: int, context: int, n_frozen
     n_looked_up = looked_up * config.n_embd
     n_frozen = max(0, n_frozen - n_looked_up)
     return 6 * (n_parameters - n_looked_up) - 2 * n_frozen + 12 * config.n_layer * config.n_embd * context
+
+
+def forward_flops(config: GPT2Config, n_parameters: int, context: int) -> int:
+    """Those of the forward pass alone, a third of them: what a teacher takes, or whatever is computed twice."""
+    return training_flops(config, n_parameters, context) // 3

@@ -21,7 +21,7 @@ from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.distillation import Distillation, load_teachers
 from minigpt.training.distributed import Processes
-from minigpt.training.hardware import autocast, choose_dtype, training_flops
+from minigpt.training.hardware import autocast, choose_dtype, forward_flops, training_flops
 from minigpt.training.initial_model import InitialModel, fingerprint, initial_model
 from minigpt.training.learner import Learner, next_tokens
 from minigpt.training.report import Callback, Log, SilentReport, TrainingReport
@@ -141,8 +141,8 @@ def _facts(
     n_parameters = sum(p.numel() for p in start.model.parameters())
     n_frozen = sum(p.numel() for p in start.model.parameters() if not p.requires_grad)
     flops = training_flops(start.model.config, n_parameters, context, n_frozen)
-    for teacher in teachers.values():  # the forward pass alone, a third
-        flops += training_flops(teacher.config, teacher.config.n_parameters, context) // 3
+    for teacher in teachers.values():
+        flops += forward_flops(teacher.config, teacher.config.n_parameters, context)
     return {
         "train": train.text_sha256,
         "val": held_out.text_sha256,

@@ -276,6 +276,7 @@ def test_flops_are_those_of_palms_formula() -> None:
     n = sum(p.numel() for p in GPT2(c).parameters())
     # forward: two for each weight that a token is multiplied with, and two products of T by D in each layer
     forward = 2 * (n - 20 * 8) + 3 * (2 * 2 * 20 * 8)
+    assert machine.forward_flops(c, n, 20) == forward
     assert machine.training_flops(c, n, 20) == 3 * forward
 
 
