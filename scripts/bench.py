@@ -162,7 +162,7 @@ def aims_table(measured: dict[str, Times]) -> Iterator[str]:
                 cells.append("")
                 continue
             aim = AIMS[key][name]["AMD" in cpu_name()]
-            reached = f"**{found:.2f}**" if found >= aim else f"{found:.2f}"
+            reached = f"**{found:.2f}**" if round(found, 2) >= aim else f"{found:.2f}"
             cells.append(f"{reached} of {aim}")
         yield f"| {key}: {WORKLOADS[key].title} | " + " | ".join(cells) + " |"
 
