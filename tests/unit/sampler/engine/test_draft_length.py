@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeModel, scrambled
 
 from minigpt.sampler import Greedy, PromptLookup, Sample, Speculative, Strategy, generate
-from minigpt.sampler.engine.draft_length import Acceptance, DraftLength, StepCost, matching
+from minigpt.sampler.engine.draft_length import MARGIN, Acceptance, DraftLength, StepCost, matching
 
 Cost = Callable[[int], float]  # seconds of a step with k draft tokens
 FLAT: Cost = lambda k: 1.0 + 0.01 * k  # noqa: E731  (memory-bound: many tokens cost as much as one)
@@ -95,6 +95,28 @@ def test_the_cost_of_steps_is_fitted() -> None:
     for k in (0, 0, 3, 6, 12):
         cost.add(k, JUMP(k))
     assert [cost.curve()(k) for k in (0, 3, 6, 12)] == pytest.approx([1.0, 1.65, 1.8, 2.1], abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_number_is_the_one_with_the_most_expected_tokens_per_second(seed: int) -> None:
+    chance = random.Random(seed)
+    texts = range(chance.randint(1, 3))
+    length, rooms = DraftLength(most=8), [chance.randint(1, 10) for _ in texts]
+    for text in texts:
+        for _ in range(5):
+            length.acceptance(text).add(chance.choice([0, 0, 1, 3]), 3)
+    for k in (0, 0, 0, 1, chance.randint(2, 8)):
+        length.record_step(len(texts), k, 1 + k * chance.random() / 3)
+    seconds, longest = length._cost(len(texts)).curve(), min(8, max(rooms))
+
+    def speed(k: int) -> float:
+        tokens = (length.acceptance(i).tokens(min(k, n)) for i, n in zip(texts, rooms, strict=True))
+        return sum(tokens) / seconds(k)
+
+    assert all(seconds(k) <= seconds(k + 1) for k in range(8))
+    best = max(range(1, longest + 1), key=speed)
+    expected = best if speed(best) > MARGIN * speed(0) else 0
+    assert length.choose(texts, rooms, untried=False) == expected
 
 
 def test_acceptance_is_that_of_the_latest_tokens_and_fades() -> None:
