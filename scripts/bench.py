@@ -162,17 +162,21 @@ def aims_table(measured: dict[str, Times]) -> Iterator[str]:
                 cells.append("")
                 continue
             aim = AIMS[key][name]["AMD" in cpu_name()]
-            reached = f"**{found:.2f}**" if round(found, 2) >= aim else f"{found:.2f}"
+            reached = f"**{found:.2f}**" if found >= aim else f"{found:.2f}"
             cells.append(f"{reached} of {aim}")
         yield f"| {key}: {WORKLOADS[key].title} | " + " | ".join(cells) + " |"
 
 
 def _times_faster(times: Times, column: str) -> float | None:
     """The median ratio that a column of the aims is about; None if who it takes was not measured."""
+    ours, others = column, [REFERENCE]
     if column == BEST:
-        others = [name for name in times if name.endswith("int8") and OURS[2] in times and name != OURS[2]]
-        return min((statistics.median(ratios(times, OURS[2], name)) for name in others), default=None)
-    return statistics.median(ratios(times, column, REFERENCE)) if {column, REFERENCE} <= {*times} else None
+        ours, others = (
+            OURS[2],
+            [name for name in bench_sides.SIDES if name.endswith("int8") and name != OURS[2]],
+        )
+    measured = [name for name in others if {ours, name} <= {*times}]
+    return min((statistics.median(ratios(times, ours, name)) for name in measured), default=None)
 
 
 PEAK = """
@@ -248,6 +252,31 @@ def picture(measured: dict[str, Times], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def started(names: list[str], source: Path, crashes: list[str]) -> dict[str, Worker]:
+    """The sides; which of them crashed at once is added to `crashes`."""
+    sides = {}
+    for name in names:
+        try:
+            sides[name] = Worker(name, source)
+        except Crashed as crash:
+            crashes.append(str(crash))
+    return sides
+
+
+def measure_without_crashed(
+    sides: dict[str, Worker], work: Workload, rounds: int, crashes: list[str]
+) -> Times:
+    """As `measure_workload`; a side that crashes is taken from `sides` and added to `crashes`, and all begins anew."""
+    while True:
+        try:
+            return measure_workload(sides, work, rounds)
+        except Crashed as crash:
+            crashes.append(f"{work.title}: {crash}")
+            del sides[crash.side]
+            if not sides:
+                raise
+
+
 def measure(
     keys: list[str], names: list[str], rounds: int, directory: Path
 ) -> tuple[dict[str, Times], list[str]]:
@@ -258,19 +287,9 @@ def measure(
     measured, crashes = {}, list[str]()
     for bundled, source in ((False, directory), (True, directory / "bundled")):
         chosen = {key: WORKLOADS[key] for key in keys if WORKLOADS[key].bundled == bundled}
-        sides = dict[str, Worker]()
-        for name in names if chosen else ():
-            try:
-                sides[name] = Worker(name, source)
-            except Crashed as crash:
-                crashes.append(str(crash))
+        sides = started(names, source, crashes) if chosen else {}
         for key, work in chosen.items():
-            while key not in measured:
-                try:
-                    measured[key] = measure_workload(sides, work, rounds * work.times)
-                except Crashed as crash:  # a peer's fault; without it the workload is measured anew
-                    crashes.append(f"{work.title}: {crash}")
-                    del sides[crash.side]
+            measured[key] = measure_without_crashed(sides, work, rounds * work.times, crashes)
             print(list(speed_table({key: measured[key]}))[-1], flush=True)
         for side in sides.values():
             side.close()

@@ -118,7 +118,7 @@ def main() -> None:
         "",
         f"{threads}; {counted(args.rounds, 'rounds')}; {cpu_name()}, torch {torch.__version__}; {date.today()},",
     ]
-    lines += ["by `make bench-many`."]
+    lines += ["by `scripts/bench_many.py`."]
     print("\n".join(lines[-3:]))
     if args.update:
         put("\n".join(lines), args.update, "bench of many prompts")

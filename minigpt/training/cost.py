@@ -171,8 +171,8 @@ def seconds(plan: Plan, flops_per_second: float, bytes_per_second: float) -> Sec
     Seconds(computing=0.14..., communicating=0.14...)
     """
     c, others = plan.config, (plan.processes - 1) / plan.processes
+    forward_only = [*plan.teachers, c] if plan.recompute else plan.teachers
     flops = training_flops(c, c.n_parameters, c.n_positions)
-    for each in (*plan.teachers, *([c] if plan.recompute else [])):
-        flops += forward_flops(each, each.n_parameters, c.n_positions)
+    flops += sum(forward_flops(each, each.n_parameters, c.n_positions) for each in forward_only)
     n_bytes = FLOAT32 * c.n_parameters * (2 * plan.accumulate + 1) * others
     return Seconds(plan.tokens * plan.accumulate * flops / flops_per_second, n_bytes / bytes_per_second)
