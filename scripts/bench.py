@@ -179,6 +179,7 @@ def _times_faster(times: Times, column: str) -> float | None:
     return min((statistics.median(ratios(times, ours, name)) for name in measured), default=None)
 
 
+N_TOKENS = 96  # read while the peak is measured, 32 of them at once
 PEAK = """
 import pathlib, sys
 import torch
@@ -189,7 +190,7 @@ def peak():
 before = peak()
 from minigpt import GPT2
 from minigpt.sampler import generate
-generate(GPT2.from_pretrained(sys.argv[1]), [[1] * 32], max_new_tokens=64, end_tokens=[])
+generate(GPT2.from_pretrained(sys.argv[1]), [[1] * 32], max_new_tokens=int(sys.argv[2]) - 32, end_tokens=[])
 print(peak() - before)
 """
 
@@ -204,13 +205,15 @@ def save_kinds(directory: Path) -> dict[str, Path]:
 
 def memory_table(folders: Mapping[str, Path]) -> Iterator[str]:
     """Peak memory above that of a process that imported torch, for each kind of weights in its own file."""
-    yield "| weights | in the file, MB | peak while decoding, MB | 1.3 x file + 100 MB |"
-    yield "|---|---|---|---|"
+    yield "| weights | in the file, MB | cache, MB | peak while decoding, MB | 1.3 x (file + cache) + 100 MB |"
+    yield "|---|---|---|---|---|"
     for kind, folder in folders.items():
         size = (folder / "model.safetensors").stat().st_size / 2**20
-        command = [sys.executable, "-c", PEAK, str(folder)]
+        config = GPT2Config.from_pretrained(folder)
+        cache = 2 * config.n_layer * config.n_embd * N_TOKENS * torch.float32.itemsize / 2**20
+        command = [sys.executable, "-c", PEAK, str(folder), str(N_TOKENS)]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        yield f"| {kind} | {size:.0f} | {peak:.0f} | {1.3 * size + 100:.0f} |"
+        yield f"| {kind} | {size:.0f} | {cache:.0f} | {peak:.0f} | {1.3 * (size + cache) + 100:.0f} |"
 
 
 def share_of_bandwidth(times: Times, folders: Mapping[str, Path]) -> str:

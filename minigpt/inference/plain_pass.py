@@ -2,8 +2,11 @@
 
 A token of a small model spends as long in Python as in arithmetic: calls of modules, look-ups of parameters,
 dropout that drops nothing. Here the weights are gathered and given to `block_functions`, which call the same kernels in
-the same order, so the result is the same to the bit. If any part is not just what its class says (it has hooks, it was
-replaced, it trains, it is compiled), the modules are called as ever: hooks see what they always see.
+the same order, so the result is the same to the bit. Where only the last token of several is asked for, the last block
+leaves out what nobody needs of the others; with fewer rows, a kernel may differ in a last bit.
+
+If any part is not just what its class says (it has hooks, it was replaced, it trains, it is compiled), the modules are
+called as ever: hooks see what they always see.
 """
 
 from __future__ import annotations
@@ -95,10 +98,10 @@ def _gelu(activation: Any) -> str | None:
     return None
 
 
-def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-    """What leaves the last block, as `x = block(x, past, mask)` from block to block.
+def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, first: int) -> Tensor:
+    """What leaves the last block, as `x = block(x, past, mask)` from block to block; of the tokens from `first` on.
 
-    Shapes: (B, T, D), mask as from `attention_mask`  ->  (B, T, D)
+    Shapes: x (B, T, D), overwritten; mask as from `attention_mask`  ->  (B, T - first, D)
 
     Raises:
         ValueError: they do not fit the cache.
@@ -108,7 +111,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     weights = [_weights(block._modules, rows) for block in blocks]
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
-    args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads)
+    args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads, first)
     # The first pass reads a prompt: it is long, and the first token shall not wait for the compiler.
     sooner = x.device.type == "cpu" and cache.length > 0
     y: Tensor = scripted.run(functions.through_blocks, *args) if sooner else functions.through_blocks(*args)

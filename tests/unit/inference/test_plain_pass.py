@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -38,13 +38,25 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+PARTS = (9, 3, 1, 1, 1)  # a prompt, and a few tokens after it: three together and the rest one by one
+
+
+def some_tokens(rows: int) -> Sequence[Tensor]:
+    return torch.randint(61, (rows, 15), generator=torch.Generator().manual_seed(1)).split(PARTS, 1)
+
+
+@torch.no_grad()
+def states_of(model: GPT2, rows: int, pad: Tensor | None = None) -> Tensor:
+    """Those of every token: (rows, 15, D)."""
+    cache = model.new_cache(15, rows, pad)
+    return torch.cat([model.hidden_states(part, cache) for part in some_tokens(rows)], 1)
+
+
 @torch.no_grad()
 def logits_of(model: GPT2, rows: int, pad: Tensor | None = None) -> Tensor:
-    """Those of a prompt and of a few tokens after it, three together and the rest one by one."""
-    tokens = torch.randint(61, (rows, 15), generator=torch.Generator().manual_seed(1))
+    """Those after each part: (parts, rows, V)."""
     cache = model.new_cache(15, rows, pad)
-    parts = tokens.split((9, 3, 1, 1, 1), 1)
-    return torch.stack([model.next_logits(part, cache) for part in parts])
+    return torch.stack([model.next_logits(part, cache) for part in some_tokens(rows)])
 
 
 OPTIONS = [
@@ -66,10 +78,10 @@ def test_the_bits_are_those_of_the_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = new_model(**options)
-    fast = logits_of(model, rows, pad)
+    fast = states_of(model, rows, pad)
     assert len(steps) == 5
     monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
-    plain = logits_of(model, rows, pad)
+    plain = states_of(model, rows, pad)
     assert len(steps) == 5
     assert torch.equal(fast, plain)
 
@@ -80,10 +92,41 @@ def test_packed_weights_give_the_same_bits(
     kind: str, rows: int, pad: Tensor | None, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = new_model().quantize(kind)
-    fast = logits_of(model, rows, pad)
+    fast = states_of(model, rows, pad)
     assert len(steps) == 5
     monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
-    assert torch.equal(fast, logits_of(model, rows, pad))
+    assert torch.equal(fast, states_of(model, rows, pad))
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+@pytest.mark.parametrize("n_tokens", [256, 257, 600])
+@torch.no_grad()
+def test_a_long_prompt_goes_through_packed_weights_in_parts(
+    kind: str, n_tokens: int, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = new_model(n_positions=600).quantize(kind)
+    tokens = torch.randint(61, (1, n_tokens), generator=torch.Generator().manual_seed(1))
+    fast = model.hidden_states(tokens, model.new_cache(n_tokens))
+    assert len(steps) == 1
+    monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
+    assert torch.equal(fast, model.hidden_states(tokens, model.new_cache(n_tokens)))
+
+
+@pytest.mark.parametrize("first", [-1, -3, 2])
+@pytest.mark.parametrize(("rows", "pad"), [(1, None), (3, None), (3, torch.tensor([0, 2, 7]))])
+@pytest.mark.parametrize("kind", [None, "float16", "int8"])
+@torch.no_grad()
+def test_tokens_that_are_not_asked_for_are_in_the_cache_all_the_same(
+    first: int, rows: int, pad: Tensor | None, kind: str | None, steps: list[int]
+) -> None:
+    model = new_model().quantize(kind) if kind else new_model()
+    cache, whole = model.new_cache(12, rows, pad), model.new_cache(12, rows, pad)
+    for part in some_tokens(rows)[:2]:  # the mask of the first is none or a triangle, of the second another
+        some, every = model._read(part, cache, first), model.hidden_states(part, whole)
+        torch.testing.assert_close(some, every[:, first:], rtol=0, atol=1e-5)
+        cache.advance(part.size(1))
+        assert torch.equal(cache.slots[..., : cache.length, :], whole.slots[..., : cache.length, :])
+    assert len(steps) == 4
 
 
 @pytest.mark.parametrize("way", ["mkl", "in blocks", "onednn"])
