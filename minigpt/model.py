@@ -216,14 +216,14 @@ class GPT2(nn.Module):
 
         Whoever calls it commits to the cache when all has gone well.
         """
-        if isinstance(cache, KVCache) and plain_pass.applies(self.blocks, Block, MLP):
+        if isinstance(cache, KVCache) and plain_pass.applies(self.blocks, self.final_norm, Block, MLP):
             x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache, first)
-        else:
-            for x in self._residual_stream(tokens, cache):  # noqa: B007
-                pass  # the last is what counts, and no other is kept in memory
-            x = x[:, first:]
-        normed: Tensor = self.final_norm(x)
-        return normed
+            normed: Tensor = self.final_norm(x)
+            return normed
+        for x in self._residual_stream(tokens, cache):  # noqa: B007
+            pass  # the last is what counts, and no other is kept in memory
+        every: Tensor = self.final_norm(x)
+        return every[:, first:]
 
     def _residual_stream(self, tokens: Tensor, cache: KVCache | NoCache) -> Iterator[Tensor]:
         """What enters the first block, then what leaves each: (B, T, D) every time."""

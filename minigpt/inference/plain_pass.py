@@ -39,14 +39,21 @@ KINDS: dict[type[nn.Module], str] = {
 }
 
 
-def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
-    """Whether every part of the blocks is just what its class says, and the result is not to be differentiated.
+def applies(
+    blocks: Iterable[nn.Module],
+    final_norm: nn.Module,
+    block_kind: type[nn.Module],
+    mlp_kind: type[nn.Module],
+) -> bool:
+    """Whether every part of the blocks, and the norm after them, is just what its class says, and no gradient is wanted.
 
     To be asked before every pass, for hooks come and go.
     """
     if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return False
+    if not _is_plain(final_norm, nn.LayerNorm):
         return False
     return all(_is_plain_block(block, block_kind, mlp_kind) for block in blocks)
 

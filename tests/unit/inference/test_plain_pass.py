@@ -170,16 +170,18 @@ NAMES = [name for name, _ in new_model().named_modules() if name not in ("", "bl
 @pytest.mark.parametrize("name", NAMES)
 def test_every_hook_sees_every_token(name: str) -> None:
     model = new_model()
-    seen: list[str] = []
+    before: list[int] = []
+    after: list[int] = []
     with ExitStack() as stack:
         part = model.get_submodule(name)
         for hook in (
-            part.register_forward_hook(lambda *_: seen.append("after")),
-            part.register_forward_pre_hook(lambda *_: seen.append("before")),
+            part.register_forward_hook(lambda *args: after.append(args[-1].size(-2))),
+            part.register_forward_pre_hook(lambda *_: before.append(len(after))),
         ):
             stack.callback(hook.remove)
         logits_of(model, 1)
-    assert seen == ["before", "after"] * 5
+    assert before == [0, 1, 2, 3, 4]
+    assert after == ([1] * 5 if name == "head" else list(PARTS))
 
 
 def test_a_hook_changes_what_it_returns() -> None:
