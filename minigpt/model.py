@@ -179,7 +179,7 @@ class GPT2(nn.Module):
             ValueError: as for `hidden_states`.
         """
         _check_tensor("tokens", tokens)
-        logits = self.unembed(self._read(tokens, cache, first=-1)[:, -1])
+        logits = self.unembed(self._read(tokens, cache)[:, -1])
         cache.advance(tokens.size(1))
         return logits
 
@@ -211,19 +211,15 @@ class GPT2(nn.Module):
         cache.advance(tokens.size(1))
         return states
 
-    def _read(self, tokens: Tensor, cache: KVCache | NoCache, first: int = 0) -> Tensor:
-        """The pass itself: the states of the tokens from index `first` on, as in a slice.
-
-        Whoever calls it commits to the cache when all has gone well.
-        """
-        if isinstance(cache, KVCache) and plain_pass.applies(self.blocks, self.final_norm, Block, MLP):
-            x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache, first)
-            normed: Tensor = self.final_norm(x)
-            return normed
-        for x in self._residual_stream(tokens, cache):  # noqa: B007
-            pass  # the last is what counts, and no other is kept in memory
-        every: Tensor = self.final_norm(x)
-        return every[:, first:]
+    def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
+        """The pass itself; whoever calls it commits to the cache when all has gone well."""
+        if isinstance(cache, KVCache) and plain_pass.applies(self.blocks, Block, MLP):
+            x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
+        else:
+            for x in self._residual_stream(tokens, cache):  # noqa: B007
+                pass  # the last is what counts, and no other is kept in memory
+        normed: Tensor = self.final_norm(x)
+        return normed
 
     def _residual_stream(self, tokens: Tensor, cache: KVCache | NoCache) -> Iterator[Tensor]:
         """What enters the first block, then what leaves each: (B, T, D) every time."""

@@ -7,11 +7,10 @@ reads the types of what it is given, which is why they are no strings here.
 from typing import NamedTuple, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt import kernels
-from minigpt.attention import attention_mask, fused_attention, row_by_row
+from minigpt.attention import fused_attention, row_by_row
 from minigpt.quantization import float16, int8
 from minigpt.quantization.small import Packed
 
@@ -57,7 +56,6 @@ def through_blocks(
     length: int,
     mask: Tensor | None,
     pads: list[int] | None,
-    first: int,
 ) -> Tensor:
     """What leaves the last block; the new keys and values go to the slots from `length` on.
 
@@ -65,10 +63,8 @@ def through_blocks(
         x: what enters the first block; it is overwritten.
         mask: as from `attention_mask`.
         pads: each row's padding, where each is to attend by itself.
-        first: the first token that is asked for, as in a slice. Of those before it, the last block computes keys and
-            values, and no more.
 
-    Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)  ->  (B, T - first, D)
+    Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)  ->  (B, T, D)
     """
     n_rows, n_new, width = x.shape
     x = x.reshape(-1, width)  # (B * T, D)
@@ -77,41 +73,33 @@ def through_blocks(
         qkv = linear(norm(x, block.attn_norm), block.qkv).view(n_rows, n_new, 3, n_head, -1)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
         seen.narrow(-2, length, n_new).copy_(qkv[1:])
-        q = qkv[0]
-        if first != 0 and n_new > 1 and layer == len(blocks) - 1:
-            q, x = q[:, :, first:], x.view(n_rows, n_new, width)[:, first:].reshape(-1, width)
-            mask = last_rows(mask, q.size(-2), length + n_new, x.device)
         if pads is None:
-            y = fused_attention(q, seen[0], seen[1], mask, block.scale)  # (B, H, T, K)
+            y = fused_attention(qkv[0], seen[0], seen[1], mask, block.scale)  # (B, H, T, K)
         else:
-            y = row_by_row(q, seen[0], seen[1], pads, block.scale)
-        rest_of_block(x, y.transpose(1, 2).reshape(-1, width), block)
-    return x.view(n_rows, -1, width)
+            y = row_by_row(qkv[0], seen[0], seen[1], pads, block.scale)
+        add_in_parts(x, y.transpose(1, 2).reshape(-1, width), block)
+    return x.view(n_rows, n_new, width)
 
 
-def last_rows(mask: Tensor | None, n_last: int, n_seen: int, device: torch.device) -> Tensor | None:
-    """The mask for the last tokens alone, of that for all new ones."""
-    return attention_mask(n_last, n_seen, None, device) if mask is None else mask[..., -n_last:, :]
+def add_in_parts(x: Tensor, y: Tensor, block: BlockWeights, at_once: int = 256) -> None:
+    """Adds to the stream x, in place, what a block adds to it; y is what its heads give: (rows, D) both.
 
-
-def rest_of_block(x: Tensor, y: Tensor, block: BlockWeights, at_once: int = 256) -> None:
-    """Makes of what enters a block, and of what its heads give, what leaves it: (rows, D) both, x in place.
-
-    With packed weights, a long prompt goes through `at_once` rows at a time: what is computed between the products,
-    most of it four times as wide, then stays in the processor's caches. MKL is faster with all rows at once.
+    8-bit weights take a long prompt `at_once` rows at a time, so that what is computed between the products, most of it
+    four times as wide, stays in the processor's caches. A product of integers gives a row the same bits in any company;
+    one of floating-point numbers may not, and MKL is faster with all rows at once.
     """
-    if block.mlp_up.packed is None or len(x) <= at_once:
-        add_residuals(x, y, block)
+    if block.mlp_up.kind != "int8" or len(x) <= at_once:
+        add(x, y, block)
     else:
         for begin in range(0, len(x), at_once):
-            add_residuals(x[begin : begin + at_once], y[begin : begin + at_once], block)
+            add(x[begin : begin + at_once], y[begin : begin + at_once], block)
 
 
-def add_residuals(x: Tensor, y: Tensor, block: BlockWeights) -> None:
+def add(x: Tensor, y: Tensor, block: BlockWeights) -> None:
     """The same for all rows at once."""
     x.add_(linear(y, block.attn_out))
-    hidden = F.gelu(linear(norm(x, block.mlp_norm), block.mlp_up), approximate=block.gelu)
-    x.add_(linear(hidden, block.mlp_down))
+    hidden = linear(norm(x, block.mlp_norm), block.mlp_up)
+    x.add_(linear(torch.ops.aten.gelu_(hidden, approximate=block.gelu), block.mlp_down))
 
 
 def norm(x: Tensor, layer: Norm) -> Tensor:

@@ -2,11 +2,8 @@
 
 A token of a small model spends as long in Python as in arithmetic: calls of modules, look-ups of parameters,
 dropout that drops nothing. Here the weights are gathered and given to `block_functions`, which call the same kernels in
-the same order, so the result is the same to the bit. Where only the last token of several is asked for, the last block
-leaves out what nobody needs of the others; with fewer rows, a kernel may differ in a last bit.
-
-If any part is not just what its class says (it has hooks, it was replaced, it trains, it is compiled), the modules are
-called as ever: hooks see what they always see.
+the same order, so the result is the same to the bit. If any part is not just what its class says (it has hooks, it was
+replaced, it trains, it is compiled), the modules are called as ever: hooks see what they always see.
 """
 
 from __future__ import annotations
@@ -39,21 +36,14 @@ KINDS: dict[type[nn.Module], str] = {
 }
 
 
-def applies(
-    blocks: Iterable[nn.Module],
-    final_norm: nn.Module,
-    block_kind: type[nn.Module],
-    mlp_kind: type[nn.Module],
-) -> bool:
-    """Whether every part of the blocks, and the norm after them, is just what its class says, and no gradient is wanted.
+def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
+    """Whether every part of the blocks is just what its class says, and the result is not to be differentiated.
 
     To be asked before every pass, for hooks come and go.
     """
     if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
-        return False
-    if not _is_plain(final_norm, nn.LayerNorm):
         return False
     return all(_is_plain_block(block, block_kind, mlp_kind) for block in blocks)
 
@@ -105,10 +95,10 @@ def _gelu(activation: Any) -> str | None:
     return None
 
 
-def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, first: int) -> Tensor:
-    """What leaves the last block, as `x = block(x, past, mask)` from block to block; of the tokens from `first` on.
+def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
+    """What leaves the last block, as `x = block(x, past, mask)` from block to block.
 
-    Shapes: x (B, T, D), overwritten; mask as from `attention_mask`  ->  (B, T - first, D)
+    Shapes: x (B, T, D), which is overwritten; mask as from `attention_mask`  ->  (B, T, D)
 
     Raises:
         ValueError: they do not fit the cache.
@@ -118,7 +108,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, 
     weights = [_weights(block._modules, rows) for block in blocks]
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
-    args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads, first)
+    args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads)
     # The first pass reads a prompt: it is long, and the first token shall not wait for the compiler.
     sooner = x.device.type == "cpu" and cache.length > 0
     y: Tensor = scripted.run(functions.through_blocks, *args) if sooner else functions.through_blocks(*args)
