@@ -12,6 +12,7 @@ from minigpt.verify.logits import Reference, check_greedy, check_logits, check_t
 from minigpt.verify.many import check_many
 from minigpt.verify.page import check_page
 from minigpt.verify.published import check_published
+from minigpt.verify.quantized import check_rounded
 from minigpt.verify.recording import check_recording
 from minigpt.verify.report import Check
 from minigpt.verify.stored import StoredModel
@@ -45,6 +46,8 @@ def all_checks(
 def model_checks(model: GPT2, stored: StoredModel, tokens: list[int]) -> Iterator[Check]:
     """What the model holds and computes, against its files alone: no tokenizer and no other library."""
     yield check_loaded(model, stored)
+    if model.quantization:
+        yield check_rounded(model, stored)
     reference = Reference.of(model, stored, tokens)
     yield from check_logits(model, reference)
     yield from check_greedy(model, reference)

@@ -22,6 +22,7 @@ def exact_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
+FINE = 15  # bits, at least, of two numbers of 8 bits that stand for one input, as int8 has them in two places
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": tanh_gelu,
     "gelu_pytorch_tanh": tanh_gelu,
@@ -40,27 +41,20 @@ class Precision:
 
     computed: torch.dtype
     kept: torch.dtype
-    quantization: str | None = None  # of the matrices: "int8", with inputs of 8 bits too, or "float16"
+    rounds_inputs: bool = False  # of products, to 8 bits, or twice 8 where int8 does so
 
     def of(self, x: Tensor) -> Tensor:
         return x.to(self.kept).to(self.computed)
 
-    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """Shapes: (T, in), (in, out)  ->  (T, out)."""
-        if self.quantization == "int8":
-            return _eight_bits(x, -1) @ _eight_bits(self.of(matrix), 0)
-        return x @ self.of(matrix.half() if self.quantization else matrix)
-
-    def rows(self, table: Tensor) -> Tensor:
-        """Rows that are looked up."""
-        if self.quantization == "int8":
-            return _eight_bits(self.of(table), -1)
-        return self.of(table.half() if self.quantization else table)
+    def product(self, x: Tensor, matrix: Tensor, bits: int = 8) -> Tensor:
+        """The product with inputs of so many bits, if they are rounded: (T, in), (in, out)  ->  (T, out)."""
+        return (_rounded(x, bits) if self.rounds_inputs else x) @ self.of(matrix)
 
 
-def _eight_bits(x: Tensor, along: int) -> Tensor:
-    """The nearest numbers of 255 evenly spaced ones, from the largest magnitude along a dimension down to its opposite."""
-    step = x.abs().amax(along, keepdim=True).clamp_min(1e-12) / 127
+def _rounded(x: Tensor, bits: int) -> Tensor:
+    """Each row's nearest of evenly spaced numbers from its largest magnitude down to the opposite."""
+    largest = 2 ** (bits - 1) - 1
+    step: Tensor = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / largest
     return (x / step).round() * step
 
 
@@ -111,15 +105,15 @@ def compute(stored: StoredModel, tokens: list[int], precision: Precision = EXACT
     def weight(name: str) -> Tensor:
         return near(stored.tensor(name))
 
-    def linear(x: Tensor, name: str) -> Tensor:
-        return near(precision.product(x, stored.tensor(f"{name}.weight")) + weight(f"{name}.bias"))
+    def linear(x: Tensor, name: str, bits: int = 8) -> Tensor:
+        return near(precision.product(x, stored.tensor(f"{name}.weight"), bits) + weight(f"{name}.bias"))
 
     def norm(x: Tensor, name: str) -> Tensor:
         epsilon = stored.field("layer_norm_epsilon")
         return near(layer_norm(x, weight(f"{name}.weight"), weight(f"{name}.bias"), epsilon))
 
     n_head, activation = stored.field("n_head"), ACTIVATIONS[stored.field("activation_function")]
-    x = near(precision.rows(stored.embedding()[tokens]) + weight("wpe.weight")[: len(tokens)])
+    x = near(near(stored.embedding()[tokens]) + weight("wpe.weight")[: len(tokens)])
     points = {"embedding": x}
     for layer in range(stored.field("n_layer")):
         h, at = f"h.{layer}", f"layer {layer}: "
@@ -133,8 +127,8 @@ def compute(stored: StoredModel, tokens: list[int], precision: Precision = EXACT
         normed = points[f"{at}mlp norm"] = norm(x, f"{h}.ln_2")
         points[f"{at}mlp input"] = linear(normed, f"{h}.mlp.c_fc")
         points[f"{at}activation"] = near(activation(points[f"{at}mlp input"]))
-        points[f"{at}mlp output"] = linear(points[f"{at}activation"], f"{h}.mlp.c_proj")
+        points[f"{at}mlp output"] = linear(points[f"{at}activation"], f"{h}.mlp.c_proj", FINE)
         x = points[f"{at}residual stream"] = near(x + points[f"{at}mlp output"])
     points["final norm"] = norm(x, "ln_f")
-    points["logits"] = precision.product(points["final norm"], stored.head().mT)
+    points["logits"] = precision.product(points["final norm"], stored.head().mT, FINE)
     return points

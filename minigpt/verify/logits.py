@@ -26,6 +26,7 @@ from minigpt.verify.points import (
     largest_difference,
     recording,
 )
+from minigpt.verify.quantized import RoundedModel
 from minigpt.verify.quietly import quietly
 from minigpt.verify.report import Check, failed, first_difference, not_checked
 from minigpt.verify.stored import StoredModel
@@ -48,6 +49,8 @@ class Reference:
 
     @classmethod
     def of(cls, model: GPT2, stored: StoredModel, tokens: list[int]) -> Reference:
+        if model.quantization and not stored.quantization:
+            stored = RoundedModel(stored, model)
         return cls(stored, tokens, model.position_embedding.weight.dtype, model.quantization)
 
     @cached_property
@@ -56,8 +59,9 @@ class Reference:
 
     @cached_property
     def bound(self) -> dict[str, float]:
-        rounded = compute(self.stored, self.tokens, Precision(torch.float32, self.kept, self.quantization))
-        few_bits = self.kept != torch.float32 or self.quantization == "int8"
+        rounds_inputs = self.quantization == "int8"
+        rounded = compute(self.stored, self.tokens, Precision(torch.float32, self.kept, rounds_inputs))
+        few_bits = self.kept != torch.float32 or rounds_inputs
         return bounds(self.exact, rounded, self.kept, MARGIN_OF_FEW_BITS if few_bits else MARGIN)
 
 
@@ -174,8 +178,8 @@ def check_transformers(model: GPT2, reference: Reference) -> Check:
     except ImportError:
         return not_checked(name, "transformers is not installed")
     stored = reference.stored
-    if stored.quantization:
-        return not_checked(name, "transformers does not read minigpt's quantized files")
+    if reference.quantization:
+        return not_checked(name, "transformers does not know minigpt's quantized weights")
     if stored.is_untied() and stored.field("tie_word_embeddings"):
         return not_checked(name, "transformers would tie a pair that differs in the file")
     with quietly(transformers):

@@ -67,13 +67,14 @@ def test_quantized_models_have_bounds_of_their_own(model: Path, tmp_path: Path, 
     plain, small = tell(model, "--json"), tell(model, "--quantize", kind, "--json")
     assert small.code == 0
     name = f"logits, one pass, {NEEDS_FORMULA}"
-    assert checks(small)[name]["bound"] > 2 * checks(plain)[name]["bound"]
+    times = checks(small)[name]["bound"] / checks(plain)[name]["bound"]
+    assert times > 100 if kind == "int8" else 0.1 < times < 10  # float16 is multiplied by inputs of float32
     loaded = GPT2.from_pretrained(model, quantize=kind)
     loaded.save_pretrained(tmp_path / "small")
     Tokenizer.load(model).save_pretrained(tmp_path / "small")
     result = tell(tmp_path / "small")
     assert result.code == 0, result.err
-    assert "transformers does not read minigpt's quantized files" in result.err
+    assert "transformers does not know minigpt's quantized weights" in result.err
 
 
 def test_transformers_agrees(model: Path) -> None:

@@ -76,6 +76,23 @@ def test_a_mistake_in_a_quantized_model_is_found(tmp_path: Path, kind: str) -> N
     assert re.search(r"layer 0: attention,.*scores that are not scaled", found)
 
 
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+@pytest.mark.parametrize("name", ["blocks.1.mlp.up", "token_embedding"])
+def test_a_quantized_weight_that_is_not_the_nearest_is_found(tmp_path: Path, kind: str, name: str) -> None:
+    def one_step_off(model: GPT2) -> None:
+        module = model.get_submodule(name)
+        weight = module.matrix.weight.clone()
+        weight[0, 0] = 0 if weight[0, 0] != 0 else 1
+        module.take(weight)
+
+    files = save(tmp_path / "plain")
+    GPT2.from_pretrained(files, quantize=kind).save_pretrained(tmp_path / "small")
+    for directory, quantize in ((files, kind), (tmp_path / "small", None)):
+        found = complaints(directory, one_step_off, quantize=quantize)
+        theirs = "h.1.mlp.c_fc.weight" if "mlp" in name else "wte.weight"
+        assert f"not the nearest to the file's: {theirs}" in found
+
+
 # ------------------------------------------------------------------------------ the loader
 
 
