@@ -198,9 +198,10 @@ def rollout(seen: Recording) -> Tensor:
     seen.require_beginning()
     seen.require_whole(*expand(seen.config, [PATTERNS]))
     mean = seen.stack(PATTERNS).mean(2)  # (L, B, T, T)
-    rolled, layers = torch.eye(mean.size(-1), device=mean.device), []
+    identity = torch.eye(mean.size(-1), dtype=mean.dtype, device=mean.device)
+    rolled, layers = identity, []
     for pattern in mean:
-        rolled = (pattern + torch.eye(mean.size(-1), device=mean.device)) / 2 @ rolled
+        rolled = (pattern + identity) / 2 @ rolled
         layers.append(rolled)
     return torch.stack(layers)
 

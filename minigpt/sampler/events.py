@@ -90,8 +90,8 @@ class Completion:
     """One finished completion: `print` shows its text.
 
     `tokens` are the new ids only, an end token included. `logprobs` are the log-probabilities under the
-    unprocessed model, in nats; `score` is their sum, or for beam search the processed sum after the length
-    penalty. `finish_reason` is "eos", "stop", "length" or "overflow".
+    unprocessed model, in nats; `score` is their sum; for beam search with two beams or more it is
+    the processed sum, after the length penalty. `finish_reason` is "eos", "stop", "length" or "overflow".
 
     `text` ends before a stop string and leaves out the end token; it is None where only ids were asked for
     (`minigpt.sampler.generate`). Where the end of the prompt was taken back (token healing), `taken_back` has its

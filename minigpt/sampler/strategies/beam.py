@@ -43,7 +43,8 @@ class Beam(Strategy):
     """Keeps the `num_beams` most likely hypotheses: likelier texts than greedy, less diverse, slower.
 
     A text's score is the sum of its tokens' log-probabilities / length ** length_penalty, the end token
-    counted. The processors act on the log-probabilities, and what they leave is not renormalised.
+    counted. The processors act on the log-probabilities, and what they leave is not renormalised. A single beam is
+    greedy decoding: there they act on the logits, and the score is the sum of the model's own log-probabilities.
 
     `early_stopping`: True ends with `num_beams` finished texts; False when the best text in progress, at its
     present length, cannot win any more; "never" asks the same at the greatest possible length, where a

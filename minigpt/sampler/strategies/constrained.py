@@ -129,12 +129,25 @@ class Goal:
             raise InvalidRequest(
                 f"must_include (--must-include) holds the end token {ends[0]}, at which a text ends"
             )
+        if self.at_least() > request.max_new_tokens:
+            raise self.no_room(request)
+
+    def at_least(self) -> int:
+        """A number of tokens with fewer of which no text contains the phrases, though it may take more.
+
+        >>> Goal.of([[1, 2], [2, 3]]).at_least(), Goal.of([[1, 2], [2, 1]]).at_least()
+        (3, 2)
+        """
+        needed = {token for phrase in self.phrases for token in set.intersection(*map(set, phrase))}
+        return max(len(needed), self.missing(())[0])
+
+    def no_room(self, request: Request) -> InvalidRequest:
+        """What to say where no text of the length that is asked for contains the phrases."""
         _, together = self.missing(())
-        if together > request.max_new_tokens:
-            raise InvalidRequest(
-                f"must_include (--must-include): the phrases are {together} tokens together, more than the"
-                f" {counted(request.max_new_tokens, 'new ones')} that there is room for (--max-new-tokens)"
-            )
+        return InvalidRequest(
+            f"must_include (--must-include): the phrases are {together} tokens together, more than fit the"
+            f" {counted(request.max_new_tokens, 'new ones')} that there is room for (--max-new-tokens)"
+        )
 
     def unmet(self, tokens: Tokens) -> list[Phrase]:
         return [phrase for phrase in self.phrases if not _holds(tokens, phrase)]
@@ -205,6 +218,8 @@ class ConstrainedSearch(Search):
                 in_turn.append((enough > left, places[enough], enough, order))
                 places[enough] += 1
         in_turn.sort()
-        if not in_turn and not self.finished:  # a processor forbids what must be written
-            require_possible([float("-inf")], [self.request])
+        if not in_turn and not self.finished:
+            if self.goal.missing(())[1] > self.request.max_new_tokens:
+                raise self.goal.no_room(self.request)
+            require_possible([float("-inf")], [self.request])  # a processor forbids what must be written
         return [unfinished[order] for order in sorted(order for *_, order in in_turn[: self.beam.num_beams])]

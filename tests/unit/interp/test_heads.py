@@ -88,6 +88,12 @@ def test_rollout_is_the_product_of_the_layers() -> None:
     assert rolled.triu(1).eq(0).all()
 
 
+def test_rollout_of_float64_patterns_is_float64() -> None:
+    model = tiny_gpt2().double()
+    rolled = rollout(record_text(model, [3, 1, 4], PATTERNS))
+    torch.testing.assert_close(rolled.sum(-1), torch.ones(2, 1, 3, dtype=torch.float64))
+
+
 def test_value_weighted_attention_is_the_length_of_what_each_key_adds() -> None:
     model = tiny_gpt2()
     seen = record_text(model, [3, 1, 4, 1, 5], "blocks.1.attn.*")

@@ -214,12 +214,27 @@ def test_a_phrase_that_another_option_forbids_is_an_error(bad: list[list[int]]) 
         generate(GPT2, [(1,)], Constrained(must_include=[[4, 5]], bad_words=bad), max_new_tokens=6)
 
 
+def test_phrases_that_overlap_need_less_room() -> None:
+    model = FakeModel(scrambled(23))
+    options = Constrained(num_beams=4, must_include=[[1, 2], [2, 3]])
+    ((text, *_),) = generate(model, [(1,)], options, max_new_tokens=3, end_tokens=[])
+    assert text.tokens == [1, 2, 3]
+    with pytest.raises(ValueError, match="phrases are 4 tokens together, more than fit the 2 new ones"):
+        generate(model, [(1,)], options, max_new_tokens=2, end_tokens=[])
+
+
+def test_phrases_that_do_not_overlap_after_all_are_an_error() -> None:
+    strategy = Constrained(num_beams=4, must_include=[[1, 2], [2, 2], [1, 1, 2, 1]])  # 1 1 2 1 2 2 at least
+    with pytest.raises(ValueError, match="phrases are 6 tokens together, more than fit the 5 new ones"):
+        generate(FakeModel(scrambled(23)), [(1,)], strategy, max_new_tokens=5, end_tokens=[])
+
+
 @pytest.mark.parametrize(
     ("must_include", "message"),
     [
         (
             [[1, 2, 3], [4, 5]],
-            r"phrases are 5 tokens together, more than the 4 new ones .*\(--max-new-tokens\)",
+            r"phrases are 5 tokens together, more than fit the 4 new ones .*\(--max-new-tokens\)",
         ),
         ([[23]], r"^must_include ids must be from 0 to 22, got \[23\]"),
         ([[29, 5]], r"must be from 0 to 22, got \[29\]"),
