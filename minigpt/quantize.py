@@ -1,4 +1,4 @@
-"""Saves a model with weights of fewer bits: `minigpt quantize MODEL --to int8 -o DIR`."""
+"""Saves a model with quantized weights: `minigpt quantize MODEL --to int8 -o DIR`."""
 
 from __future__ import annotations
 

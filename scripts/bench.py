@@ -73,7 +73,7 @@ WORKLOADS = {
     "b": Workload("one prompt, 512 + 128", (1, 512), 128, 128),
     "c": Workload("8 prompts, 32 + 64", (8, 32), 64, 512),
     "d": Workload("5 beams, 32 + 60", (1, 32), 60, 60, beams=5),
-    "e": Workload("first token after 1,024", (1, 1023), 1, 1023, times=4),
+    "e": Workload("prefill, 1,023 + 1", (1, 1023), 1, 1023, times=4),
     "bundled": Workload("bundled model, 8 + 200", (1, 8), 200, 200, bundled=True, times=4),
 }
 
@@ -331,7 +331,7 @@ def main() -> None:
         if "a" in measured and {*OURS} <= {*measured["a"]}:
             memory += f"\n\n{share_of_bandwidth(measured['a'], folders)}"
     what = "gpt2's shape (124M, random weights) unless it is the bundled model"
-    times = f"medians of {counted(args.rounds, 'rounds')}, of the first token and the bundled model {4 * args.rounds}"
+    times = f"medians of {counted(args.rounds, 'rounds')}, of prefill and the bundled model {4 * args.rounds}"
     parts = [
         "\n".join(speed_table(measured)),
         *([f"Left out: {'; '.join(crashes)}."] if crashes else []),

@@ -1,4 +1,4 @@
-"""Measures what weights of fewer bits lose, on held-out text: against float32, and beside CTranslate2.
+"""Measures what quantized weights lose, on held-out text: against float32, and beside CTranslate2.
 
     python scripts/bench_quantization.py --corpus FOLDER                                print the table
     python scripts/bench_quantization.py --corpus FOLDER --update docs/benchmarks.md    and put it into the page

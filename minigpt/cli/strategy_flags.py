@@ -63,8 +63,8 @@ def add_strategy_choice(group: Any) -> None:
     """Adds the flag that names a strategy."""
     group.add_argument(
         "--strategy", choices=names(), metavar="NAME",
-        help="one of those listed below; by default the flags decide: sampling flags imply sample, --num-beams "
-        "implies beam, both together beam-sample, --penalty-alpha contrastive, and so on; none implies greedy",
+        help="one of those listed below; by default the flags decide: sampling flags and --num-return-sequences imply "
+        "sample, --num-beams implies beam, both together beam-sample, --penalty-alpha contrastive, and so on; none implies greedy",
     )  # fmt: skip
 
 

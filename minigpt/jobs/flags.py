@@ -89,5 +89,6 @@ def add_job_flags(group: Any, default_format: str) -> None:
     )  # fmt: skip
     group.add_argument(
         "--workers", type=int, metavar="N",
-        help="with --ray: workers, each with the model (default: one per GPU with --device cuda, or else per --threads CPUs)",
+        help="with --ray: workers, each with the model (default: one per GPU with --device cuda; else "
+        "one per core, or with --threads N one per N cores)",
     )  # fmt: skip

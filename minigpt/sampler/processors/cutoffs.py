@@ -26,7 +26,7 @@ class CutoffOptions(Seeded):
         "0.9 to 0.95 is usual", group="sampling", least=0, most=1, off=1.0, metavar="P")
     min_p: float | None = option(None, "drop tokens less than P times as likely as the most likely one; 0.05 to 0.1 is usual",
         group="sampling", kind=float, least=0, most=1, metavar="P")
-    typical_p: float = option(1.0, "sample from tokens with near-entropy information content, of cumulative probability P "
+    typical_p: float = option(1.0, "sample from tokens whose surprisal is close to the entropy, of cumulative probability P "
         "(locally typical); 0.2 to 0.95 is usual", group="sampling", above=0, most=1, off=1.0, metavar="P")
     epsilon_cutoff: float = option(0.0, "drop tokens of a probability below E; 3e-4 to 9e-4 is usual",
         group="sampling", above=0, below=1, off=0, metavar="E")

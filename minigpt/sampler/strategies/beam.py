@@ -55,8 +55,8 @@ class Beam(Strategy):
 
     num_beams: int = num_beams_option(5)
     num_return_sequences: int = option(
-        1, "number of texts for each prompt", group="beams", least=1, most=MOST_TEXTS
-    )
+        1, "number of texts for each prompt; without --num-beams they are sampled", group="beams", least=1, most=MOST_TEXTS
+    )  # fmt: skip
     # Beyond its limits, length ** length_penalty leaves the floats.
     length_penalty: float = option(
         1.0, "exponent of the length that divides a hypothesis' score: above 0 favours long texts, below 0 short ones",

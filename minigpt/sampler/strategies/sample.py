@@ -23,8 +23,8 @@ class Sample(Sampling):
     """
 
     num_return_sequences: int = option(
-        1, "number of texts for each prompt", group="beams", least=1, most=MOST_TEXTS
-    )
+        1, "number of texts for each prompt; without --num-beams they are sampled", group="beams", least=1, most=MOST_TEXTS
+    )  # fmt: skip
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         return decode_loop(model, requests, self, copies=self.num_return_sequences)
