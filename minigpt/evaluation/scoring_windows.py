@@ -28,7 +28,8 @@ def scoring_windows(
     predicted from all i tokens before it if i <= size; every later one from at least size - stride + 1 and
     at most `size`. Stride = size: windows that do not overlap. Stride 1: always the fullest context.
 
-    The page below counts the last target as part of the window: its results are those of `size` - 1.
+    The page below counts the last target as part of the window: its windows are those of `size` - 1. In their mean, it
+    counts one token too few of each window after the first.
 
     Args:
         tokens: the text.

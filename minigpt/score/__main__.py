@@ -37,7 +37,8 @@ EPILOG = """metrics (lower is better):
   bits/byte        compressed size of the text; comparable across models, and texts of one language
 
 Hugging Face's perplexity, exp(model(ids, labels=ids).loss), is `perplexity` with --no-end-tokens. Their recipe for
-longer texts counts the last target as part of a window: --context 1023 --stride 512 is its max_length 1024, stride 512.
+longer texts counts the last target as part of a window: --context 1023 --stride 512 has the windows of its max_length
+1024, stride 512. In the mean, the recipe counts one token too few of each window after the first.
 
 examples:
   minigpt score story.txt                                 a table

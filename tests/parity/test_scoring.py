@@ -63,7 +63,11 @@ def strided(theirs: GPT2LMHeadModel, tokens: list[int], stride: int) -> Tensor:
 
 @torch.no_grad()
 def page(theirs: GPT2LMHeadModel, tokens: list[int], stride: int) -> tuple[float, int]:
-    """Nats and tokens as https://huggingface.co/docs/transformers/perplexity counts them."""
+    """Nats and tokens in the windows of https://huggingface.co/docs/transformers/perplexity.
+
+    Each window's mean loss is multiplied by the tokens that it is the mean of. The page takes one less of each window
+    after the first, whose first label, too, has a token before it.
+    """
     ids, size, before, nats, n_tokens = torch.tensor([tokens]), theirs.config.n_positions, 0, 0.0, 0
     for begin in range(0, len(tokens), stride):
         end = min(begin + size, len(tokens))
