@@ -18,7 +18,7 @@ COMMANDS = {
     "compare": "run decoding strategies side by side, and measure them",
     "explore": "make a page that shows attention, layers, sampling and beams of a text",
     "info": "parameters, context length, vocabulary, memory and file hashes of a model",
-    "verify": "prove that a loaded model computes what its files say",
+    "verify": "check that a loaded model computes what its files say",
     "train-tokenizer": "train a GPT-2-style tokenizer",
     "quantize": "save a model with 8-bit or 16-bit weights",
     "merge-lora": "merge a LoRA adapter into its base model",

@@ -87,6 +87,7 @@ def parser() -> Parser:
     )  # fmt: skip
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object a line for each file")
+    group.add_argument("--quiet", action="store_true", help="errors only on stderr")
     return parser
 
 

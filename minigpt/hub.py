@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from minigpt.errors import InvalidRequest
 from minigpt.json_files import expect, field, read_object, shown
 from minigpt.lazy import hub_constants as constants
 from minigpt.lazy import hub_errors, huggingface_hub
@@ -88,13 +89,15 @@ def _open(
     name: str | os.PathLike[str] | None, revision: str | None, offline: bool, marks: tuple[str, ...]
 ) -> _Directory | _Repository:
     if not isinstance(name, str | os.PathLike | None):
-        raise ValueError(f"a model is a directory, a name on the hub, or {BUNDLED!r}; got {shown(name)}")
+        raise InvalidRequest(f"a model is a directory, a name on the hub, or {BUNDLED!r}; got {shown(name)}")
     name = os.fspath(bundled() if name in (None, BUNDLED) else name)
     path = Path(os.path.expanduser(name))
     # A stray local folder called "gpt2" must not hide the hub's model, so a folder alone is not enough.
     if any((path / mark).is_file() for mark in marks):
         if revision is not None:
-            raise ValueError(f"revision {revision!r} is for models on the hub; {name!r} is a local directory")
+            raise InvalidRequest(
+                f"revision {revision!r} is for models on the hub; {name!r} is a local directory"
+            )
         return _Directory(path)
     if (path / "adapter_config.json").is_file():
         merge = f"minigpt merge-lora --adapter {name} --out DIR"

@@ -115,7 +115,7 @@ def shown(value: object) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested, or a number of thousands of digits
-        text = f"a {type(value).__name__} too large to show"
+        text = f"an object of class {type(value).__name__} too large to show"
     text = re.sub(r"\s*\n\s*", " ", text)  # of tensors, models and data frames
     return text if len(text) <= 62 else f"{text[:59]}..."
 

@@ -20,6 +20,7 @@ from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
+from minigpt.errors import InvalidRequest
 from minigpt.inference import plain_pass
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product
@@ -117,7 +118,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         if not isinstance(config, GPT2Config):
-            raise ValueError(
+            raise InvalidRequest(
                 f"GPT2 takes a GPT2Config, got {shown(config)}; GPT2.from_pretrained(name_or_dir) loads a model"
             )
         self.config = config
@@ -352,39 +353,41 @@ def _check_tensor(name: str, value: object) -> None:
         example = (
             "torch.tensor([ids]), one list for each row" if name == "tokens" else "torch.tensor([0, 1, 7])"
         )
-        raise ValueError(f"{name} must be a tensor, got {shown(value)}: write {example}")
+        raise InvalidRequest(f"{name} must be a tensor, got {shown(value)}: write {example}")
 
 
 def _check_place(device: object, dtype: object) -> None:
     """Refuses what weights cannot be loaded to, before anything is fetched or read."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(
+        raise InvalidRequest(
             f"dtype must be one of torch's of floating-point numbers, as torch.float32, got {dtype!r}"
         )
     try:
         torch.empty(0, device=device)  # type: ignore[call-overload]
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
+        raise InvalidRequest(
             f"device={device!r} cannot be used here ({reason:.100}): take 'cpu', or 'cuda' or 'mps' where torch finds one"
         ) from None
 
 
 def _check_fit(tokens: Tensor, cache: KVCache | NoCache, config: GPT2Config) -> None:
     if tokens.dim() != 2 or not tokens.numel():
-        raise ValueError(
+        raise InvalidRequest(
             f"tokens have shape {tuple(tokens.shape)}; they must be (rows, tokens), at least one each"
         )
     if tokens.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"tokens must be int64 or int32 ids, got {str(tokens.dtype).removeprefix('torch.')}")
+        raise InvalidRequest(
+            f"tokens must be int64 or int32 ids, got {str(tokens.dtype).removeprefix('torch.')}"
+        )
     rows = tokens.size(0) if cache.rows is None else cache.rows
     if tokens.size(0) != rows:  # torch would stretch one row over all
-        raise ValueError(
+        raise InvalidRequest(
             f"the tokens have {counted(tokens.size(0), 'rows')}, but the cache or its padding has {rows}"
         )
     length = cache.length + tokens.size(1) - cache.least_pad
     if length > config.n_positions:
-        raise ValueError(f"{length} tokens do not fit the context length of {config.n_positions}")
+        raise InvalidRequest(f"{length:,} tokens do not fit the context length of {config.n_positions:,}")
 
 
 def _positions(cache: KVCache | NoCache, n_new: int, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from minigpt import hub
 from minigpt.config import GPT2Config
+from minigpt.errors import InvalidRequest
 from minigpt.model import GPT2
 from minigpt.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ def load(
 
     Raises:
         OSError: there is no such model, or it cannot be fetched.
-        ValueError: it is no GPT-2, or its files do not fit each other.
+        ValueError: it is no GPT-2, or its files do not fit each other; InvalidRequest: an argument cannot be used.
     """
     directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
     if tokenizer is not None:
@@ -48,7 +49,7 @@ def load(
         reader = Tokenizer.from_pretrained(name_or_dir, revision=directory.name, offline=offline)
     model = GPT2.from_pretrained(directory, device=device, dtype=dtype, quantize=quantize)
     if tokenizer is not None and reader.vocab_size > model.config.vocab_size:
-        raise ValueError(
+        raise InvalidRequest(
             f"the tokenizer of {tokenizer} has {reader.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
             "they are of different models"
         )

@@ -45,13 +45,17 @@ def show(comparison: Comparison) -> int:
 
     Raises:
         InvalidRequest: every method failed.
-        Failure: a file cannot be written.
+        Failure: a file cannot be written, or Ctrl-C came before any method was done.
     """
     failures, settings = comparison.failures, comparison.settings
     for name, error in failures.items():
         if len(failures) == len(settings.methods):
             raise type(error)(f"{name}: {error}")
         cli.note("compare", Failure(FAILED, f"{name} failed and is left out: {error}"))
+    if comparison.interrupted and not any(
+        row.strategy for row in comparison.rows
+    ):  # the files of before stay
+        raise Failure(INTERRUPTED, "interrupted before any method was done")
     report = report_of(comparison)
     beside = settings.text is not None
     width = shutil.get_terminal_size((100, 24)).columns

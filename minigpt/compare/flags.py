@@ -80,7 +80,7 @@ def _add_method_flags(parser: Parser) -> None:
     group.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts per batch (default: 8)"
     )
-    group.add_argument("--judge", metavar="NAME_OR_DIR", help="evaluator language model, for its perplexity")
+    group.add_argument("--judge", metavar="NAME_OR_DIR", help="score the texts with this model's perplexity")
 
 
 def _add_output_flags(parser: Parser) -> None:

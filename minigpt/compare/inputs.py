@@ -9,7 +9,7 @@ from minigpt.cli import BAD_FLAGS, TOO_LONG, Failure
 from minigpt.compare.settings import CompareSettings
 from minigpt.data.documents import documents
 from minigpt.data.prompts import Given, Prompt, from_file, passages
-from minigpt.json_files import counted
+from minigpt.sampler.events import misfit
 from minigpt.tokenizer import Tokenizer
 
 
@@ -59,8 +59,5 @@ def check_fit(prompts: Sequence[Prompt], max_new_tokens: int, context_length: in
     """
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt.tokens) + max_new_tokens - 1 > context_length:
-            raise Failure(
-                TOO_LONG,
-                f"prompt {number} has {counted(len(prompt.tokens), 'tokens')}; with {counted(max_new_tokens, 'new ones')}"
-                f" - 1 they exceed the model's context length of {context_length}: shorten it, or lower --max-new-tokens",
-            )
+            why = misfit(f"prompt {number}", len(prompt.tokens), max_new_tokens, context_length)
+            raise Failure(TOO_LONG, f"{why}: shorten it, or lower --max-new-tokens")

@@ -67,7 +67,7 @@ def remarks(page: Page, file: str) -> Iterator[str]:
     runs, seed = page.data["runs"], page.data["provenance"]["seed"]
     for run in runs:
         if dropped := run["dropped"]:
-            yield f"left out the {dropped} oldest of {dropped + run['prompt_length']} prompt tokens"
+            yield f"left out the {dropped:,} oldest of {dropped + run['prompt_length']:,} prompt tokens"
     sizes = " and ".join(counted(len(run["tokens"]), "tokens") for run in runs)
     seeded = "" if seed is None else f", seed {seed}"
     yield f"{file}: {sizes}, {len(page.html) / 1e6:.1f} MB{seeded}"

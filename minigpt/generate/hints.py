@@ -21,11 +21,21 @@ def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
         for word in words:
             if "\\n" in word or "\\t" in word:
                 yield f"{flag} {word!r:.40} has a backslash and a letter in it; for a newline write $'\\n' in bash"
-    seed = getattr(settings.strategy.flags, "seed", None)
-    if seed is not None and not samples(settings.strategy.kind, settings.strategy.flags):
-        yield f"--seed {seed} changes nothing: {settings.strategy.name} does not sample; --temperature 1 does"
+    yield from _idle_seed(settings)
     if not settings.heal and any(ends_in_space(text) for text in texts):
         yield f"{TRAILING_SPACE}: leave it out for better text, or add --heal"
+
+
+def _idle_seed(settings: GenerateSettings) -> Iterator[str]:
+    """A line for a seed where nothing is sampled."""
+    flags = settings.strategy.flags
+    seed = getattr(flags, "seed", None)
+    if seed is None or samples(settings.strategy.kind, flags):
+        return
+    if flags.temperature == 0:
+        yield f"at temperature 0 nothing is sampled, so --seed {seed} changes nothing"
+    else:
+        yield f"--seed {seed} changes nothing: {settings.strategy.name} does not sample; --temperature 1 does"
 
 
 def same_texts(results: Sequence[Result]) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Screen:
 
 
 class LatticeFile:
-    """Collects what all beams did, and saves it at the end, after Ctrl-C too."""
+    """Collects what all beams did, and saves it at the end, after Ctrl-C too; nothing if none has grown."""
 
     def __init__(self, file: str, requests: Sequence[Request], tokenizer: Tokenizer) -> None:
         self._file, self._tokenizer = file, tokenizer
@@ -51,8 +51,9 @@ class LatticeFile:
         self._lattice.take(event)
 
     def close(self) -> None:
-        """Writes the file."""
-        save_lattice(self._lattice, self._file, self._tokenizer.token_string)
+        """Writes the file, unless it would be empty."""
+        if any(self._lattice.steps):
+            save_lattice(self._lattice, self._file, self._tokenizer.token_string)
 
 
 def save_lattice(lattice: Lattice, file: str, token_string: Callable[[int], str]) -> None:

@@ -176,6 +176,10 @@ def check_output(settings: GenerateSettings, given_stream: bool | None) -> None:
         )
     if s.logprobs is not None and not s.json:
         raise Failure(BAD_FLAGS, "--logprobs goes into the JSON: add --json")
+    if s.echo and s.json:
+        raise Failure(
+            BAD_FLAGS, "--echo has no effect with --json, whose objects have the prompt: leave one out"
+        )
     if s.top is not None and (not s.explain or s.logprobs is not None):
         raise Failure(BAD_FLAGS, "--top is for --explain, --logprobs for --json: give one of these pairs")
     if s.explain and s.quiet and not s.json:

@@ -105,7 +105,7 @@ def note_dropped_tokens(session: Session) -> None:
         unread = model.start(len(request.prompt)) if isinstance(model, Sliding) else request.dropped
         if unread:
             n = len(request.prompt) + len(request.taken_back) + request.dropped
-            cli.note("generate", f"left out the {unread} oldest of {n} prompt tokens")
+            cli.note("generate", f"left out the {unread:,} oldest of {n:,} prompt tokens")
 
 
 def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> None:
@@ -114,10 +114,10 @@ def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, tex
         written = _as_json(settings, tokenizer, session, texts) if settings.json else _as_text(
             settings, session, texts
         )  # fmt: skip
-        if settings.output:
-            save("--output", settings.output, written)
-        else:
+        if not settings.output:
             write_out(written)
+        elif written:  # nothing after an early Ctrl-C, which leaves the file as it was
+            save("--output", settings.output, written)
     if settings.explain and not settings.json:
         _explain(session, tokenizer)
     for prompt_index, error in session.failures.items():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minigpt.errors import InvalidRequest
 from minigpt.interp.labels import token_labels
 from minigpt.interp.plots import attention, attention_grid
 from minigpt.interp.record import record_text
 from minigpt.model import GPT2
+from minigpt.sampler.requests import check_model
+from minigpt.sampler.text import check_tokenizer, encoded
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,8 +37,7 @@ def attention_map(
         ax: an axis to draw into.
 
     Raises:
-        IndexError: there is no such layer or head.
-        ValueError: the text is empty or too long, or a head is given without a layer.
+        InvalidRequest: there is no such layer or head (it is an IndexError, too), the text is empty or too long, or a head is given without a layer.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -44,8 +46,10 @@ def attention_map(
     'attention of head 3.1'
     """
     if layer is None and head is not None:
-        raise ValueError(f"head={head} needs a layer: every layer has one of that number")
-    tokens = tokenizer.encode(text)
+        raise InvalidRequest(f"head={head} needs a layer: every layer has one of that number")
+    check_model("attention_map", model)
+    check_tokenizer("attention_map", tokenizer)
+    tokens = encoded(tokenizer, text)
     chosen = None if layer is None else [layer]
     seen = record_text(
         model, tokens, "blocks.*.attn.pattern", layers=chosen, heads=None if head is None else [head]

@@ -12,6 +12,7 @@ from minigpt.interp.dense import bias, block_of, exact, head_weights, unembeddin
 from minigpt.interp.lens import last_point, position_in
 from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
+from minigpt.interp.token_id import token_id
 from minigpt.model import GPT2
 
 # Shapes below:  C components · K head dimension · D n_embd
@@ -77,7 +78,7 @@ def direct_attribution(
     Raises:
         KeyError: a point was not recorded.
         IndexError: there is no such row, position or token.
-        ValueError: the weights are quantised, or the recording holds some heads only.
+        ValueError: a token is no id, the weights are quantised, or the recording holds some heads only.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -92,11 +93,10 @@ def direct_attribution(
     """
     seen.require_whole(*expand(model.config, ["blocks.*.attn.z", "blocks.*.mlp.out"]), last_point(model))
     alone, unembed = seen.row(row), exact(unembedding(model))
-    for token in (target, minus):
-        if token is not None and not 0 <= token < len(unembed):
-            raise IndexError(f"there is no token {token}: the model knows ids from 0 to {len(unembed) - 1}")
     at = position_in(alone, position)
-    direction = unembed[target] if minus is None else unembed[target] - unembed[minus]
+    direction = unembed[token_id("target", target, len(unembed))]
+    if minus is not None:
+        direction = direction - unembed[token_id("minus", minus, len(unembed))]
     names, parts = components(model, alone, at)
     norm = model.final_norm
     stream = exact(alone[last_point(model)][0, at])

@@ -34,7 +34,7 @@ def dense_weight(linear: nn.Module) -> Tensor:
     """
     if not isinstance(linear, Linear):
         raise ValueError(
-            f"this analysis reads plain weights, and a {type(linear).__name__} has none: load the model without "
+            f"this analysis reads plain weights, and {type(linear).__name__} has none: load the model without "
             "quantize=, or merge its adapter"
         )
     return linear.weight.detach()

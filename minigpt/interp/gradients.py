@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minigpt.interp.edit import edit
 from minigpt.interp.record import differentiable, one_text, record
+from minigpt.interp.token_id import token_id
 from minigpt.json_files import counted
 from minigpt.model import GPT2
 
@@ -66,7 +67,7 @@ def input_x_gradient(
 
     Raises:
         IndexError: there is no such position or token.
-        ValueError: the text is empty or too long.
+        ValueError: the text is empty or too long, or a token is no id.
 
     Source: Shrikumar et al. 2016, "Not Just a Black Box".
 
@@ -108,7 +109,7 @@ def integrated_gradients(
 
     Raises:
         IndexError: there is no such position or token.
-        ValueError: the text is empty or too long, or `steps` is below 1.
+        ValueError: the text is empty or too long, a token is no id, or `steps` is below 1.
 
     Source: Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks".
 
@@ -160,12 +161,11 @@ class _Logit:
     """The number that is explained: one logit at one position, or the difference of two."""
 
     def __init__(self, target: int, minus: int | None, position: int | None, n: int, vocab_size: int) -> None:
-        for token in (target, minus):
-            if token is not None and not 0 <= token < vocab_size:
-                raise IndexError(f"there is no token {token}: the model knows ids from 0 to {vocab_size - 1}")
         if position is not None and not 0 <= position < n:
             raise IndexError(f"there is no position {position}: the text has 0 to {n - 1}")
-        self.target, self.minus, self.position = target, minus, n - 1 if position is None else position
+        self.target = token_id("target", target, vocab_size)
+        self.minus = None if minus is None else token_id("minus", minus, vocab_size)
+        self.position = n - 1 if position is None else position
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Shapes: (B, T, V)  ->  (B,)."""

@@ -9,10 +9,11 @@ from html import escape
 import torch
 from torch import Tensor
 
+from minigpt.errors import InvalidRequest
 from minigpt.interp.points import expand, point_of
 from minigpt.interp.recording import Recording
 from minigpt.interp.tuned_lens import TunedLens
-from minigpt.json_files import counted
+from minigpt.json_files import counted, shown
 from minigpt.model import GPT2
 
 # Shapes below:  N layers of the lens · B rows · T tokens · D n_embd · V vocab_size
@@ -98,7 +99,7 @@ def logit_lens(
     require_stream(names)
     seen.require_whole(*names, last_point(model))
     last = lens_logprobs(model, seen[last_point(model)])  # (B, T, V)
-    targets = last.argmax(-1) if targets is None else _checked(targets.to(last.device), last)
+    targets = last.argmax(-1) if targets is None else _checked(targets, last)
     columns: list[list[Tensor]] = []
     for name in names:  # one layer at a time: all of them at once would be N x T x V numbers
         logprobs = lens_logprobs(model, seen[name], name, tuned)
@@ -197,14 +198,16 @@ def require_stream(names: Sequence[str]) -> None:
 
 
 def _checked(targets: Tensor, logprobs: Tensor) -> Tensor:
-    """The targets, if there is one for each prediction and all are tokens."""
+    """The targets, if there is one for each prediction and all are tokens; on the predictions' device."""
+    if not isinstance(targets, Tensor):
+        raise InvalidRequest(f"targets is a tensor of token ids, one for each token, got {shown(targets)}")
     if targets.shape != logprobs.shape[:-1]:
         raise ValueError(
             f"targets have shape {tuple(targets.shape)}, the tokens {tuple(logprobs.shape[:-1])}"
         )
     if not 0 <= int(targets.min()) <= int(targets.max()) < logprobs.size(-1):
         raise IndexError(f"targets must be ids from 0 to {logprobs.size(-1) - 1}")
-    return targets
+    return targets.to(logprobs.device)
 
 
 def position_in(alone: Recording, position: int | None) -> int:

@@ -21,6 +21,7 @@ from minigpt.interp.interventions import ablate, patch
 from minigpt.interp.points import expand, one_point, point_of
 from minigpt.interp.record import differentiable, equally_long, one_text, record, record_text
 from minigpt.interp.recording import Recording
+from minigpt.interp.token_id import token_id
 from minigpt.model import GPT2
 
 # Shapes below:  T tokens · V vocab_size
@@ -77,10 +78,14 @@ class Sweep:
 def logit_difference(right: int, wrong: int, position: int = -1) -> Metric:
     """The metric logit(right) - logit(wrong): that of the last token unless another position is given.
 
+    Raises:
+        ValueError: a token is no id.
+
     >>> float(logit_difference(right=1, wrong=0)(torch.tensor([[[0.0, 3.0]]])))
     3.0
     """
-    return lambda logits: logits[0, position, right] - logits[0, position, wrong]
+    more, less = token_id("right", right), token_id("wrong", wrong)
+    return lambda logits: logits[0, position, more] - logits[0, position, less]
 
 
 def patch_positions(

@@ -10,6 +10,7 @@ from operator import index
 from typing import Any
 
 from minigpt.config import GPT2Config
+from minigpt.errors import InvalidRequest, NoSuchIndex
 
 # Shapes:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension · D n_embd
 #          M width of the MLP · V vocab_size
@@ -170,8 +171,8 @@ def as_indices(what: str, indices: Any, n: int | None = None) -> list[int] | Non
         n: how many the model has, if that is known.
 
     Raises:
-        IndexError: one of them is not from 0 to n - 1; negative numbers do not count from the end.
-        ValueError: they are no whole numbers in a list, or there are none.
+        NoSuchIndex: one of them is not from 0 to n - 1; negative numbers do not count from the end.
+        InvalidRequest: they are no whole numbers in a list, or there are none.
 
     >>> as_indices("head", range(2), 4)
     [0, 1]
@@ -180,18 +181,18 @@ def as_indices(what: str, indices: Any, n: int | None = None) -> list[int] | Non
         return None
     plain = indices.tolist() if hasattr(indices, "tolist") else indices  # of a tensor, or an array
     if isinstance(plain, int):
-        raise ValueError(f"{what}s={plain} must be a list of numbers: write [{plain}]")
+        raise InvalidRequest(f"{what}s={plain} must be a list of numbers: write [{plain}]")
     chosen = _whole_numbers(plain)
     if chosen is None:
-        raise ValueError(
+        raise InvalidRequest(
             f"{what}s={indices!r:.60} must be whole numbers in a list, such as [0, 2] or range(2)"
         )
     if not chosen:
-        raise ValueError(f"{what}s=[] chooses nothing; leave it out for all of them")
+        raise InvalidRequest(f"{what}s=[] chooses nothing; leave it out for all of them")
     wrong = [i for i in chosen if i < 0 or (n is not None and i >= n)]
     if wrong:
         there = f"{what}s are counted from 0" if n is None else f"this model has {what}s 0 to {n - 1}"
-        raise IndexError(f"there is no {what} {wrong[0]}: {there}")
+        raise NoSuchIndex(f"there is no {what} {wrong[0]}: {there}")
     return chosen
 
 
@@ -205,8 +206,17 @@ def _whole_numbers(values: Any) -> list[int] | None:
     return None if any(isinstance(value, bool) for value in given) else numbers
 
 
+def meant_points(name: str, names: Sequence[str]) -> str:
+    """Which points a wrong name may stand for, as a question; nothing where none is near.
+
+    >>> meant_points("blocks.1.attn.patern", ["logits", "blocks.1.attn.pattern"])
+    'did you mean blocks.1.attn.pattern?'
+    """
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
 def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> str:
-    close = get_close_matches(pattern, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"points are {', '.join(BY_NAME)}"
+    hint = meant_points(pattern, names) or f"points are {', '.join(BY_NAME)}"
     where = "" if layers is None else f" in layers {list(layers)}"
     return f"no point matches {pattern!r}{where}; {hint} (points of layer L begin with blocks.L.)"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt.errors import InvalidRequest
 from minigpt.interp import tensor_file
 from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
 from minigpt.interp.points import as_indices, expand, point_of
@@ -133,21 +134,23 @@ def as_batch(
     """Token ids of one text or several as the model reads them: (B, T), and how each row is padded (B,).
 
     Raises:
-        ValueError: a text is empty, or was not encoded.
+        InvalidRequest: a text is empty, or was not encoded.
     """
     if isinstance(tokens, str):
-        raise ValueError(f"tokens are ids, got the text {shown(tokens)}: encode it first")
+        raise InvalidRequest(f"tokens are ids, got the text {shown(tokens)}: encode it first")
     rows = _plain(tokens)
     try:
         one = all(hasattr(row, "__index__") for row in rows)
         texts = [[index(token) for token in row] for row in ([rows] if one else rows)]
     except TypeError:
-        raise ValueError(
+        raise InvalidRequest(
             f"tokens are ids of one text, or of several, got {shown(rows)}: lists of whole "
             "numbers, or a tensor"
         ) from None
     if not all(texts):
-        raise ValueError("an empty text has nothing to read: give at least one token, such as the end token")
+        raise InvalidRequest(
+            "an empty text has nothing to read: give at least one token, such as the end token"
+        )
     longest = max(map(len, texts))
     pads = [longest - len(text) for text in texts]
     batch = torch.tensor([[0] * n + text for n, text in zip(pads, texts, strict=True)], device=model.device)

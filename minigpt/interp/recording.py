@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.config import GPT2Config
-from minigpt.interp.points import all_points, expand, point_of
+from minigpt.interp.points import all_points, expand, meant_points, point_of
 from minigpt.interp.tensor_file import Chunks, FileChunks
 from minigpt.json_files import counted
 
@@ -71,11 +71,18 @@ class Recording(Mapping[str, Tensor]):
             KeyError: the point was not recorded, or nothing has been read yet.
         """
         if name not in self.names:
-            hint = "; stack() takes a name with *" if "*" in name else ""
-            raise KeyError(f"{name} was not recorded; there are {_listed(self.names)}{hint}")
+            raise KeyError(f"{name} was not recorded; {self._advice(name)}")
         if name not in self.chunks:
             raise KeyError(f"{name} holds nothing yet: run the model inside the `with`")
         return list(self.chunks[name])
+
+    def _advice(self, name: str) -> str:
+        """What to read instead of a point that was not recorded."""
+        if "*" in name:
+            return f"there are {_listed(self.names)}; stack() takes a name with *"
+        is_point = name in all_points(self.config)  # rightly spelt, so none that is near is meant
+        meant = "" if is_point else meant_points(name, self.names)
+        return meant or f"there are {_listed(self.names)}"
 
     def require_whole(self, *names: str) -> None:
         """Raises unless these points hold all that the model computed there, as analyses need it.

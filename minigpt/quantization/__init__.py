@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.attention import RowByRowAttention, ScaledDotProductAttention
+from minigpt.errors import InvalidRequest
 from minigpt.linear import Linear
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
@@ -41,7 +42,7 @@ KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
 def check(kind: str) -> None:
     """Refuses a kind of weights that there is not."""
     if kind not in KINDS:
-        raise ValueError(f"quantize={kind!r} is not supported; there are {', '.join(KINDS)}")
+        raise InvalidRequest(f"quantize={kind!r} is not supported; there are {', '.join(KINDS)}")
 
 
 def check_request(
@@ -50,19 +51,19 @@ def check_request(
     """Refuses what cannot be loaded, before anything is read.
 
     Raises:
-        ValueError: the kind is unknown or not the file's, or it is to run elsewhere than in float32 on a CPU.
+        InvalidRequest: the kind is unknown or not the file's, or it is to run elsewhere than in float32 on a CPU.
     """
     kind = wanted or stored
     if kind is None:
         return
     check(kind)
     if stored and stored != kind:
-        raise ValueError(
+        raise InvalidRequest(
             f"the weights are {stored} already, and cannot be made {kind}: quantize the original"
         )
     if device.type != "cpu" or dtype not in (None, torch.float32):
         wanted_dtype = str(dtype or torch.float32).removeprefix("torch.")
-        raise ValueError(
+        raise InvalidRequest(
             f"quantize={kind!r} is for the CPU and float32 activations, not for {device.type} and {wanted_dtype}: "
             "leave out quantize, or device and dtype"
         )
@@ -128,7 +129,7 @@ def _check_plain(model: GPT2) -> None:
         kind = type(model.get_submodule(name))
         if kind is not Linear:
             raise ValueError(
-                f"{name} is a {kind.__name__}: merge adapters first, only plain models can be quantized"
+                f"{name} is of class {kind.__name__}: merge adapters first, only plain models can be quantized"
             )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":

@@ -49,7 +49,7 @@ class Small(nn.Module):
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same for any number of dimensions: (..., in), (out,)  ->  (..., out)."""
-        if x.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (x.requires_grad or self.training):
             raise ValueError(
                 "quantized weights have no gradients: load the model without quantize=, or use torch.no_grad()"
             )

@@ -53,6 +53,28 @@ class PromptTooLong(InvalidRequest):
     """Prompt and new tokens do not fit the model's context length."""
 
 
+def misfit(prompt: str, length: int, n_new: int, window: int, model: str = "the model") -> str:
+    """Why a prompt, or a prompt and its new tokens, do not fit a context, as messages begin.
+
+    Args:
+        prompt: what the prompt is called.
+        length: its tokens.
+        n_new: how many new ones are asked for; the last of them is never read.
+        window: the context length.
+        model: what the model is called whose context it is.
+
+    >>> misfit("the prompt", 3002, 1, 1024)
+    "the prompt has 3,002 tokens, the model's context length is 1,024"
+    >>> misfit("prompt 2", 1022, 5, 1024)
+    "prompt 2 has 1,022 tokens and needs 1,026 positions with 5 new ones (the last is not read), the model's context length is 1,024"
+    """
+    more = f" and needs {length + n_new - 1:,} positions with {counted(n_new, 'new ones')} (the last is not read)"
+    return (
+        f"{prompt} has {counted(length, 'tokens')}{'' if length > window else more}, {model}'s context length is"
+        f" {window:,}"
+    )
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt, and when the texts that continue it are done."""

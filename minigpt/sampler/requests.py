@@ -7,9 +7,9 @@ from operator import index
 from typing import Any, Literal, TypedDict, cast
 
 from minigpt.errors import InvalidRequest
-from minigpt.json_files import counted, shown
+from minigpt.json_files import shown
 from minigpt.options import check_count
-from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request
+from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request, misfit
 from minigpt.sampler.registry import names
 from minigpt.sampler.right_names import refuse_unknown
 from minigpt.sampler.strategies.greedy import Greedy
@@ -77,9 +77,11 @@ def prepare(
         )
     ends = _end_tokens(end_tokens, model)
     requests = []
-    for ids in _prompts(prompts, model.config.vocab_size):
+    texts = _prompts(prompts, model.config.vocab_size)
+    for number, ids in enumerate(texts):
         n = _usual_length(ids, model, overflow) if max_new_tokens is None else max_new_tokens
-        fitting, limit, reason = _fit(ids, n, model.config.n_positions, overflow)
+        named = "the prompt" if len(texts) == 1 else f"prompt {number}"  # counted from 0, as in results
+        fitting, limit, reason = _fit(named, ids, n, model.config.n_positions, overflow)
         dropped = len(ids) - len(fitting)
         requests.append(
             Request(
@@ -198,7 +200,7 @@ def _usual_length(ids: tuple[int, ...], model: LanguageModel, overflow: str) -> 
 
 
 def _fit(
-    ids: tuple[int, ...], max_new_tokens: int, window: int, overflow: str
+    named: str, ids: tuple[int, ...], max_new_tokens: int, window: int, overflow: str
 ) -> tuple[tuple[int, ...], int, str]:
     """Prompt, limit and the limit's name, such that all fit the window; the last new token is never read."""
     too_many = len(ids) + max_new_tokens - 1 - window
@@ -210,7 +212,7 @@ def _fit(
         return ids, window - len(ids) + 1, "overflow"
     ways = {"truncate": max_new_tokens <= window, "stop": len(ids) <= window, "slide": True}
     helpful = [f", or overflow={way} (--overflow {way})" for way, helps in ways.items() if helps]
+    fewer = ", ask for fewer new tokens" if len(ids) <= window else ""
     raise PromptTooLong(
-        f"{counted(len(ids), 'prompt tokens')} + {counted(max_new_tokens, 'new ones')} - 1 exceed the model's context"
-        f" length of {window}: shorten the prompt, ask for fewer new tokens{''.join(helpful)}"
+        f"{misfit(named, len(ids), max_new_tokens, window)}: shorten the prompt{fewer}{''.join(helpful)}"
     )

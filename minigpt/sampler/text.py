@@ -125,10 +125,7 @@ def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False)
     Raises:
         InvalidRequest: the prompt is empty and there is no such token, or it cannot be encoded.
     """
-    try:
-        ids = tokenizer.encode(text, allow_special)
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from error
+    ids = encoded(tokenizer, text, allow_special)
     if ids:
         return ids
     if tokenizer.end_token is None:
@@ -136,6 +133,18 @@ def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False)
             "the prompt is empty, and this tokenizer has no <|endoftext|> to begin with: give a prompt"
         )
     return [tokenizer.end_token]
+
+
+def encoded(tokenizer: TextTokenizer, text: str, allow_special: bool = False) -> list[int]:
+    """The ids of a text.
+
+    Raises:
+        InvalidRequest: it cannot be encoded.
+    """
+    try:
+        return tokenizer.encode(text, allow_special)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
 
 
 def stop_test(stop: str | Sequence[str], tokenizer: TextTokenizer) -> StopTest:
@@ -149,7 +158,7 @@ def stop_test(stop: str | Sequence[str], tokenizer: TextTokenizer) -> StopTest:
     try:
         return tokenizer.stop_strings(*([stop] if isinstance(stop, str) else stop))
     except ValueError as error:
-        raise InvalidRequest(f"stop must be a list of strings, got {shown(stop)}: {error}") from None
+        raise InvalidRequest(str(error)) from None
 
 
 def healer(model: LanguageModel, tokenizer: TextTokenizer, stop: StopTest) -> Callable[[Request], Request]:

@@ -15,7 +15,7 @@ from minigpt.cli.table import table
 from minigpt.cli.terminal import write_out
 from minigpt.verify.report import Check, as_json, conclusion, remarks, rows
 
-ABOUT = """Prove that a model, as minigpt has loaded it, computes what its files say.
+ABOUT = """Check that a model, as minigpt has loaded it, computes what its files say.
 
 The model's logits for a fixed text, in one pass, through the cache in three parts and in a padded batch, are
 compared with GPT-2's formula written out in float64, which reads the files by their own names and shares no code

@@ -343,13 +343,18 @@ def test_ctrl_c_keeps_the_methods_that_are_done(
     assert [row["name"] for row in record["methods"]] == ["greedy"]
 
 
-def test_ctrl_c_before_the_first_is_done(guesses: Path, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_first_is_done_writes_nothing(
+    guesses: Path, told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupting(monkeypatch, after=0)
-    one = tell("Once", *SHORT, "--model", guesses)
-    assert (one.code, one.err) == (130, "")
-    many = tell("--prompts", told, *SHORT, "--model", guesses)
-    assert (many.code, many.err) == (130, "")
-    assert many.out.split("\n")[1].startswith("human")
+    files = [tmp_path / "keep.md", tmp_path / "keep.json"]
+    for file in files:
+        file.write_text("of an earlier run")
+    for prompts in (["Once"], ["--prompts", told]):
+        result = tell(*prompts, *SHORT, "--model", guesses, "--markdown", files[0], "--json", files[1])
+        assert (result.code, result.out) == (130, "")
+        assert result.err == "minigpt.compare: interrupted before any method was done\n"
+    assert [file.read_text() for file in files] == ["of an earlier run"] * 2
 
 
 def test_a_bar_on_a_terminal(guesses: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,8 +450,8 @@ def test_a_prompt_too_long_for_the_window(guesses: Path, prompts: Path) -> None:
     assert tell(*flags, "--max-new-tokens", 24).code == 0
     mistake(
         tell(*flags, "--max-new-tokens", 25), 4,
-        "prompt 1 has 9 tokens; with 25 new ones - 1 they exceed the model's context length of 32: shorten it, or lower"
-        " --max-new-tokens",
+        "prompt 1 has 9 tokens and needs 33 positions with 25 new ones (the last is not read), the model's context length"
+        " is 32: shorten it, or lower --max-new-tokens",
     )  # fmt: skip
 
 

@@ -177,6 +177,12 @@ def test_a_mistake_is_one_line(
     assert result.mistake.startswith(words.format(**names))
 
 
+def test_quiet_leaves_the_result_and_the_mistakes(writer: Path, texts: dict[str, Path]) -> None:
+    asked = (texts["marked"], "--model", writer)
+    assert tell(*asked, "--quiet").text == tell(*asked).text
+    assert tell("no/such.txt", "--quiet").mistake.startswith("no/such.txt cannot be read")
+
+
 def test_help_has_examples_and_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         detect_watermark.main(["--help"])

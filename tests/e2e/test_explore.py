@@ -169,9 +169,9 @@ def test_the_browser_is_opened_if_asked(
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["x" * 33], 4, "33 prompt tokens"),
-        (["x" * 33, "--max-new-tokens", 0], 4, "33 prompt tokens"),
-        (["a", "--max-new-tokens", 33], 4, "1 prompt token + 33 new ones"),
+        (["x" * 33], 4, "the prompt has 33 tokens"),
+        (["x" * 33, "--max-new-tokens", 0], 4, "the prompt has 33 tokens"),
+        (["a", "--max-new-tokens", 33], 4, "the prompt has 1 token and needs 33 positions with 33 new ones"),
         (["a", "--max-new-tokens", -1], 2, "--max-new-tokens must be at least 0, got -1"),
         (["a", "--num-return-sequences", 2], 2, "--num-return-sequences must be 1, got 2"),
         (["a", "--compile"], 2, "--compile hides what the layers compute inside"),

@@ -598,6 +598,18 @@ def test_ctrl_c_after_one_of_two_texts_shows_both(
     assert (result.code, result.out) == (130, " a c\n---\n \n")
 
 
+def test_ctrl_c_before_the_first_token_leaves_files_as_they_were(
+    tell: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text, lattice = tmp_path / "text", tmp_path / "lattice.json"
+    for file in (text, lattice):
+        file.write_text("of an earlier run")
+    after(0, lambda: signal.raise_signal(signal.SIGINT), monkeypatch)
+    result = tell("Once", "--num-beams", 2, "--output", text, "--lattice", lattice)
+    assert result.code == 130
+    assert [file.read_text() for file in (text, lattice)] == ["of an earlier run"] * 2
+
+
 def test_ctrl_c_while_the_model_loads_is_silent(endless: Path, tmp_path: Path) -> None:
     for file in endless.iterdir():
         (tmp_path / file.name).symlink_to(file)
@@ -689,9 +701,7 @@ def test_half_precision_writes(dtype: str) -> None:
     assert call("Once upon a time", "--dtype", dtype, "--max-new-tokens", 5).text.strip()
 
 
-@pytest.mark.parametrize(
-    "flags", [("--seed", 3), ("--num-beams", 2, "--seed", 3), ("--temperature", 0, "--seed", 3)]
-)
+@pytest.mark.parametrize("flags", [("--seed", 3), ("--num-beams", 2, "--seed", 3)])
 def test_a_seed_that_changes_nothing_is_reported(
     tell: Callable[..., Result], flags: tuple[object, ...]
 ) -> None:
@@ -699,6 +709,13 @@ def test_a_seed_that_changes_nothing_is_reported(
     done = tell("Once", *flags, "--max-new-tokens", 2)
     assert f"--seed 3 changes nothing: {strategy} does not sample; --temperature 1 does\n" in done.err
     assert "changes nothing" not in tell("Once", "--temperature", 1, "--seed", 3, "--max-new-tokens", 2).err
+
+
+@pytest.mark.parametrize("strategy", [(), ("--strategy", "sample")])
+def test_a_seed_at_temperature_0_is_reported(tell: Callable[..., Result], strategy: tuple[str, ...]) -> None:
+    done = tell("Once", *strategy, "--temperature", 0, "--seed", 3, "--max-new-tokens", 2)
+    assert ": at temperature 0 nothing is sampled, so --seed 3 changes nothing\n" in done.err
+    assert "does not sample" not in done.err
 
 
 # ------------------------------------------------------------------------------ what is not asked for

@@ -84,7 +84,7 @@ def test_each_row_becomes_a_line_with_its_id() -> None:
     assert (len(by_id["p.jsonl:2"]["tokens"]), by_id["p.jsonl:2"]["seed"]) == (2, 9)
     assert (by_id["b"]["topic"], by_id["b"]["input_text"], by_id["b"]["seed"]) == ("cats", "mine", 5)
     assert by_id["p.jsonl:5"] == {"id": "p.jsonl:5", "error": "its prompt is empty", "prompt_index": 4}
-    assert by_id["too long"]["error"].startswith("40 prompt tokens + 6 new ones - 1 exceed")
+    assert by_id["too long"]["error"].startswith("the prompt has 40 tokens, the model's context length is ")
     note, summary = result.err.splitlines()
     assert note.startswith("minigpt.generate: 2 of 6 prompts failed, first ")
     assert summary.startswith("minigpt.generate: 6 prompts, 2 failed, prompt 20 tokens, generated 20 at ")

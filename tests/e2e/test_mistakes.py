@@ -41,7 +41,7 @@ def says(message: str, *words: str) -> None:
         (("--model", "no/such/place"), 3, ["'no/such/place'", "does not exist"]),
         (("--model", "{gpt3}"), 3, ["{gpt3}", "model_type='gpt3'", "gpt2 models only"]),
         (("--model", "{story}", "--max-new-tokens", str(WINDOW)), 4,
-         [f"4 prompt tokens + {WINDOW} new ones", f"context length of {WINDOW}", "shorten the prompt"]),
+         [f"the prompt has 4 tokens and needs {WINDOW + 3} positions with {WINDOW} new ones", f"context length is {WINDOW}", "shorten the prompt"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_an_exit_code(
@@ -107,6 +107,7 @@ BAD_FLAGS = {
     "--overflow slide --stride 99": ["stride", f"from 1 to the model's context length of {WINDOW}", "got 99"],
     "--explain --quiet": ["--explain", "--quiet", "add --json"],
     "--interactive --json": ["--interactive", "not several", "--json"],
+    "--echo --json": ["--echo has no effect with --json", "leave one out"],
     "-i --output x": ["--interactive", "--output"],
     "-i --no-stream": ["--interactive", "--no-stream"],
     "-i --prompt more": ["--interactive", "not several"],
@@ -338,8 +339,8 @@ def test_one_token_too_many(story: Path, prompt_tokens: int, new_tokens: int, ov
     assert result.code == 4
     says(
         result.mistake,
-        f"{counted(prompt_tokens, 'prompt tokens')} + {counted(new_tokens, 'new ones')}",
-        f"context length of {WINDOW}",
+        f"the prompt has {counted(prompt_tokens, 'tokens')}",
+        f"context length is {WINDOW}",
         "shorten",
         "--overflow slide",
     )

@@ -298,7 +298,7 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(type_: Type) -> None:
     result = type_("Once", "x" * 99, "", flags=("--overflow", "error"))
     assert result.text == " a c\nat s"
     (note,) = notes(result)
-    assert note.startswith("108 prompt tokens + 4 new ones - 1 exceed the model's context length")
+    assert note.startswith("the prompt has 108 tokens, the model's context length is ")
     assert note.endswith("--overflow slide)")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from command import call, save, tiny
 from trainer import TIMES, train, well
 
@@ -75,3 +77,18 @@ def test_training_and_scoring_use_it(tmp_path: Path) -> None:
     assert minigpt.load(tmp_path / "out")[1].end_token == 257
     record = json.loads(call("--json", "--text", "cat", "--model", model, main=score.main).text)
     assert record["tokens"] == 4  # with that before it and after it
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"quantize": "int4"}, "quantize='int4' is not supported; there are"),
+        ({"quantize": "int8", "dtype": torch.float16}, "is for the CPU and float32 activations"),
+        ({"device": "tpu"}, "device='tpu' cannot be used here"),
+        ({"dtype": "float32"}, "dtype must be one of torch's"),
+        ({"name_or_dir": 5}, "a model is a directory, a name on the hub"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_invalid_requests(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(minigpt.InvalidRequest, match=words):
+        minigpt.load(**wrong)

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from minigpt.errors import InvalidRequest
-from minigpt.json_files import counted
 from minigpt.lazy import torch
 from minigpt.options import flag_of
-from minigpt.sampler.events import LanguageModel, PromptTooLong, Request
+from minigpt.sampler.events import LanguageModel, PromptTooLong, Request, misfit
 from minigpt.sampler.strategy import SecondModel
 
 E = TypeVar("E")  # events
@@ -30,10 +29,10 @@ def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequ
     n_positions = second.model.config.n_positions
     longest = max(requests, key=lambda request: len(request.prompt) + request.max_new_tokens)
     if not second.optional and len(longest.prompt) + longest.max_new_tokens - 1 > n_positions:
-        raise PromptTooLong(
-            f"{counted(len(longest.prompt), 'prompt tokens')} + {counted(longest.max_new_tokens, 'new ones')} - 1 exceed"
-            f" the context length of the {named} model, {n_positions}: shorten the prompt, or ask for fewer new tokens"
-        )
+        prompt = "the prompt" if len(requests) == 1 else "a prompt"
+        sizes = len(longest.prompt), longest.max_new_tokens, n_positions
+        why = misfit(prompt, *sizes, f"the {named} model")
+        raise PromptTooLong(f"{why}: shorten the prompt, or ask for fewer new tokens")
 
 
 def in_inference(models: Sequence[LanguageModel], events: Iterator[E]) -> Iterator[E]:

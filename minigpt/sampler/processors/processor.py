@@ -54,7 +54,7 @@ class Checked:
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         out = self.processor(logits.clone(), tokens.clone())
         if not isinstance(out, torch.Tensor):
-            given = "None" if out is None else f"a {type(out).__name__}"
+            given = "None" if out is None else f"an object of class {type(out).__name__}"
         elif out.shape != logits.shape or not out.is_floating_point():
             given = f"{str(out.dtype).removeprefix('torch.')} of shape {tuple(out.shape)}"
         else:

@@ -31,7 +31,7 @@ def num_beams_option(default: int) -> Any:
     """The option that every kind of beam search has, with a default of its own."""
     return option(
         default,
-        "number of beams, each as much compute as a text; 4 to 10 is usual",
+        "number of beams: the cost grows in proportion; 4 to 10 is usual",
         group="beams",
         least=1,
         most=MOST_TEXTS,
@@ -63,8 +63,8 @@ class Beam(Strategy):
         group="beams", least=-10, most=10, metavar="A",
     )  # fmt: skip
     early_stopping: bool | Literal["never"] = option(
-        False, "stopping criterion, as in transformers: true ends with N finished hypotheses, false when a heuristic finds"
-        " no better one ahead, never when there can be none",
+        False, "stopping criterion, as in transformers: true: stop with N finished hypotheses; false: stop when a heuristic"
+        " judges that no better hypothesis remains; never: stop only when none can",
         group="beams", choices=(True, False, "never"), metavar="{true,false,never}",
     )  # fmt: skip
 

@@ -102,6 +102,10 @@ def test_attributions_show_themselves_and_refuse_what_they_cannot_do() -> None:
     assert "<td>blocks.1.attn.head.0</td><td>+19.687</td>" in parts._repr_html_()
     with pytest.raises(IndexError, match="there is no token 12: the model knows ids from 0 to 11"):
         direct_attribution(MODEL, seen, VOCAB)
+    with pytest.raises(ValueError, match=r"^target is a token id, got the text ' who': encode it first$"):
+        direct_attribution(MODEL, seen, " who")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^minus is a token id, got 1.5: give one whole number$"):
+        direct_attribution(MODEL, seen, 1, 1.5)  # type: ignore[arg-type]
     with pytest.raises(IndexError, match="there is no position 28"):
         direct_attribution(MODEL, seen, 1, position=28)
     with pytest.raises(KeyError, match=r"blocks.0.mlp.out was not recorded; there are blocks.0.attn.z"):
@@ -132,7 +136,7 @@ def test_weights_of_another_kind_are_recorded_and_refused_by_what_reads_weights(
         lambda: direct_attribution(model, seen, 1),
         lambda: copying_score(model, 0, 0),
     ):
-        with pytest.raises(ValueError, match="a Packed has none: load the model without quantize="):
+        with pytest.raises(ValueError, match="and Packed has none: load the model without quantize="):
             analysis()
 
 
@@ -182,6 +186,11 @@ def test_integrated_gradients_of_the_circuit_fall_on_the_tokens_that_decide() ->
 def test_gradients_refuse_what_there_is_not() -> None:
     with pytest.raises(IndexError, match="there is no token 23"):
         input_x_gradient(RANDOM, TOKENS, 23)
+    for analysis in (input_x_gradient, integrated_gradients):
+        with pytest.raises(ValueError, match=r"^target is a token id, got the text ' who': encode it first$"):
+            analysis(RANDOM, TOKENS, " who")  # type: ignore[operator]
+        with pytest.raises(ValueError, match=r"^minus is a token id, got the text ' who'"):
+            analysis(RANDOM, TOKENS, 1, " who")  # type: ignore[operator]
     with pytest.raises(IndexError, match="there is no position 7: the text has 0 to 6"):
         integrated_gradients(RANDOM, TOKENS, 2, position=7)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):

@@ -120,6 +120,10 @@ def test_what_is_no_stream_is_refused() -> None:
         logit_lens(MODEL, SEEN, "embed")
     with pytest.raises(ValueError, match=r"targets have shape \(7,\), the tokens \(1, 7\)"):
         logit_lens(MODEL, SEEN, targets=torch.zeros(7, dtype=torch.long))
+    with pytest.raises(
+        ValueError, match=r"^targets is a tensor of token ids, one for each token, got ' who'$"
+    ):
+        logit_lens(MODEL, SEEN, targets=" who")  # type: ignore[arg-type]
     with pytest.raises(IndexError, match="targets must be ids from 0 to"):
         logit_lens(MODEL, SEEN, targets=torch.full((1, 7), 9999))
     with pytest.raises(ValueError, match=r"the recording's stream is \d+ wide, this model's 80"):

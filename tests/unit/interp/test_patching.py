@@ -199,6 +199,8 @@ def test_what_cannot_be_swept_is_refused() -> None:
         patch_heads(MODEL, CLEAN, CLEAN, METRIC)
     with pytest.raises(ValueError, match='direction must be "denoise" or "noise"'):
         patch_heads(MODEL, CLEAN, CORRUPT, METRIC, direction="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^wrong is a token id, got the text ' b': encode it first$"):
+        logit_difference(1, " b")  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="no point matches"):
         patch_positions(MODEL, CLEAN, CORRUPT, METRIC, "attn.o")
     with pytest.raises(ValueError, match='part must be "z", "q", "k", "v" or "pattern", got \'out\''):

@@ -240,12 +240,21 @@ def test_attention_map_draws_what_the_head_attends_to() -> None:
 
 def test_attention_map_refuses_what_there_is_not() -> None:
     model, tokenizer = minigpt.load()
-    with pytest.raises(IndexError, match="there is no layer 8: this model has layers 0 to 7"):
-        minigpt.attention_map(model, tokenizer, "Once", layer=8, head=0)
-    with pytest.raises(ValueError, match="head=1 needs a layer"):
+    for error in (IndexError, minigpt.InvalidRequest):
+        with pytest.raises(error, match="there is no layer 8: this model has layers 0 to 7"):
+            minigpt.attention_map(model, tokenizer, "Once", layer=8, head=0)
+    with pytest.raises(minigpt.InvalidRequest, match="head=1 needs a layer"):
         minigpt.attention_map(model, tokenizer, "Once", head=1)
-    with pytest.raises(ValueError, match="an empty text has nothing to read"):
-        minigpt.attention_map(model, tokenizer, "", layer=0, head=0)
+    for text, words in {
+        "": "an empty text has nothing to read",
+        "a " * 5000: "do not fit the context",
+    }.items():
+        with pytest.raises(minigpt.InvalidRequest, match=words):
+            minigpt.attention_map(model, tokenizer, text, layer=0, head=0)
+    with pytest.raises(minigpt.InvalidRequest, match="encode takes one text, got 5"):
+        minigpt.attention_map(model, tokenizer, 5)  # type: ignore[arg-type]
+    with pytest.raises(minigpt.InvalidRequest, match=r"write model, tokenizer = minigpt\.load"):
+        minigpt.attention_map(minigpt.load(), tokenizer, "Once")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"a pattern of shape \(3, 3\) does not fit 2 labels"):
         plots.attention(torch.eye(3), ["a", "b"])
 

@@ -97,6 +97,10 @@ def test_stack_puts_layers_behind_each_other() -> None:
     with pytest.raises(KeyError, match=r"blocks.0.attn.q was not recorded; there are blocks.0.resid_post"):
         seen.stack("blocks.*.attn.q")
     with pytest.raises(
+        KeyError, match=r"recorded; did you mean blocks\.1\.resid_post or blocks\.0\.resid_post\?"
+    ):
+        seen["blocks.1.resid_pots"]
+    with pytest.raises(
         KeyError, match=r"blocks.\*.resid_post was not recorded; .*; stack\(\) takes a name with \*"
     ):
         seen["blocks.*.resid_post"]

@@ -114,6 +114,20 @@ def test_a_quantized_model_is_saved_and_loaded(kind: str, tied: bool, tmp_path: 
 
 
 @KINDS
+def test_training_is_refused_by_name_and_evaluation_is_not(kind: str) -> None:
+    model = tiny().quantize(kind)
+    loss = float(model.loss(TOKENS))  # with gradients enabled, but nobody asks for any
+    model.train()
+    with pytest.raises(
+        ValueError, match=r"^quantized weights have no gradients: load the model without quantize="
+    ):
+        model.loss(TOKENS)
+    with torch.no_grad():
+        assert float(model.loss(TOKENS)) > 0
+    assert float(model.eval().loss(TOKENS)) == loss
+
+
+@KINDS
 @torch.no_grad()
 def test_the_tied_head_follows_its_embedding(kind: str) -> None:
     model, other = tiny().quantize(kind), tiny()
@@ -206,7 +220,9 @@ def test_what_cannot_be_quantized_is_refused(kind: str, tmp_path: Path) -> None:
         tiny().bfloat16().quantize(kind)
     adapted = tiny()
     attach(adapted, rank=2)
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv is a LoraLinear: merge adapters first"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.0\.attn\.qkv is of class LoraLinear: merge adapters first"
+    ):
         adapted.quantize(kind)
     tiny().save_pretrained(tmp_path)
     with pytest.raises(
@@ -263,7 +279,7 @@ def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantized weights cannot be fine-tuned"):
         load_adapter(model, tmp_path)
     with pytest.raises(
-        ValueError, match="reads plain weights, and a Int8Linear has none: load the model without quantize="
+        ValueError, match="reads plain weights, and Int8Linear has none: load the model without quantize="
     ):
         dense.head_weights(model, 0, 0)
     with pytest.raises(ValueError, match="weights of float32, not of int8: load the model without quantize="):

@@ -182,7 +182,7 @@ def test_the_amateurs_window_is_a_limit_too() -> None:
     expert = FakeModel(scrambled(23))
     with pytest.raises(
         PromptTooLong,
-        match=r"^18 prompt tokens \+ 4 new ones - 1 exceed the context length of the amateur \(--amateur\) model, 20: "
+        match=r"^the prompt has 18 tokens and needs 21 .*, the amateur \(--amateur\) model's context length is 20: "
         "shorten the prompt, or ask for fewer new tokens$",
     ):
         generate(expert, [[2], [1] * 18, [3]], strategy, max_new_tokens=4)

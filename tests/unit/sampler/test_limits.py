@@ -112,10 +112,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     strategy: Strategy, length: int, n: int
 ) -> None:
     model = FakeModel(counting(10), n_positions=8)
-    message = f"^{length} prompt tokens? . {n} new ones? - 1 exceed the model's context length of 8: shorten the prompt"
-    with pytest.raises(PromptTooLong, match=message):
-        generate(model, [[1], [1] * length], strategy, max_new_tokens=n)
-    with pytest.raises(PromptTooLong, match=message):
+    needs = r" and needs \d+ positions with \d+ new ones \(the last is not read\)" if length <= 8 else ""
+    message = f" has {length} tokens?{needs}, the model's context length is 8: shorten the prompt, "
+    with pytest.raises(PromptTooLong, match=f"^prompt 0{message}"):
+        generate(model, [[1] * length, [1]], strategy, max_new_tokens=n)
+    with pytest.raises(PromptTooLong, match=f"^the prompt{message}"):
         stream(model, [1] * length, strategy, max_new_tokens=n)
     assert model.reads == []
 
@@ -137,7 +138,8 @@ def test_truncate_drops_the_oldest_tokens_and_says_how_many(
 
 def test_truncate_cannot_make_room_for_more_than_the_window() -> None:
     with pytest.raises(
-        PromptTooLong, match=r"^1 prompt token \+ 9 new ones - 1 exceed .* context length of 8"
+        PromptTooLong,
+        match=r"^the prompt has 1 token and needs 9 positions with 9 new ones .* context length is 8",
     ):
         count_from([1], max_new_tokens=9, overflow="truncate")
 
@@ -154,7 +156,10 @@ def test_stop_ends_at_the_edge_of_the_window(
 
 
 def test_stop_cannot_start_beyond_the_edge() -> None:
-    with pytest.raises(PromptTooLong, match=r"^9 prompt tokens \+ 1 new one - 1 exceed"):
+    with pytest.raises(
+        PromptTooLong,
+        match=r"^the prompt has 9 tokens, the model's context length is 8: shorten the prompt, or overflow",
+    ):
         count_from([1] * 9, max_new_tokens=1, overflow="stop")
 
 

@@ -380,9 +380,9 @@ def test_watching_changes_nothing_and_leaves_no_hooks() -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({"prompt": "x" * 33}, PromptTooLong, "33 prompt tokens"),
-        ({"prompt": "x" * 33, "max_new_tokens": 0}, PromptTooLong, "33 prompt tokens"),
-        ({"compare": "x" * 33, "max_new_tokens": 0}, PromptTooLong, "33 prompt tokens"),
+        ({"prompt": "x" * 33}, PromptTooLong, "the prompt has 33 tokens"),
+        ({"prompt": "x" * 33, "max_new_tokens": 0}, PromptTooLong, "the prompt has 33 tokens"),
+        ({"compare": "x" * 33, "max_new_tokens": 0}, PromptTooLong, "the prompt has 33 tokens"),
         ({"max_new_tokens": -1}, InvalidRequest, "max_new_tokens .* must be at least 0, got -1"),
         (
             {"strategy": Sample(num_return_sequences=2)},

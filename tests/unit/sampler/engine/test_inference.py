@@ -111,7 +111,10 @@ def test_models_of_different_vocabularies_are_refused() -> None:
 
 def test_an_amateur_must_read_the_whole_text_and_a_draft_need_not() -> None:
     short = tiny_gpt2(n_positions=8)
-    message = r"^6 prompt tokens \+ 4 new ones - 1 exceed the context length of the amateur \(--amateur\) model, 8: "
+    message = (
+        r"^the prompt has 6 tokens and needs 9 positions with 4 new ones \(the last is not read\), "
+        r"the amateur \(--amateur\) model's context length is 8: "
+    )
     with pytest.raises(PromptTooLong, match=message):
         generate(MODEL, [[1] * 6], ContrastiveDecoding(amateur=short), max_new_tokens=4)
     assert generate(MODEL, [[1] * 5], ContrastiveDecoding(amateur=short), max_new_tokens=4)
