@@ -369,7 +369,7 @@ def test_ids_that_the_model_does_not_know_are_refused() -> None:
         (lambda logits, tokens: logits[:, :2], r"float32 of shape \(1, 2\)"),
         (lambda logits, tokens: logits[0], r"float32 of shape \(4,\)"),
         (lambda logits, tokens: logits.long(), r"int64 of shape \(1, 4\)"),
-        (lambda logits, tokens: logits.tolist(), "a list"),
+        (lambda logits, tokens: logits.tolist(), "an object of class list"),
     ],
 )
 def test_a_processor_that_returns_something_else_is_named(processor: Any, returned: str) -> None:
