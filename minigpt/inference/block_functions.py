@@ -77,26 +77,29 @@ def through_blocks(
             y = fused_attention(qkv[0], seen[0], seen[1], mask, block.scale)  # (B, H, T, K)
         else:
             y = row_by_row(qkv[0], seen[0], seen[1], pads, block.scale)
-        add_in_parts(x, y.transpose(1, 2).reshape(-1, width), block)
+        add_branches_in_parts(x, y.transpose(1, 2).reshape(-1, width), block)
     return x.view(n_rows, n_new, width)
 
 
-def add_in_parts(x: Tensor, y: Tensor, block: BlockWeights, at_once: int = 256) -> None:
-    """Adds to the stream x, in place, what a block adds to it; y is what its heads give: (rows, D) both.
+def add_branches_in_parts(x: Tensor, y: Tensor, block: BlockWeights, at_once: int = 256) -> None:
+    """Adds both branches of a block to the residual stream x, in place; y is what the heads give: (rows, D) both.
 
     8-bit weights take a long prompt `at_once` rows at a time, so that what is computed between the products, most of it
     four times as wide, stays in the processor's caches. A product of integers gives a row the same bits in any company;
     one of floating-point numbers may not, and MKL is faster with all rows at once.
     """
     if block.mlp_up.kind != "int8" or len(x) <= at_once:
-        add(x, y, block)
+        add_branches(x, y, block)
     else:
         for begin in range(0, len(x), at_once):
-            add(x[begin : begin + at_once], y[begin : begin + at_once], block)
+            add_branches(x[begin : begin + at_once], y[begin : begin + at_once], block)
 
 
-def add(x: Tensor, y: Tensor, block: BlockWeights) -> None:
-    """The same for all rows at once."""
+def add_branches(x: Tensor, y: Tensor, block: BlockWeights) -> None:
+    """The same for all rows at once.
+
+    In place, GELU too: with a long prompt, the system takes longer to hand out memory than the additions take.
+    """
     x.add_(linear(y, block.attn_out))
     hidden = linear(norm(x, block.mlp_norm), block.mlp_up)
     x.add_(linear(torch.ops.aten.gelu_(hidden, approximate=block.gelu), block.mlp_down))

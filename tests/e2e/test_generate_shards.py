@@ -124,7 +124,7 @@ def test_bad_rows_are_rejected_with_their_reasons_and_the_rest_is_written(
     assert [row["id"] for row in rows_in(tmp_path / "out")] == ["p.jsonl:1", "p.jsonl:10"]
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rejected] == [f"p.jsonl:{number}" for number in range(2, 10)]
-    for row, reason in zip(rejected, ("empty", "lacks the field prompt", "not JSON", "not UTF-8", "at least 1", "exceed the model's context length of 32", "must be a text", "its seed exceeds"), strict=True):  # fmt: skip
+    for row, reason in zip(rejected, ("empty", "lacks the field prompt", "not JSON", "not UTF-8", "at least 1", "the model's context length is 32", "must be a text", "its seed exceeds"), strict=True):  # fmt: skip
         assert reason in row["reason"]
 
 

@@ -188,7 +188,7 @@ def test_the_amateurs_window_is_a_limit_too(models: tuple[Path, Path], tmp_path:
     narrow = save(tmp_path / "narrow", tiny(n_positions=8))
     result = call(PROMPT, "--model", models[0], "--amateur", narrow, "--max-new-tokens", 5)
     assert result.code == 4
-    assert "exceed the context length of the amateur (--amateur) model, 8" in result.mistake
+    assert "the amateur (--amateur) model's context length is 8" in result.mistake
 
 
 def test_beams_are_drawn_saved_and_drawn_again(models: tuple[Path, Path], tmp_path: Path) -> None:
