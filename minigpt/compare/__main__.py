@@ -52,9 +52,8 @@ def show(comparison: Comparison) -> int:
         if len(failures) == len(settings.methods):
             raise type(error)(f"{name}: {error}")
         cli.note("compare", Failure(FAILED, f"{name} failed and is left out: {error}"))
-    if comparison.interrupted and not any(
-        row.strategy for row in comparison.rows
-    ):  # the files of before stay
+    done = any(row.strategy for row in comparison.rows)  # the row of human text has none
+    if comparison.interrupted and not done:  # files of an earlier run stay
         raise Failure(INTERRUPTED, "interrupted before any method was done")
     report = report_of(comparison)
     beside = settings.text is not None

@@ -37,7 +37,8 @@ def attention_map(
         ax: an axis to draw into.
 
     Raises:
-        InvalidRequest: there is no such layer or head (it is an IndexError, too), the text is empty or too long, or a head is given without a layer.
+        InvalidRequest: the text is empty or too long, or a head is given without a layer.
+        NoSuchIndex: there is no such layer or head; it is an InvalidRequest and an IndexError, too.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()

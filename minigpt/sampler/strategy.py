@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigpt.errors import UnknownArgument
 from minigpt.json_files import shown
-from minigpt.options import Option, check_options, options_of
+from minigpt.options import Option, check_options, option, options_of
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.processors.order import CommonOptions, SamplingOptions, chain
@@ -52,6 +52,12 @@ OTHER_NAMES = {
     "num_return_sequences": "it is an option of Sample and of Beam",
     "do_sample": "Sample samples, Greedy does not",
 }
+
+
+def num_return_sequences_option() -> Any:
+    """The option of every strategy that may give several texts for a prompt."""
+    help_text = "number of texts for each prompt; without --num-beams they are sampled"
+    return option(1, help_text, group="beams", least=1, most=MOST_TEXTS)
 
 
 @dataclass(frozen=True)

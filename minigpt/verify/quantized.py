@@ -30,8 +30,7 @@ class RoundedModel(StoredModel):
     def tensor(self, name: str) -> Tensor:
         if name not in self._matrices:
             return super().tensor(name)
-        matrix = numbers(self._matrices[name])
-        return matrix.mT if name.endswith(LINEAR) else matrix
+        return _turned(name, numbers(self._matrices[name]))
 
 
 def matrices(model: GPT2, stored: StoredModel) -> dict[str, Any]:
@@ -57,11 +56,14 @@ def check_rounded(model: GPT2, stored: StoredModel) -> Check:
     wrong = [
         theirs
         for theirs, module in matrices(model, stored).items()
-        if not _is_nearest(
-            module, stored.tensor(theirs).mT if theirs.endswith(LINEAR) else stored.tensor(theirs)
-        )
+        if not _is_nearest(module, _turned(theirs, stored.tensor(theirs)))
     ]
     return failed(name, f"not the nearest to the file's: {', '.join(wrong[:4])}") if wrong else passed(name)
+
+
+def _turned(name: str, matrix: Tensor) -> Tensor:
+    """A matrix as the file has it from one as a small weight is kept, (out, in); or the other way round."""
+    return matrix.mT if name.endswith(LINEAR) else matrix
 
 
 def _is_nearest(module: Any, exact: Tensor) -> bool:

@@ -22,7 +22,7 @@ from minigpt.sampler.events import (
     TokenGenerated,
 )
 from minigpt.sampler.strategies.greedy import Greedy
-from minigpt.sampler.strategy import MOST_TEXTS, Strategy
+from minigpt.sampler.strategy import MOST_TEXTS, Strategy, num_return_sequences_option
 
 Other = TypeVar("Other", bound=Strategy)
 
@@ -54,9 +54,7 @@ class Beam(Strategy):
     """
 
     num_beams: int = num_beams_option(5)
-    num_return_sequences: int = option(
-        1, "number of texts for each prompt; without --num-beams they are sampled", group="beams", least=1, most=MOST_TEXTS
-    )  # fmt: skip
+    num_return_sequences: int = num_return_sequences_option()
     # Beyond its limits, length ** length_penalty leaves the floats.
     length_penalty: float = option(
         1.0, "exponent of the length that divides a hypothesis' score: above 0 favours long texts, below 0 short ones",

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from minigpt.options import option
 from minigpt.sampler.choosing import Sampling
 from minigpt.sampler.engine.decode_loop import decode_loop
 from minigpt.sampler.engine.reader import ModelReader
 from minigpt.sampler.events import Event, LanguageModel, Request
-from minigpt.sampler.strategy import MOST_TEXTS
+from minigpt.sampler.strategy import num_return_sequences_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +21,7 @@ class Sample(Sampling):
     several sequences.
     """
 
-    num_return_sequences: int = option(
-        1, "number of texts for each prompt; without --num-beams they are sampled", group="beams", least=1, most=MOST_TEXTS
-    )  # fmt: skip
+    num_return_sequences: int = num_return_sequences_option()
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
         return decode_loop(model, requests, self, copies=self.num_return_sequences)
