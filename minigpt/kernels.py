@@ -1,23 +1,28 @@
 """How a CPU multiplies float32 matrices fastest, by what was measured: which of torch's kernels, from which memory.
 
-Decoding multiplies few rows by large weights, again and again. torch has two libraries for that on x86, and
-by itself takes MKL, which is Intel's and fast on Intel's processors alone. Its product with several rows is slow, but
-not its product of many small matrices, as which any weight can be read whose outputs lie one after the other.
+Decoding multiplies few rows by large weights, again and again. torch has two libraries for that on x86, MKL and oneDNN,
+and by itself takes MKL's product of whole matrices, rows · weightᵀ. That is slow with several rows, and on AMD's processors
+with any number. But a weight whose outputs lie one after the other can be read as many small matrices, which MKL
+multiplies fast: on AMD's each by all rows at once, so that the transpose comes out, weight · rowsᵀ.
 Milliseconds for the linear layers of gpt2 (124M), by the way the weights lie in memory:
 
-                                 (in, out), MKL    (out, in), MKL    ... in blocks    (out, in), oneDNN
-    Intel Xeon (AMX), 1 row            13                13               14                 18
-    Intel Xeon (AMX), 2 rows           22                13               16                 22
-    Intel Xeon (AMX), 5 rows           27                25               20                 27
-    Intel Xeon (AMX), 8 rows           30                36               24                 31
-    Intel Xeon (AMX), 12 rows          31                44               25                 29
-    Intel Xeon (AMX), 16 rows          32                31               30                 29
-    AMD EPYC (Zen 4), 1 row            21                25                -                 13
-    AMD EPYC (Zen 4), 8 rows           44                38                -                 23
+    Intel Xeon (AMX)             1 row   2 rows   5 rows   8 rows  12 rows  16 rows
+    (in, out), MKL                13       22       27       30       31       32
+    (out, in), MKL                13       13       25       36       44       31
+        in blocks                 14       16       20       24       25       30
+        oneDNN                    18       22       27       31       29       29
 
-and of its head, which is (out, in) by nature, 8 rows: MKL 19, in blocks 8 and oneDNN 9 on Intel; 23 and 6 on AMD.
-Small matrices are left to MKL as they are: oneDNN takes 20 µs to begin. So large weights are loaded as (out, in), of
-which one row takes up to 6% longer on Intel's processors, but five rows a quarter less.
+    AMD EPYC (Zen 4)             1 row   2 rows   4 rows   5 rows   8 rows  16 rows
+    (in, out), MKL                19       30       32       32       40       46
+        oneDNN                    19       18       17       17       20       24
+    (out, in), MKL                23       41       30       29       32       38
+        in blocks                 13       17       20       24       23       30
+        in blocks, transposed     10       13       16       21       32       33
+        oneDNN                    14       16       19       19       22       28
+
+(340 MB; on AMD medians of 15 rounds in which all took turns.) On Intel's processors small matrices are left to MKL as
+they are: what else there is takes longer to begin. Large ones are loaded as (out, in), of which one row takes up to 6%
+longer, but five rows a quarter less. On AMD's processors all are loaded so: one row takes little more than half the time.
 """
 
 from __future__ import annotations
@@ -33,8 +38,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALL = 1 << 19  # elements: 2 MB, what a core's own cache holds
-FEW_ROWS = 3  # up to which MKL reads each weight once
-MANY_ROWS = 16  # from which on its product with whole weights is as fast as that in blocks
+FEW_ROWS = 3  # up to which MKL reads each weight once, on Intel's processors
+MANY_ROWS = 16  # from which on its product with whole weights is as fast there as that in blocks
+FEW_ROWS_AMD = 4  # up to which MKL's product in blocks is faster there than oneDNN's
 BLOCK = 32  # outputs: their weights fit into a core's own cache, and every width of GPT-2 is a multiple
 CHUNK = 32 << 20  # bytes of memory that weights share: about a layer of gpt2
 ALIGNMENT = 64  # bytes: a line of the cache, and what vector instructions like
@@ -63,7 +69,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def fastest(x: Tensor, weight: Tensor) -> str:
-    """The kernel for x · weightᵀ: torch's own choice ("mkl"), "onednn", or MKL with the weight "in blocks"."""
+    """The kernel for x · weightᵀ, by the name that `product_by` knows; "mkl" is torch's own choice."""
     if not is_to_choose(x) or weight.dtype != torch.float32:
         return "mkl"
     return fastest_for(x.numel() // x.size(-1), weight.numel(), weight.is_contiguous())
@@ -71,11 +77,10 @@ def fastest(x: Tensor, weight: Tensor) -> str:
 
 def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
     """The same where other kernels give the same, by a weight's number of elements and how they lie in memory."""
-    if size < SMALL:
-        return "mkl"
     if not MKL_IS_FAST:
-        return "onednn"
-    return "in blocks" if outputs_first and FEW_ROWS < rows < MANY_ROWS else "mkl"
+        return "in blocks, transposed" if outputs_first and rows <= FEW_ROWS_AMD else "onednn"
+    in_blocks = size >= SMALL and outputs_first and FEW_ROWS < rows < MANY_ROWS
+    return "in blocks" if in_blocks else "mkl"
 
 
 def is_to_choose(x: Tensor) -> bool:
@@ -94,10 +99,12 @@ def product_by(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
         options: list[float | int | complex | None] = []
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", options, "")
         return result
-    if kernel == "in blocks":
-        y = torch.unflatten(_in_blocks(x.reshape(-1, x.size(-1)), weight), 0, x.shape[:-1])
-        return y if bias is None else y.add_(bias)
-    return F.linear(x, weight, bias)
+    if kernel == "mkl":
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.size(-1))
+    y = _in_blocks(rows, weight) if kernel == "in blocks" else _in_blocks_transposed(rows, weight)
+    y = torch.unflatten(y, 0, x.shape[:-1])
+    return y if bias is None else y.add_(bias)
 
 
 def affine(kernel: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -115,17 +122,29 @@ def _in_blocks(rows: Tensor, weight: Tensor, block: int = BLOCK) -> Tensor:
 
     Shapes: (rows, in), (out, in)  ->  (rows, out)
     """
-    n_out, n_in = weight.shape
-    whole = n_out // block * block
-    blocks = weight[:whole].view(-1, block, n_in)
+    whole = len(weight) // block * block
+    blocks = weight[:whole].view(-1, block, weight.size(1))
     y = torch.bmm(rows.expand(len(blocks), -1, -1), blocks.mT)  # (blocks, rows, block)
-    y = y.transpose(0, 1).reshape(len(rows), whole)
-    return y if whole == n_out else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
+    return _with_rest(y.transpose(0, 1).reshape(len(rows), whole), rows, weight)
+
+
+def _in_blocks_transposed(rows: Tensor, weight: Tensor, block: int = BLOCK) -> Tensor:
+    """The same as products of each block with the columns of rowsᵀ, which are the transpose of it."""
+    whole = len(weight) // block * block
+    blocks = weight[:whole].view(-1, block, weight.size(1))
+    y = torch.bmm(blocks, rows.t().expand(len(blocks), -1, -1))  # (blocks, block, rows)
+    return _with_rest(y.view(whole, len(rows)).t().contiguous(), rows, weight)
+
+
+def _with_rest(y: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """A product to which the last outputs are added, if there are more than whole blocks of them."""
+    whole = y.size(1)
+    return y if whole == len(weight) else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
 
 
 def outputs_first(shape: tuple[int, ...], device: torch.device) -> bool:
     """Whether an (in, out) weight is multiplied faster if each output's weights lie together in memory."""
-    return ONEDNN and device.type == "cpu" and shape[0] * shape[1] >= SMALL
+    return ONEDNN and device.type == "cpu" and (not MKL_IS_FAST or shape[0] * shape[1] >= SMALL)
 
 
 class Room:
