@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import torch
@@ -208,6 +209,7 @@ class KVCache:
 
     def _store(self, reserved: Tensor, begin: int = 0) -> None:
         self._reserved, self._begin = reserved, begin  # (layer, key | value, B, H, all slots, K)
+        self.step: Any = None  # what `inference.graphed_step` has made for just this memory
         self._slots = reserved[..., begin:, :]  # those in use
         self.n_max = self._slots.size(-2)
         self.layers = [LayerCache(self, self._slots[layer]) for layer in range(len(self._slots))]

@@ -103,7 +103,7 @@ def product_by(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.size(-1))
     y = _in_blocks(rows, weight) if kernel == "in blocks" else _in_blocks_transposed(rows, weight)
-    y = torch.unflatten(y, 0, x.shape[:-1])
+    y = torch.unflatten(y, 0, x.shape[:-1]) if x.dim() > 1 else y[0]
     return y if bias is None else y.add_(bias)
 
 
@@ -142,9 +142,13 @@ def _with_rest(y: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return y if whole == len(weight) else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
 
 
-def outputs_first(shape: tuple[int, ...], device: torch.device) -> bool:
+def outputs_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether an (in, out) weight is multiplied faster if each output's weights lie together in memory."""
-    return ONEDNN and device.type == "cpu" and (not MKL_IS_FAST or shape[0] * shape[1] >= SMALL)
+    if device.type == "cuda":
+        return True  # `inference.fused_step` reads them so
+    if not ONEDNN or device.type != "cpu" or dtype != torch.float32:
+        return False
+    return not MKL_IS_FAST or shape[0] * shape[1] >= SMALL
 
 
 class Room:

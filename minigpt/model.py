@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from minigpt import hub, quantization, weights
 from minigpt.atomic import all_or_none
-from minigpt.attention import CausalAttention, attention_mask
+from minigpt.attention import CausalAttention, attention_mask, kernels_for_any_length
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
 from minigpt.errors import InvalidRequest
-from minigpt.inference import plain_pass
+from minigpt.inference import graphed_step, plain_pass
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product
 from minigpt.linear import Linear
@@ -180,6 +180,10 @@ class GPT2(nn.Module):
             ValueError: as for `hidden_states`.
         """
         _check_tensor("tokens", tokens)
+        step = graphed_step.step_for(self, tokens, cache)
+        if step is not None:
+            _check_fit(tokens, cache, self.config)
+            return step(tokens)
         logits = self.unembed(self._read(tokens, cache)[:, -1])
         cache.advance(tokens.size(1))
         return logits
@@ -208,19 +212,36 @@ class GPT2(nn.Module):
 
         Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
         """
-        states = torch.stack([self.final_norm(x) for x in self._residual_stream(tokens, cache)])
+        with kernels_for_any_length(tokens.device):
+            states = torch.stack([self.final_norm(x) for x in self._residual_stream(tokens, cache)])
         cache.advance(tokens.size(1))
         return states
 
     def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """The pass itself; whoever calls it commits to the cache when all has gone well."""
-        if isinstance(cache, KVCache) and plain_pass.applies(self.blocks, Block, MLP):
-            x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
-        else:
-            for x in self._residual_stream(tokens, cache):  # noqa: B007
-                pass  # the last is what counts, and no other is kept in memory
+        with kernels_for_any_length(tokens.device):
+            if isinstance(cache, KVCache) and self._blocks_are_plain():
+                x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
+            else:
+                for x in self._residual_stream(tokens, cache):  # noqa: B007
+                    pass  # the last is what counts, and no other is kept in memory
         normed: Tensor = self.final_norm(x)
         return normed
+
+    def is_plain(self) -> bool:
+        """Whether every part computes just what its class says, as `plain_pass` has it, and is not differentiated."""
+        kinds = {
+            self.token_embedding: nn.Embedding,
+            self.position_embedding: nn.Embedding,
+            self.final_norm: nn.LayerNorm,
+            self.head: TiedHead if self.config.tie_word_embeddings else UntiedHead,
+        }
+        return self._blocks_are_plain() and all(
+            plain_pass.is_plain(module, kind) for module, kind in kinds.items()
+        )
+
+    def _blocks_are_plain(self) -> bool:
+        return plain_pass.applies(self.blocks, Block, MLP)
 
     def _residual_stream(self, tokens: Tensor, cache: KVCache | NoCache) -> Iterator[Tensor]:
         """What enters the first block, then what leaves each: (B, T, D) every time."""

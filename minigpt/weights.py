@@ -170,7 +170,7 @@ def _place(name: str, like: Tensor, dtype: torch.dtype, room: kernels.Room) -> T
     if like.dtype != torch.float32 or not (is_linear or name in (EMBEDDING, HEAD)):
         kept = dtype if like.dtype == torch.float32 else like.dtype  # small weights keep their own
         return torch.empty(shape, dtype=kept, device=room.device)
-    if is_linear and dtype == torch.float32 and kernels.outputs_first(shape, room.device):
+    if is_linear and kernels.outputs_first(shape, dtype, room.device):
         return room.reserve(shape[::-1], dtype).t()
     return room.reserve(shape, dtype)
 

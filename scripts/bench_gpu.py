@@ -27,9 +27,9 @@ from pages import put
 
 PARTS = ("decoding", "batches", "training")
 SHAPES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-OURS = ("minigpt", "minigpt --compile", "minigpt, CUDA graph", "minigpt, compiled CUDA graph")
+OURS = ("minigpt", "minigpt --compile")
 THEIRS = ("transformers", "transformers, static cache, compiled")
-BATCHED = ("minigpt", "minigpt, CUDA graph", "transformers")
+BATCHED = ("minigpt", "transformers")
 TRAINING = ("minigpt", "minigpt --compile", "transformers")
 Key = tuple[str, str, str]  # "decoding" or "training", side, shape
 

@@ -16,25 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minigpt import GPT2, GPT2Config
-from minigpt.cache import KVCache
 from minigpt.config import PUBLISHED
 from minigpt.data.token_file import TokenFile
 from minigpt.data.windows import Windows
-from minigpt.inference.graphed_step import GraphedStep
+from minigpt.linear import Linear
 from minigpt.sampler import Greedy, generate
-from minigpt.sampler.requests import prepare
-from minigpt.sampler.running import run
 from minigpt.training.distributed import Processes
 from minigpt.training.hardware import autocast
 from minigpt.training.learner import MAX_GRAD_NORM, Learner
 from minigpt.training.settings import Settings
 
 Work = Callable[[int, int], float]  # rows and new tokens of each, or steps of training and 0; seconds
-ALIGNED = 16  # slots of a static cache: attention's kernels copy a mask of another length
-CLOSE = 0.1  # of the logits' norm: bfloat16 alone makes 0.03 of it in 48 layers, a mistake makes 1
 
 
 @dataclass(frozen=True)
@@ -99,8 +93,13 @@ def prompts(rows: int, length: int) -> list[list[int]]:
 
 
 def new_model(shape: str, sizes: Sizes) -> GPT2:
+    """Its weights lie in memory as `from_pretrained` lays them on a GPU."""
     with made_there(sizes.device, torch.bfloat16):
-        return GPT2(sizes.config(shape)).eval()
+        model = GPT2(sizes.config(shape)).eval()
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.weight.data = module.weight.data.t().contiguous().t()
+    return model
 
 
 def compile_blocks(model: GPT2) -> None:
@@ -121,60 +120,6 @@ def minigpt_side(shape: str, sizes: Sizes, compiled: bool = False) -> Work:
         return seconds(partial(generate, model, ids, Greedy(), max_new_tokens=n_new, end_tokens=[]))
 
     return work
-
-
-class WithGraph:
-    """A language model whose steps of one token are replayed; one text, or one batch, at a time."""
-
-    def __init__(self, model: GPT2) -> None:
-        self.model, self.config, self.device = model, model.config, model.device
-        self._kept: dict[tuple[int, int], tuple[KVCache, GraphedStep]] = {}
-
-    def modules(self) -> Iterator[torch.nn.Module]:
-        return self.model.modules()
-
-    def new_cache(self, n_max: int, rows: int = 1, pad: Tensor | None = None) -> KVCache:
-        n_max += -n_max % ALIGNED
-        if (n_max, rows) not in self._kept:
-            cache = self.model.new_cache(n_max, rows, pad)
-            self._kept[n_max, rows] = cache, GraphedStep(self.model, cache)
-        cache = self._kept[n_max, rows][0]
-        cache.rewind(0)
-        return cache
-
-    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        if tokens.size(1) > 1:
-            return self.model.next_logits(tokens, cache)
-        return self._kept[cache.n_max, cache.rows][1](tokens)
-
-
-def graph_side(shape: str, sizes: Sizes, compiled: bool = False) -> Work:
-    """The same engine, in plain batches; each step of the model is one CUDA graph."""
-    model = new_model(shape, sizes)
-    expected = step_logits(model, model, sizes)
-    if compiled:
-        compile_blocks(model)
-    graphed: Any = WithGraph(model)
-    off = (step_logits(graphed, model, sizes) - expected).norm() / expected.norm()
-    if not off < CLOSE:
-        raise ValueError(f"its logits are off by {off:.3g} of their norm")
-
-    def work(rows: int, n_new: int) -> float:
-        requests = prepare(graphed, prompts(rows, sizes.prompt), max_new_tokens=n_new, end_tokens=[])
-        return seconds(lambda: list(run(graphed, requests, Greedy())))
-
-    return work
-
-
-@torch.inference_mode()
-def step_logits(model: Any, plain: GPT2, sizes: Sizes) -> Tensor:
-    """Logits after a prompt and one step."""
-    cache = model.new_cache(
-        sizes.prompt + sizes.new - 1
-    )  # as `generate` asks for: what is compiled is used again
-    plain.next_logits(torch.tensor(prompts(1, sizes.prompt), device=sizes.device), cache)
-    logits: Tensor = model.next_logits(torch.tensor([[3]], device=sizes.device), cache)
-    return logits.float()
 
 
 def new_transformers(shape: str, sizes: Sizes, dtype: torch.dtype) -> Any:
@@ -254,8 +199,6 @@ def _train(step: Callable[[int], object], steps: int, _: int) -> float:
 MAKE_DECODING: dict[str, Callable[[str, Sizes], Work]] = {
     "minigpt": minigpt_side,
     "minigpt --compile": partial(minigpt_side, compiled=True),
-    "minigpt, CUDA graph": graph_side,
-    "minigpt, compiled CUDA graph": partial(graph_side, compiled=True),
     "transformers": transformers_side,
     "transformers, static cache, compiled": partial(transformers_side, cache_implementation="static"),
 }

@@ -25,7 +25,7 @@ COMMAND = re.compile(r"(<!-- output of: python (.*?) -->\n).*?(<!-- end -->)", r
 PYTHON = re.compile(
     r"(```python\n((?:(?!```).)*?)```\n\n<!-- printed by the Python above -->\n).*?(<!-- end -->)", re.DOTALL
 )
-BENCH = re.compile(r"<!-- bench -->\n(.*?)\n\n.*\n\n(.*?)\n<!-- /bench -->", re.DOTALL)
+MAKERS = ("Intel", "AMD")  # of processors, in whose tables in docs/benchmarks.md the speed is
 SHOWN = ("transformers float32", "minigpt float32", "minigpt float16", "minigpt int8")
 WIDTH = 100  # columns that a page shows without scrolling
 
@@ -40,10 +40,16 @@ def block(text: str) -> str:
 
 
 def speed(benchmarks: str) -> str:
-    """The columns of transformers and minigpt in the table of docs/benchmarks.md, each ratio without its range."""
-    found = BENCH.search(benchmarks)
+    """The tables of docs/benchmarks.md, by the processor's maker."""
+    return "\n\n".join(f"On {maker}:\n\n{speed_on(maker, benchmarks)}" for maker in MAKERS)
+
+
+def speed_on(maker: str, benchmarks: str) -> str:
+    """The columns of transformers and minigpt in one of the tables, each ratio without its range."""
+    mark = f"bench on {maker}"
+    found = re.search(rf"<!-- {mark} -->\n(.*?)\n\n.*\n\n(.*?)\n<!-- /{mark} -->", benchmarks, re.DOTALL)
     if found is None:
-        raise ValueError("docs/benchmarks.md has no table between its bench marks: run `make bench-docs`")
+        raise ValueError(f"docs/benchmarks.md has no table between its marks {mark!r}: run `make bench-docs`")
     heading, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found[1].splitlines()]
     columns = [heading.index(name) for name in SHOWN]
     lines = [["tokens/s (times transformers)", *SHOWN], ["---"] + ["---:"] * len(SHOWN)]

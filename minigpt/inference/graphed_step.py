@@ -2,22 +2,47 @@
 
 A step of GPT-2 is some hundred kernels of a few microseconds each: on a GPU, Python takes longer to launch them than they
 take to run. A graph is recorded once, and launches them all together. For that the step has to be the same every
-time: the new key goes to the slot that a tensor names, and attention looks at all slots under a mask.
+time: a tensor names the slot for the new key, and the last one that attention looks at.
+
+`GPT2.next_logits` takes this way by itself, where `step_for` finds one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_modules
 from torch import Tensor
 
+from minigpt.attention import kernels_for_any_length
 from minigpt.cache import KVCache
+from minigpt.inference import plain_pass
 
-# Passes before a recording, in which libraries reserve what they need and compiled blocks are compiled.
-WARM_UP = 3
+# Steps before the recording, which takes about as long as they do: at worst the time is doubled. In them libraries
+# reserve what they need, and compiled blocks are compiled.
+BEFORE = 2
+FEW_ROWS = 3  # up to which `fused_step` is faster than cuBLAS for all of GPT-2's sizes
 
 # Shapes below:  B rows · N slots of the cache · H heads · K head dimension · V vocab_size
+
+
+def step_for(model: Any, tokens: Tensor, cache: object) -> GraphedStep | None:
+    """The step that reads these tokens, one of each row; None where the modules are to be called.
+
+    To be asked for every time: hooks come and go, and what was recorded belongs to the cache's memory as it was.
+    """
+    if not (tokens.is_cuda and tokens.dim() == 2 and tokens.size(1) == 1 and isinstance(cache, KVCache)):
+        return None
+    if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+        return None
+    if cache.step is None or cache.step.model is not model:
+        cache.step = GraphedStep(model, cache)
+    step: GraphedStep = cache.step
+    return None if step.is_watched() else step
 
 
 class StaticLayer:
@@ -35,7 +60,7 @@ class StaticLayer:
 class GraphedStep:
     """`model.next_logits(tokens, cache)` for one new token of each row: on a GPU a graph, elsewhere the same computation.
 
-    It belongs to one cache, whose rows, room and padding stay as they are; rewinding it is fine. Hooks on the model
+    It belongs to one cache, whose rows and room stay as they are; rewinding it is fine. Hooks on the model
     see the recording, not what is replayed.
 
     Args:
@@ -51,18 +76,26 @@ class GraphedStep:
     """
 
     def __init__(self, model: Any, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
-        device = model.device
-        self._slots = torch.arange(cache.n_max, device=device)
-        self._place = torch.zeros(1, dtype=torch.long, device=device)
-        self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=device)
-        cache.slots[..., cache.length :, :] = 0  # a masked value is multiplied by zero, which must not be NaN
-        self._layers = [StaticLayer(slots, self._place) for slots in cache.slots]
-        # of attention's scores
-        upcast = model.config.reorder_and_upcast_attn
-        self._dtype = torch.float32 if upcast else model.position_embedding.weight.dtype
+        self.model, self._cache = model, cache
+        with torch.inference_mode(False):  # tensors made in that mode can be written to in no other
+            self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=model.device)
+            self._place = torch.zeros(1, dtype=torch.long, device=model.device)
+            self._pad = torch.zeros(cache.rows, dtype=torch.long, device=model.device)
+        self._pad_there: Tensor | None = None  # what was copied to it; None: zeros
+        self._parts = [module.__dict__ for module in model.modules()]
+        computation = fused if can_be_fused(model, cache) else by_modules
+        self._compute = computation(model, cache, self._tokens, self._place, self._pad)
+        self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
+
+    def is_watched(self) -> bool:
+        """Whether hooks are to see what happens within the model, or it is in training mode."""
+        if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+            return True
+        return any(
+            part["training"] or part["_forward_hooks"] or part["_forward_pre_hooks"] for part in self._parts
+        )
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -74,41 +107,83 @@ class GraphedStep:
             ValueError: the cache is full.
         """
         self._cache.check_room(1)
-        self._tokens.copy_(tokens)
-        self._place.fill_(self._cache.length)
-        if self._tokens.is_cuda:
-            if self._graph is None:
-                self._graph = self._record()
+        self._set(tokens)
+        if self._graph is None:
+            logits = self._compute_or_record()
+        else:
             self._graph.replay()
             logits = self._logits.clone()  # the next step writes to the same memory
-        else:
-            logits = self._compute()
         self._cache.advance(1)
         return logits
 
-    def _record(self) -> torch.cuda.CUDAGraph:
-        """Records the step; passes before it write to the slot that the step will write to."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._compute()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._logits = self._compute()
-        return graph
+    def _set(self, tokens: Tensor) -> None:
+        """Puts this step's numbers where the computation reads them."""
+        self._tokens.copy_(tokens)
+        self._place.fill_(self._cache.length)
+        if self._pad_there is not self._cache.pad:
+            self._pad_there = self._cache.pad
+            self._pad.copy_(torch.zeros_like(self._pad) if self._pad_there is None else self._pad_there)
 
-    def _compute(self) -> Tensor:
-        model, pad = self._model, self._cache.pad
-        seen, positions = (self._slots <= self._place)[None, :], self._place  # (1, N), (1,)
-        if pad is not None:
-            seen = (seen & (self._slots >= pad[:, None]))[:, None, None]  # (B, 1, 1, N)
-            positions = (positions - pad)[:, None]  # (B, 1)
-        x = model.token_embedding(self._tokens) + model.position_embedding(positions)
+    def _compute_or_record(self) -> Tensor:
+        self._calls += 1
+        with torch.cuda.device_of(self._tokens), kernels_for_any_length(self._tokens.device):  # type: ignore[no-untyped-call]
+            if not self._tokens.is_cuda or self._calls <= BEFORE:
+                return self._compute()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._logits = self._compute()
+        self._graph = graph
+        graph.replay()
+        return self._logits.clone()
+
+
+# Two ways to compute a step from the tensors that hold its numbers: tokens (B, 1), place (1,) and pad (B,).
+
+
+def by_modules(
+    model: Any, cache: KVCache, tokens: Tensor, place: Tensor, pad: Tensor
+) -> Callable[[], Tensor]:
+    """By the model's own modules; attention looks at all slots under a mask."""
+    cache.slots[..., cache.length :, :] = 0  # a masked value is multiplied by zero, which must not be NaN
+    slots = torch.arange(cache.n_max, device=model.device)
+    layers = [StaticLayer(of_layer, place) for of_layer in cache.slots]
+    # of attention's scores
+    upcast = model.config.reorder_and_upcast_attn
+    dtype = torch.float32 if upcast else model.position_embedding.weight.dtype
+
+    def compute() -> Tensor:
+        seen = (slots <= place) & (slots >= pad[:, None])  # (B, N)
         # Kernels want it as numbers to add to the scores: made here, it is not made in every layer.
-        mask = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, float("-inf"))
-        for block, layer in zip(model.blocks, self._layers, strict=True):
+        mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None, None]
+        x = model.token_embedding(tokens) + model.position_embedding((place - pad)[:, None])
+        for block, layer in zip(model.blocks, layers, strict=True):
             x = block(x, layer, mask)
         logits: Tensor = model.unembed(model.final_norm(x)[:, -1])
         return logits
+
+    return compute
+
+
+def can_be_fused(model: Any, cache: KVCache) -> bool:
+    """Whether `fused_step` computes what the model computes, and faster."""
+    if not cache.slots.is_cuda or cache.rows > FEW_ROWS or find_spec("triton") is None:
+        return False
+    return bool(model.is_plain()) and all(
+        layer.weight is not None and layer.weight.stride(0) == 1  # each output's weights lie together
+        for block in plain_pass.weights(model.blocks)
+        for layer in (block.qkv, block.attn_out, block.mlp_up, block.mlp_down)
+    )
+
+
+def fused(model: Any, cache: KVCache, tokens: Tensor, place: Tensor, pad: Tensor) -> Callable[[], Tensor]:
+    """By a few large kernels, to which the weights are given as they lie."""
+    from minigpt.inference import fused_step  # needs Triton, which torch brings where there may be a GPU
+
+    weights = fused_step.Weights(
+        model.token_embedding.weight,
+        model.position_embedding.weight,
+        plain_pass.weights(model.blocks),
+        plain_pass.norm(model.final_norm),
+        getattr(model.head, "weight", model.token_embedding.weight),
+    )
+    return partial(fused_step.next_logits, weights, cache.slots, tokens, place, pad)

@@ -49,22 +49,22 @@ def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: 
 
 
 def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
-    if not _is_plain(block, kind):
+    if not is_plain(block, kind):
         return False
     parts = block._modules
     attn, mlp = parts["attn"], parts["mlp"]
-    if not (_is_plain(attn, CausalAttention) and _is_plain(mlp, mlp_kind) and _gelu(mlp.activation)):
+    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and _gelu(mlp.activation)):
         return False
     own, of_mlp = attn._modules, mlp._modules
     return (
-        _is_plain(parts["attn_norm"], nn.LayerNorm)
-        and _is_plain(parts["mlp_norm"], nn.LayerNorm)
+        is_plain(parts["attn_norm"], nn.LayerNorm)
+        and is_plain(parts["mlp_norm"], nn.LayerNorm)
         and _is_plain_attention(own["sdpa"])
         and all(map(_is_plain_linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
     )
 
 
-def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Whether calling the module is calling the forward method of `kind`, in evaluation mode."""
     own = module.__dict__
     return (
@@ -76,14 +76,14 @@ def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
 
 
 def _is_plain_attention(module: Any) -> bool:
-    return type(module) in (ScaledDotProductAttention, RowByRowAttention) and _is_plain(module, type(module))
+    return type(module) in (ScaledDotProductAttention, RowByRowAttention) and is_plain(module, type(module))
 
 
 def _is_plain_linear(module: Any) -> bool:
     kind = type(module)
     if kind is not Linear and (kind not in KINDS or not hasattr(module.matrix, "packed")):
         return False
-    return _is_plain(module, kind)
+    return is_plain(module, kind)
 
 
 def _gelu(activation: Any) -> str | None:
@@ -105,32 +105,35 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     """
     cache.check_room(x.size(1))
     rows = x.size(0) * x.size(1) if kernels.is_to_choose(x) else None
-    weights = [_weights(block._modules, rows) for block in blocks]
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
-    args = (x, weights, attn.n_head, cache.slots, cache.length, mask, pads)
+    args = (x, weights(blocks, rows), attn.n_head, cache.slots, cache.length, mask, pads)
     # The first pass reads a prompt: it is long, and the first token shall not wait for the compiler.
     sooner = x.device.type == "cpu" and cache.length > 0
     y: Tensor = scripted.run(functions.through_blocks, *args) if sooner else functions.through_blocks(*args)
     return y
 
 
+def weights(blocks: Any, rows: int | None = None) -> list[BlockWeights]:
+    """What the blocks are made of, to multiply so many rows; None leaves the kernel to torch."""
+    return [_weights(block._modules, rows) for block in blocks]
+
+
 def _weights(block: dict[str, Any], rows: int | None) -> BlockWeights:
-    """What a block is made of, to multiply so many rows; None leaves the kernel to torch."""
     attn, mlp = block["attn"]._modules, block["mlp"]._modules
     return BlockWeights(
-        attn_norm=_norm(block["attn_norm"]),
+        attn_norm=norm(block["attn_norm"]),
         qkv=_layer(attn["qkv"], rows),
         scale=float(attn["sdpa"].scale),
         attn_out=_layer(attn["out"], rows),
-        mlp_norm=_norm(block["mlp_norm"]),
+        mlp_norm=norm(block["mlp_norm"]),
         mlp_up=_layer(mlp["up"], rows),
         gelu=str(_gelu(block["mlp"].activation)),
         mlp_down=_layer(mlp["down"], rows),
     )
 
 
-def _norm(module: Any) -> Norm:
+def norm(module: Any) -> Norm:
     own = module._parameters
     return Norm(own["weight"], own["bias"], module.eps)
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from trainer import flags, learned, metrics, train, well, write_text
 
-from minigpt import GPT2, Tokenizer
-from minigpt.inference.graphed_step import GraphedStep
+from minigpt import GPT2, GPT2Config, Tokenizer
 from minigpt.interp import record_text
 from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, Strategy, generate
 from minigpt.sampler.engine.random_stream import RandomStream, sample
@@ -90,19 +89,85 @@ def test_split_and_padded_are_whole(there: GPT2, prompts: list[list[int]]) -> No
         torch.testing.assert_close(row[-len(prompt) :], alone, rtol=0, atol=FLOAT32)
 
 
+def by_modules(model: GPT2, prompts: list[list[int]], news: list[list[list[int]]]) -> list[Tensor]:
+    """The logits after each of some steps, computed by the modules: a hook that does nothing keeps all else away."""
+    hook = model.blocks[0].register_forward_hook(lambda *_: None)
+    try:
+        return by_steps(model, prompts, news)
+    finally:
+        hook.remove()
+
+
 @torch.no_grad()
-def test_a_recorded_step_is_the_plain_one(there: GPT2, prompts: list[list[int]]) -> None:
-    """Replayed for two texts, each in the memory that the recording belongs to."""
-    caches = [there.new_cache(24) for _ in range(2)]
-    step = GraphedStep(there, caches[0])
-    for prompt in prompts[:2]:
-        tokens = torch.tensor([prompt], device=there.device)
-        for cache in caches:
-            cache.rewind(0)
-            there.next_logits(tokens, cache)
-        for n in range(6):
-            new = torch.tensor([[n]], device=there.device)
-            torch.testing.assert_close(step(new), there.next_logits(new, caches[1]), rtol=0, atol=FLOAT32)
+def by_steps(model: GPT2, prompts: list[list[int]], news: list[list[list[int]]]) -> list[Tensor]:
+    """The same as the model computes it by itself: from the third step on a recording, on a GPU."""
+    longest = max(map(len, prompts))
+    pads = torch.tensor([longest - len(prompt) for prompt in prompts], device=model.device)
+    cache = model.new_cache(longest + len(news), len(prompts), pads if pads.any() else None)
+    batch = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+    model.next_logits(torch.tensor(batch, device=model.device), cache)
+    return [model.next_logits(torch.tensor(new, device=model.device), cache) for new in news]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)], ids=["float32", "bfloat16"]
+)
+def test_a_recorded_step_is_the_plain_one(
+    rows: int, activation: str, dtype: torch.dtype, close: float, tmp_path: Path
+) -> None:
+    """Widths that are no powers of two, prompts of unequal length, and a context that is read in several parts."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=601, n_positions=400, n_embd=144, n_layer=3, n_head=3, activation_function=activation,
+        scale_attn_by_inverse_layer_idx=True,
+    )  # fmt: skip
+    fresh = GPT2(config)
+    for parameter in fresh.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fresh.save_pretrained(tmp_path)
+    model = GPT2.from_pretrained(tmp_path, device=WHERE, dtype=dtype)
+    prompts = [list(range(5, 5 + length)) for length in (300, 7, 64, 130, 1)[:rows]]
+    news = [[[n + row] for row in range(rows)] for n in range(9)]
+    for ours, plain in zip(by_steps(model, prompts, news), by_modules(model, prompts, news), strict=True):
+        assert (ours.float() - plain.float()).norm() < close * plain.float().norm()
+
+
+@torch.no_grad()
+def test_hooks_that_come_and_go_see_every_step(there: GPT2, prompts: list[list[int]]) -> None:
+    cache = there.new_cache(40)
+    there.next_logits(torch.tensor([prompts[0]], device=there.device), cache)
+    seen: list[tuple[int, ...]] = []
+    for n in range(12):
+        if n == 7:
+            hook = there.blocks[3].register_forward_hook(lambda _, __, x: seen.append(tuple(x.shape)))
+        if n == 10:
+            hook.remove()
+        there.next_logits(torch.tensor([[n]], device=there.device), cache)
+    assert seen == [(1, 1, there.config.n_embd)] * 3
+
+
+def test_steps_in_and_out_of_inference_mode(there: GPT2, prompts: list[list[int]]) -> None:
+    """A cache that was made outside of it may be used in both."""
+    prompt, caches = torch.tensor([prompts[0]], device=there.device), [there.new_cache(40) for _ in range(2)]
+    for cache in caches:
+        there.next_logits(prompt, cache)
+    for n in range(9):
+        new = torch.tensor([[n]], device=there.device)
+        with torch.inference_mode(n % 2 == 0):
+            first = there.next_logits(new, caches[0])
+        torch.testing.assert_close(first, there.next_logits(new, caches[1]), rtol=0, atol=FLOAT32)
+
+
+def test_rows_that_leave_change_nothing_of_the_others(there: GPT2, prompts: list[list[int]]) -> None:
+    """What is recorded belongs to so many rows, and to the cache's memory."""
+    whole = [done.tokens for (done,) in generate(there, prompts, max_new_tokens=31)]
+    ends = [whole[0][8], whole[1][19]]
+    alone = [generate(there, [prompt], max_new_tokens=31, end_tokens=ends)[0][0].tokens for prompt in prompts]
+    assert len({len(tokens) for tokens in alone}) > 1
+    together = generate(there, prompts, max_new_tokens=31, end_tokens=ends)
+    assert [done.tokens for (done,) in together] == alone
 
 
 @pytest.mark.parametrize(

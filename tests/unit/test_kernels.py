@@ -43,7 +43,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (4, 64), (2, 5, 64), (1, 1, 64), (130, 64)])
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 64), (4, 64), (2, 5, 64), (1, 1, 64), (130, 64)])
 @pytest.mark.parametrize("lies", ["(out, in)", "(in, out)"])
 @pytest.mark.parametrize("n_out", [96, 97])  # three blocks, and one output more
 @pytest.mark.parametrize("has_bias", [True, False])

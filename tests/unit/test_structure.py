@@ -134,6 +134,7 @@ OPTIONAL = {
 LOCAL_IMPORTS = {
     "compare/report.py": "compare.plot imports matplotlib, an optional package",
     "explore/__main__.py": "the page imports torch, and --help need not wait for it",
+    "inference/graphed_step.py": "inference.fused_step imports triton, which torch brings only where there may be a GPU",
     "tokenizer/__init__.py": "hub imports the hub's client, which a tokenizer at hand does not need",
     "training/report.py": "training.loss_curve imports matplotlib, an optional package",
     "verify/__main__.py": "all checks import torch, and --help need not wait for it",
