@@ -25,6 +25,8 @@ from minigpt.inference import plain_pass
 # Steps before the recording, which takes about as long as they do: at worst the time is doubled. In them libraries
 # reserve what they need, and compiled blocks are compiled.
 BEFORE = 2
+DEVICES = ("cuda",)  # whose kernels take longer to be launched than to run
+OURS = ("minigpt", "torch")  # packages whose modules do nothing but compute
 FEW_ROWS = 3  # up to which `fused_step` is faster than cuBLAS for all of GPT-2's sizes
 
 # Shapes below:  B rows · N slots of the cache · H heads · K head dimension · V vocab_size
@@ -33,16 +35,17 @@ FEW_ROWS = 3  # up to which `fused_step` is faster than cuBLAS for all of GPT-2'
 def step_for(model: Any, tokens: Tensor, cache: object) -> GraphedStep | None:
     """The step that reads these tokens, one of each row; None where the modules are to be called.
 
-    To be asked for every time: hooks come and go, and what was recorded belongs to the cache's memory as it was.
+    To be asked for every time: hooks come and go, and a step belongs to the cache's memory as it is.
     """
-    if not (tokens.is_cuda and tokens.dim() == 2 and tokens.size(1) == 1 and isinstance(cache, KVCache)):
+    one_each = tokens.device.type in DEVICES and tokens.dim() == 2 and tokens.size(1) == 1
+    if not one_each or not isinstance(cache, KVCache):
         return None
     if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return None
     if cache.step is None or cache.step.model is not model:
         cache.step = GraphedStep(model, cache)
     step: GraphedStep = cache.step
-    return None if step.is_watched() else step
+    return step if step.may_be_replayed() else None
 
 
 class StaticLayer:
@@ -60,8 +63,8 @@ class StaticLayer:
 class GraphedStep:
     """`model.next_logits(tokens, cache)` for one new token of each row: on a GPU a graph, elsewhere the same computation.
 
-    It belongs to one cache, whose rows and room stay as they are; rewinding it is fine. Hooks on the model
-    see the recording, not what is replayed.
+    It belongs to one cache, whose rows and room stay as they are, and to weights that stay where they are; rewinding
+    the cache is fine. Hooks on the model see the recording, not what is replayed.
 
     Args:
         model: a `minigpt.GPT2` in evaluation mode; its blocks may be compiled.
@@ -82,19 +85,22 @@ class GraphedStep:
             self._place = torch.zeros(1, dtype=torch.long, device=model.device)
             self._pad = torch.zeros(cache.rows, dtype=torch.long, device=model.device)
         self._pad_there: Tensor | None = None  # what was copied to it; None: zeros
-        self._parts = [module.__dict__ for module in model.modules()]
+        modules = list(model.modules())
+        self._parts = [module.__dict__ for module in modules]
+        self._is_ours = {type(module).__module__.partition(".")[0] for module in modules} <= {*OURS}
         computation = fused if can_be_fused(model, cache) else by_modules
         self._compute = computation(model, cache, self._tokens, self._place, self._pad)
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
-    def is_watched(self) -> bool:
-        """Whether hooks are to see what happens within the model, or it is in training mode."""
+    def may_be_replayed(self) -> bool:
+        """Whether the model's modules need not be called: they are ours, in evaluation mode, and have no hooks."""
         if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
-            return True
-        return any(
-            part["training"] or part["_forward_hooks"] or part["_forward_pre_hooks"] for part in self._parts
+            return False
+        return self._is_ours and not any(
+            part["training"] or part["_forward_hooks"] or part["_forward_pre_hooks"] or "forward" in part
+            for part in self._parts
         )
 
     @torch.no_grad()
@@ -130,7 +136,9 @@ class GraphedStep:
             if not self._tokens.is_cuda or self._calls <= BEFORE:
                 return self._compute()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(
+                graph, capture_error_mode="thread_local"
+            ):  # other threads may go on meanwhile
                 self._logits = self._compute()
         self._graph = graph
         graph.replay()
