@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,9 +86,16 @@ def kernels_for_any_length(device: torch.device) -> AbstractContextManager[None]
     On a GPU torch may take cuDNN's, which is planned anew for each length: on an H200 for 45 ms, where it then computes
     for 0.1 ms. That pays off in training, whose lengths do not change.
     """
-    if device.type != "cuda" or torch.is_grad_enabled():
+    flags: Any = torch.backends.cuda
+    if device.type != "cuda" or torch.is_grad_enabled() or not flags.cudnn_sdp_enabled():
         return nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    others = {
+        SDPBackend.FLASH_ATTENTION: flags.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: flags.mem_efficient_sdp_enabled(),
+        SDPBackend.MATH: flags.math_sdp_enabled(),
+    }
+    allowed = [kernel for kernel, is_enabled in others.items() if is_enabled]
+    return sdpa_kernel(allowed) if allowed else nullcontext()
 
 
 class ScaledDotProductAttention(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,16 @@ class KVCache:
     def __repr__(self) -> str:
         pad = "" if self.pad is None else f", pad={self.pad.tolist()}"
         return f"KVCache(rows={self.rows}, length={self.length} of {self.n_max}{pad})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, or a pickle: what follows from the memory is left out."""
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_slots", "layers", "step")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._store(self._reserved, self._begin)
 
     def advance(self, n: int) -> None:
         """Commits the `n` tokens that the layers have just stored."""
@@ -231,7 +242,9 @@ class LayerCache:
     """One layer's share of a `KVCache`."""
 
     def __init__(self, cache: KVCache, slots: Tensor) -> None:
-        self._cache, self._slots = cache, slots  # (key | value, B, H, n_max, K)
+        # The cache holds this, and so its memory is given back as soon as it is let go.
+        self._cache: KVCache = weakref.proxy(cache)
+        self._slots = slots  # (key | value, B, H, n_max, K)
 
     @property
     def length(self) -> int:

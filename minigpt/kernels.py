@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALL = 1 << 19  # elements: 2 MB, what a core's own cache holds
-FEW_ROWS = 3  # up to which MKL reads each weight once, on Intel's processors
-MANY_ROWS = 16  # from which on its product with whole weights is as fast there as that in blocks
+FEW_ROWS_INTEL = 3  # up to which MKL reads each weight once, on Intel's processors
+MANY_ROWS_INTEL = 16  # from which on its product with whole weights is as fast there as that in blocks
 FEW_ROWS_AMD = 4  # up to which MKL's product in blocks is faster there than oneDNN's
 BLOCK = 32  # outputs: their weights fit into a core's own cache, and every width of GPT-2 is a multiple
 CHUNK = 32 << 20  # bytes of memory that weights share: about a layer of gpt2
@@ -79,7 +79,7 @@ def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
     """The same where other kernels give the same, by a weight's number of elements and how they lie in memory."""
     if not MKL_IS_FAST:
         return "in blocks, transposed" if outputs_first and rows <= FEW_ROWS_AMD else "onednn"
-    in_blocks = size >= SMALL and outputs_first and FEW_ROWS < rows < MANY_ROWS
+    in_blocks = size >= SMALL and outputs_first and FEW_ROWS_INTEL < rows < MANY_ROWS_INTEL
     return "in blocks" if in_blocks else "mkl"
 
 

@@ -1,7 +1,7 @@
 """Measures speed against other programs, interleaved in one run.
 
     python scripts/bench.py                                      print the tables
-    python scripts/bench.py --update docs/benchmarks.md          and put them between the page's bench marks
+    python scripts/bench.py --update docs/benchmarks.md          and put them between the page's marks for this maker's processors
     python scripts/bench.py --workloads a bundled --rounds 3     a part of them
     python scripts/bench.py --sides "transformers float32" "minigpt int8"     and of those who take part
 
@@ -234,8 +234,8 @@ def bandwidth() -> float:
 
 
 def maker() -> str:
-    """Whose processor this is: AMD's, or else it is compared with what we aim at on Intel's."""
-    return "AMD" if "AMD" in cpu_name() else "Intel"
+    """Who made this processor."""
+    return next((name for name in ("AMD", "Intel") if name in cpu_name()), "another maker")
 
 
 def machine() -> str:
@@ -322,6 +322,8 @@ def main() -> None:
         "--update", type=Path, nargs="+", default=[], metavar="FILE", help="put the tables into these pages"
     )
     args = parser.parse_args()
+    if args.update and maker() == "another maker":
+        parser.error(f"--update: the pages have figures of processors by AMD and Intel, this is {cpu_name()}")
     if args.png and not {REFERENCE, *OURS} <= {*args.sides}:
         parser.error(
             f"--png shows {', '.join(OURS)} beside {REFERENCE}: name them all after --sides, or leave it out"

@@ -128,7 +128,9 @@ def add_model_flags(parser: Parser) -> None:
         help="keep weights in fewer bits: nearly as exact (float16 more so), and faster on a CPU from gpt2's size on",
     )  # fmt: skip
     group.add_argument(
-        "--compile", action="store_true", help="torch.compile the blocks: slow first step, faster after"
+        "--compile",
+        action="store_true",
+        help="torch.compile the blocks: slow first step, faster after (but new tokens on a GPU are faster without)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
 

@@ -61,7 +61,7 @@ def embedding(tokens: Tensor, place: Tensor, pad: Tensor, weights: Weights) -> T
     n_embd = weights.token_embedding.size(1)
     x = weights.token_embedding.new_empty(len(tokens), n_embd)
     _embedding[(len(tokens),)](
-        tokens, place, pad, weights.token_embedding, weights.position_embedding, x, n_embd,
+        tokens, place, pad, weights.token_embedding, weights.position_embedding, x, *weights.token_embedding.shape,
         WIDTH=triton.next_power_of_2(n_embd),
     )  # fmt: skip
     return x
@@ -151,11 +151,16 @@ def _can_begin_early(device: torch.device) -> bool:
 
 
 @triton.jit
-def _embedding(tokens, place, pad, token_embedding, position_embedding, x, n_embd, WIDTH: tl.constexpr):
+def _embedding(
+    tokens, place, pad, token_embedding, position_embedding, x, vocab_size, n_embd, WIDTH: tl.constexpr
+):
+    """One row; an id that is none becomes NaN, as which it reaches the logits."""
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
-    token, position = tl.load(tokens + row), tl.load(place) - tl.load(pad + row)
-    its_own = tl.load(token_embedding + token * n_embd + d, d < n_embd).to(tl.float32)
-    its_place = tl.load(position_embedding + position * n_embd + d, d < n_embd).to(tl.float32)
+    token, position = tl.load(tokens + row), tl.maximum(tl.load(place) - tl.load(pad + row), 0)
+    known = tl.minimum(tl.maximum(token, 0), vocab_size - 1)
+    its_own = tl.load(token_embedding + known * n_embd + d, d < n_embd, 0.0).to(tl.float32)
+    its_own = tl.where(known == token, its_own, float("nan"))
+    its_place = tl.load(position_embedding + position * n_embd + d, d < n_embd, 0.0).to(tl.float32)
     tl.store(x + row * n_embd + d, its_own + its_place, d < n_embd)
 
 

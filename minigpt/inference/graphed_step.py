@@ -9,9 +9,13 @@ time: a tensor names the slot for the new key, and the last one that attention l
 
 from __future__ import annotations
 
+import functools
+import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,7 +31,10 @@ from minigpt.inference import plain_pass
 BEFORE = 2
 DEVICES = ("cuda",)  # whose kernels take longer to be launched than to run
 OURS = ("minigpt", "torch")  # packages whose modules do nothing but compute
-FEW_ROWS = 3  # up to which `fused_step` is faster than cuBLAS for all of GPT-2's sizes
+FUSED_ROWS = 3  # up to which `fused_step` is faster than cuBLAS, for all of GPT-2's sizes
+FUSED_WIDTH = 8192  # the most inputs of a layer that it was measured with
+FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # it adds up in float32
+RECORDING = Lock()  # torch records one graph at a time in a process
 
 # Shapes below:  B rows · N slots of the cache · H heads · K head dimension · V vocab_size
 
@@ -41,6 +48,8 @@ def step_for(model: Any, tokens: Tensor, cache: object) -> GraphedStep | None:
     if not one_each or not isinstance(cache, KVCache):
         return None
     if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+        return None
+    if torch._C._len_torch_dispatch_stack():  # somebody counts or changes what is computed
         return None
     if cache.step is None or cache.step.model is not model:
         cache.step = GraphedStep(model, cache)
@@ -79,7 +88,10 @@ class GraphedStep:
     """
 
     def __init__(self, model: Any, cache: KVCache) -> None:
-        self.model, self._cache = model, cache
+        self.model, self._cache = (
+            model,
+            weakref.proxy(cache),
+        )  # which holds this step, and is to go when it is let go
         with torch.inference_mode(False):  # tensors made in that mode can be written to in no other
             self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=model.device)
             self._place = torch.zeros(1, dtype=torch.long, device=model.device)
@@ -87,12 +99,19 @@ class GraphedStep:
         self._pad_there: Tensor | None = None  # what was copied to it; None: zeros
         modules = list(model.modules())
         self._parts = [module.__dict__ for module in modules]
-        self._is_ours = {type(module).__module__.partition(".")[0] for module in modules} <= {*OURS}
-        computation = fused if can_be_fused(model, cache) else by_modules
+        self._is_ours = all(
+            map(_is_ours, [*map(type, modules), *(block.mlp.activation for block in model.blocks)])
+        )
+        self.is_fused = can_be_fused(model, cache)
+        computation = fused if self.is_fused else by_modules
         self._compute = computation(model, cache, self._tokens, self._place, self._pad)
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
+
+    @property
+    def is_recorded(self) -> bool:
+        return self._graph is not None
 
     def may_be_replayed(self) -> bool:
         """Whether the model's modules need not be called: they are ours, in evaluation mode, and have no hooks."""
@@ -110,7 +129,7 @@ class GraphedStep:
         Shapes: (B, 1)  ->  (B, V)
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the cache is full. The model's context length is for the caller to see to.
         """
         self._cache.check_room(1)
         self._set(tokens)
@@ -131,18 +150,24 @@ class GraphedStep:
             self._pad.copy_(torch.zeros_like(self._pad) if self._pad_there is None else self._pad_there)
 
     def _compute_or_record(self) -> Tensor:
+        device = self._tokens.device
         self._calls += 1
-        with torch.cuda.device_of(self._tokens), kernels_for_any_length(self._tokens.device):  # type: ignore[no-untyped-call]
-            if not self._tokens.is_cuda or self._calls <= BEFORE:
+        with torch.cuda.device_of(self._tokens), kernels_for_any_length(device):  # type: ignore[no-untyped-call]
+            if device.type != "cuda" or self._calls <= BEFORE:
                 return self._compute()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, capture_error_mode="thread_local"
-            ):  # other threads may go on meanwhile
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # Other threads may compute meanwhile, but not record.
+            with RECORDING, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._logits = self._compute()
         self._graph = graph
         graph.replay()
         return self._logits.clone()
+
+
+def _is_ours(code: Any) -> bool:
+    """Whether a class or function does nothing but compute."""
+    home = getattr(code, "func", code).__module__ or "torch"  # torch's functions in C++ may have none
+    return home.partition(".")[0] in OURS
 
 
 # Two ways to compute a step from the tensors that hold its numbers: tokens (B, 1), place (1,) and pad (B,).
@@ -163,7 +188,7 @@ def by_modules(
         seen = (slots <= place) & (slots >= pad[:, None])  # (B, N)
         # Kernels want it as numbers to add to the scores: made here, it is not made in every layer.
         mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None, None]
-        x = model.token_embedding(tokens) + model.position_embedding((place - pad)[:, None])
+        x = model.token_embedding(tokens) + model.position_embedding((place - pad).clamp_min(0)[:, None])
         for block, layer in zip(model.blocks, layers, strict=True):
             x = block(x, layer, mask)
         logits: Tensor = model.unembed(model.final_norm(x)[:, -1])
@@ -174,18 +199,41 @@ def by_modules(
 
 def can_be_fused(model: Any, cache: KVCache) -> bool:
     """Whether `fused_step` computes what the model computes, and faster."""
-    if not cache.slots.is_cuda or cache.rows > FEW_ROWS or find_spec("triton") is None:
+    slots, config = cache.slots, model.config
+    if not slots.is_cuda or slots.dtype not in FUSED_DTYPES or cache.rows > FUSED_ROWS:
         return False
-    return bool(model.is_plain()) and all(
+    if max(config.n_embd, config.mlp_dim) > FUSED_WIDTH or not model.is_plain():
+        return False
+    embeddings = (model.token_embedding.weight, model.position_embedding.weight)
+    lie_well = all(weight.is_contiguous() for weight in embeddings) and all(
         layer.weight is not None and layer.weight.stride(0) == 1  # each output's weights lie together
         for block in plain_pass.weights(model.blocks)
         for layer in (block.qkv, block.attn_out, block.mlp_up, block.mlp_down)
     )
+    return lie_well and triton_works(slots.device)
+
+
+@functools.cache
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton can compile for this GPU: it needs a C compiler, and a folder to keep what it has compiled."""
+    if find_spec("triton") is None:
+        return False
+    from minigpt.inference import fused_step  # imports triton, which is not everywhere
+
+    ones = torch.ones(16, 16, device=device)
+    try:
+        with torch.cuda.device(device):
+            fused_step.product(ones, ones)
+    except Exception as error:  # whatever it is, there is another way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"Triton cannot be used ({reason:.200}): texts take longer", stacklevel=2)
+        return False
+    return True
 
 
 def fused(model: Any, cache: KVCache, tokens: Tensor, place: Tensor, pad: Tensor) -> Callable[[], Tensor]:
     """By a few large kernels, to which the weights are given as they lie."""
-    from minigpt.inference import fused_step  # needs Triton, which torch brings where there may be a GPU
+    from minigpt.inference import fused_step
 
     weights = fused_step.Weights(
         model.token_embedding.weight,

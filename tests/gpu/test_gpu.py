@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer import flags, learned, metrics, train, well, write_text
 
 from minigpt import GPT2, GPT2Config, Tokenizer
+from minigpt.inference.graphed_step import GraphedStep
 from minigpt.interp import record_text
 from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, Strategy, generate
 from minigpt.sampler.engine.random_stream import RandomStream, sample
@@ -89,8 +90,13 @@ def test_split_and_padded_are_whole(there: GPT2, prompts: list[list[int]]) -> No
         torch.testing.assert_close(row[-len(prompt) :], alone, rtol=0, atol=FLOAT32)
 
 
-def by_modules(model: GPT2, prompts: list[list[int]], news: list[list[list[int]]]) -> list[Tensor]:
-    """The logits after each of some steps, computed by the modules: a hook that does nothing keeps all else away."""
+Step = GraphedStep | None
+
+
+def by_modules(
+    model: GPT2, prompts: list[list[int]], news: list[list[list[int]]]
+) -> tuple[list[Tensor], Step]:
+    """As `by_steps` by the modules: a hook that does nothing keeps all else away."""
     hook = model.blocks[0].register_forward_hook(lambda *_: None)
     try:
         return by_steps(model, prompts, news)
@@ -99,14 +105,15 @@ def by_modules(model: GPT2, prompts: list[list[int]], news: list[list[list[int]]
 
 
 @torch.no_grad()
-def by_steps(model: GPT2, prompts: list[list[int]], news: list[list[list[int]]]) -> list[Tensor]:
-    """The same as the model computes it by itself: from the third step on a recording, on a GPU."""
+def by_steps(model: GPT2, prompts: list[list[int]], news: list[list[list[int]]]) -> tuple[list[Tensor], Step]:
+    """The logits after each step as the model computes it by itself; on a GPU, from the third on by replay."""
     longest = max(map(len, prompts))
     pads = torch.tensor([longest - len(prompt) for prompt in prompts], device=model.device)
     cache = model.new_cache(longest + len(news), len(prompts), pads if pads.any() else None)
     batch = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
     model.next_logits(torch.tensor(batch, device=model.device), cache)
-    return [model.next_logits(torch.tensor(new, device=model.device), cache) for new in news]
+    logits = [model.next_logits(torch.tensor(new, device=model.device), cache) for new in news]
+    return logits, cache.step
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
@@ -130,8 +137,14 @@ def test_a_recorded_step_is_the_plain_one(
     model = GPT2.from_pretrained(tmp_path, device=WHERE, dtype=dtype)
     prompts = [list(range(5, 5 + length)) for length in (300, 7, 64, 130, 1)[:rows]]
     news = [[[n + row] for row in range(rows)] for n in range(9)]
-    for ours, plain in zip(by_steps(model, prompts, news), by_modules(model, prompts, news), strict=True):
+    found, step = by_steps(model, prompts, news)
+    expected, _ = by_modules(model, prompts, news)
+    for ours, plain in zip(found, expected, strict=True):
         assert (ours.float() - plain.float()).norm() < close * plain.float().norm()
+    if WHERE != "cpu":
+        assert step is not None
+        assert step.is_recorded
+        assert step.is_fused == (rows <= 3 and activation != "relu")
 
 
 @torch.no_grad()
@@ -157,7 +170,9 @@ def test_steps_in_and_out_of_inference_mode(there: GPT2, prompts: list[list[int]
         new = torch.tensor([[n]], device=there.device)
         with torch.inference_mode(n % 2 == 0):
             first = there.next_logits(new, caches[0])
+        hook = there.blocks[0].register_forward_hook(lambda *_: None)  # so that the modules compute it
         torch.testing.assert_close(first, there.next_logits(new, caches[1]), rtol=0, atol=FLOAT32)
+        hook.remove()
 
 
 def test_rows_that_leave_change_nothing_of_the_others(there: GPT2, prompts: list[list[int]]) -> None:

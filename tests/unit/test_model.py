@@ -13,6 +13,7 @@ from fakes import tiny_gpt2
 
 from minigpt import GPT2, GPT2Config
 from minigpt.atomic import all_or_none
+from minigpt.kernels import outputs_first
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 TOKENS = torch.arange(10)[None]
@@ -113,8 +114,12 @@ def test_an_interrupted_block_leaves_the_folder_as_it_was(tmp_path):
 def test_a_loaded_model_is_stored_without_gaps(model, tmp_path):
     """Row by row, or column by column where this machine multiplies that faster."""
     model.save_pretrained(tmp_path)
-    for parameter in GPT2.from_pretrained(tmp_path).parameters():
-        assert parameter.is_contiguous() or parameter.t().is_contiguous()
+    for name, parameter in GPT2.from_pretrained(tmp_path).named_parameters():
+        is_linear = name.startswith("blocks.") and parameter.dim() == 2
+        if is_linear and outputs_first(parameter.shape, parameter.dtype, parameter.device):
+            assert parameter.t().is_contiguous()
+        else:
+            assert parameter.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

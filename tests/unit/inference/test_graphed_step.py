@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt import GPT2, GPT2Config
 from minigpt.inference import graphed_step
 from minigpt.inference.graphed_step import GraphedStep
-from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, Strategy, generate
+from minigpt.sampler import Beam, Greedy, Sample, Strategy, generate
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=16, n_embd=32, n_layer=3, n_head=4)
 TOKENS = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
@@ -85,11 +90,11 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 
 @pytest.mark.parametrize(
     "strategy",
-    [Greedy(), Sample(seed=3), Beam(num_beams=3), PromptLookup(draft_schedule="constant")],
+    [Greedy(), Sample(seed=3), Beam(num_beams=3)],
     ids=lambda strategy: type(strategy).__name__,
 )
 def test_texts_are_those_of_the_modules(strategy: Strategy, steps: list[int]) -> None:
-    """Rows leave, move, fork and are rewound."""
+    """Rows leave, and beams fork."""
     model = new_model()
 
     def texts() -> list[list[list[int]]]:
@@ -97,7 +102,7 @@ def test_texts_are_those_of_the_modules(strategy: Strategy, steps: list[int]) ->
         return [[completion.tokens for completion in completions] for completions in results]
 
     found = texts()
-    assert steps or isinstance(strategy, PromptLookup)
+    assert len(steps) > 5
     hook = model.blocks[0].register_forward_hook(lambda *_: None)
     steps.clear()
     assert texts() == found
@@ -116,6 +121,47 @@ def test_many_prompts_are_continued_as_each_alone(steps: list[int]) -> None:
         done.tokens for (done,) in generate(model, prompts, max_new_tokens=6, end_tokens=[3, 20])
     ] == alone
     assert max(steps) > 1
+
+
+def test_a_row_may_begin_with_padding_alone(steps: list[int]) -> None:
+    ours, theirs = new_model(), new_model()
+    theirs.blocks[0].register_forward_hook(lambda *_: None)
+    pad = torch.tensor([0, 2])
+    caches = [model.new_cache(9, 2, pad) for model in (ours, theirs)]
+    for n in range(4):
+        new = torch.tensor([[n], [n + 5]])
+        first, second = (
+            model.next_logits(new, cache) for model, cache in zip((ours, theirs), caches, strict=True)
+        )
+        rows = slice(None) if n >= 2 else slice(1)  # the other is padding, and its logits mean nothing
+        torch.testing.assert_close(first[rows], second[rows], rtol=0, atol=CLOSE)
+    assert steps == [2] * 4
+
+
+def test_a_copy_of_a_cache_goes_on_by_itself(steps: list[int]) -> None:
+    model = new_model()
+    cache = model.new_cache(9)
+    for token in (1, 2, 3):
+        model.next_logits(torch.tensor([[token]]), cache)
+    copies = [copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))]
+    for token in (4, 5):
+        expected = model.next_logits(torch.tensor([[token]]), cache)
+        for other in copies:
+            assert torch.equal(model.next_logits(torch.tensor([[token]]), other), expected)
+
+
+def test_a_cache_that_is_let_go_keeps_nothing(steps: list[int]) -> None:
+    """At once: on a GPU, the next model may need the memory."""
+    model = new_model()
+    cache = model.new_cache(9)
+    model.next_logits(torch.tensor([[1]]), cache)
+    left = [weakref.ref(kept) for kept in (model, cache, cache.slots)]
+    gc.disable()
+    try:
+        del model, cache
+        assert [kept() for kept in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()
@@ -142,7 +188,15 @@ class OfAStranger(torch.nn.GELU):
     __module__ = "somebody.else"
 
 
-@pytest.mark.parametrize("how", ["hook", "pre-hook", "method", "class", "training"])
+def of_a_stranger(x: Tensor) -> Tensor:
+    """A function that may do anything when it is called, as far as we know."""
+    return x
+
+
+of_a_stranger.__module__ = "somebody.else"
+
+
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "method", "class", "function", "training"])
 @torch.no_grad()
 def test_whoever_wants_to_see_each_call_does(how: str, steps: list[int]) -> None:
     model = new_model()
@@ -160,17 +214,20 @@ def test_whoever_wants_to_see_each_call_does(how: str, steps: list[int]) -> None
     elif how == "training":
         mlp.train()
     else:
-        mlp.activation = OfAStranger().eval()
+        mlp.activation = OfAStranger().eval() if how == "class" else of_a_stranger
         cache = model.new_cache(9)  # what is put into a model between two steps of a cache is not seen
     model.next_logits(torch.tensor([[3]]), cache)
     assert steps == [1]
 
 
-def test_under_autocast_the_modules_are_called(steps: list[int]) -> None:
+def test_where_what_is_computed_is_changed_or_counted_the_modules_are_called(steps: list[int]) -> None:
     model = new_model()
     cache = model.new_cache(9)
     with torch.autocast("cpu", torch.bfloat16):
         model.next_logits(torch.tensor([[1]]), cache)
+    with FlopCounterMode(display=False) as counter:
+        model.next_logits(torch.tensor([[1]]), cache)
+    assert counter.get_total_flops() > 0
     assert not steps
     model.next_logits(torch.tensor([[1]]), cache)
     assert steps == [1]

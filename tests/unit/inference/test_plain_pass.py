@@ -108,7 +108,7 @@ def test_long_prompts_give_the_same_bits(
     assert torch.equal(fast, model.hidden_states(tokens, model.new_cache(n_tokens)))
 
 
-@pytest.mark.parametrize("way", ["mkl", "in blocks", "onednn"])
+@pytest.mark.parametrize("way", ["mkl", "in blocks", "in blocks, transposed", "onednn"])
 @pytest.mark.parametrize("kind", [None, "int8", "float16"])
 def test_python_and_torchscript_give_the_same_bits(
     kind: str | None, way: str, monkeypatch: pytest.MonkeyPatch
