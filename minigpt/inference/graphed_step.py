@@ -88,10 +88,10 @@ class GraphedStep:
     """
 
     def __init__(self, model: Any, cache: KVCache) -> None:
-        self.model, self._cache = (
-            model,
-            weakref.proxy(cache),
-        )  # which holds this step, and is to go when it is let go
+        self.model = model
+        self._cache: KVCache = weakref.proxy(
+            cache
+        )  # which holds this step: both are gone as soon as it is let go
         with torch.inference_mode(False):  # tensors made in that mode can be written to in no other
             self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=model.device)
             self._place = torch.zeros(1, dtype=torch.long, device=model.device)
@@ -99,9 +99,8 @@ class GraphedStep:
         self._pad_there: Tensor | None = None  # what was copied to it; None: zeros
         modules = list(model.modules())
         self._parts = [module.__dict__ for module in modules]
-        self._is_ours = all(
-            map(_is_ours, [*map(type, modules), *(block.mlp.activation for block in model.blocks)])
-        )
+        functions = [part["activation"] for part in self._parts if "activation" in part]
+        self._is_ours = all(map(_is_ours, [*map(type, modules), *functions]))
         self.is_fused = can_be_fused(model, cache)
         computation = fused if self.is_fused else by_modules
         self._compute = computation(model, cache, self._tokens, self._place, self._pad)
@@ -185,7 +184,7 @@ def by_modules(
     dtype = torch.float32 if upcast else model.position_embedding.weight.dtype
 
     def compute() -> Tensor:
-        seen = (slots <= place) & (slots >= pad[:, None])  # (B, N)
+        seen = (slots <= place) & (slots >= pad[:, None]) | (slots == place)  # (B, N)
         # Kernels want it as numbers to add to the scores: made here, it is not made in every layer.
         mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None, None]
         x = model.token_embedding(tokens) + model.position_embedding((place - pad).clamp_min(0)[:, None])
