@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +60,7 @@ class KVCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, or a pickle: what follows from the memory is left out."""
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("_slots", "layers", "step")
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in ("_slots", "step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -77,6 +74,11 @@ class KVCache:
     def slots(self) -> Tensor:
         """Keys and values of all layers, and room for more: (layer, key | value, B, H, n_max, K)."""
         return self._slots
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """Each layer's share. Made anew, for one that the cache held would hold the cache, and its memory, in turn."""
+        return [LayerCache(self, self._slots[layer]) for layer in range(len(self._slots))]
 
     def pads(self) -> list[int]:
         """How many of the first slots of each row are padding."""
@@ -223,7 +225,6 @@ class KVCache:
         self.step: Any = None  # what `inference.graphed_step` has made for just this memory
         self._slots = reserved[..., begin:, :]  # those in use
         self.n_max = self._slots.size(-2)
-        self.layers = [LayerCache(self, self._slots[layer]) for layer in range(len(self._slots))]
 
     def _set_pads(self, pads: Sequence[int]) -> None:
         self._pad_rows(torch.tensor(pads) if any(pads) else None)
@@ -242,9 +243,7 @@ class LayerCache:
     """One layer's share of a `KVCache`."""
 
     def __init__(self, cache: KVCache, slots: Tensor) -> None:
-        # The cache holds this, and so its memory is given back as soon as it is let go.
-        self._cache: KVCache = weakref.proxy(cache)
-        self._slots = slots  # (key | value, B, H, n_max, K)
+        self._cache, self._slots = cache, slots  # (key | value, B, H, n_max, K)
 
     @property
     def length(self) -> int:
