@@ -122,18 +122,21 @@ def _in_blocks(rows: Tensor, weight: Tensor, block: int = BLOCK) -> Tensor:
 
     Shapes: (rows, in), (out, in)  ->  (rows, out)
     """
-    whole = len(weight) // block * block
-    blocks = weight[:whole].view(-1, block, weight.size(1))
+    blocks = _blocks(weight, block)
     y = torch.bmm(rows.expand(len(blocks), -1, -1), blocks.mT)  # (blocks, rows, block)
-    return _with_rest(y.transpose(0, 1).reshape(len(rows), whole), rows, weight)
+    return _with_rest(y.transpose(0, 1).reshape(len(rows), -1), rows, weight)
 
 
 def _in_blocks_transposed(rows: Tensor, weight: Tensor, block: int = BLOCK) -> Tensor:
     """The same as products of each block with the columns of rowsᵀ, which are the transpose of it."""
-    whole = len(weight) // block * block
-    blocks = weight[:whole].view(-1, block, weight.size(1))
+    blocks = _blocks(weight, block)
     y = torch.bmm(blocks, rows.t().expand(len(blocks), -1, -1))  # (blocks, block, rows)
-    return _with_rest(y.view(whole, len(rows)).t().contiguous(), rows, weight)
+    return _with_rest(y.flatten(0, 1).t().contiguous(), rows, weight)
+
+
+def _blocks(weight: Tensor, block: int) -> Tensor:
+    """All whole blocks of a weight's outputs: (out, in)  ->  (blocks, block, in)."""
+    return weight[: len(weight) // block * block].view(-1, block, weight.size(1))
 
 
 def _with_rest(y: Tensor, rows: Tensor, weight: Tensor) -> Tensor:

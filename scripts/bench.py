@@ -32,7 +32,7 @@ import torch
 import transformers
 from bench_many import many_table
 from bench_sides import Crashed, Worker
-from pages import put
+from pages import MAKERS, put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -235,7 +235,7 @@ def bandwidth() -> float:
 
 def maker() -> str:
     """Who made this processor."""
-    return next((name for name in ("AMD", "Intel") if name in cpu_name()), "another maker")
+    return next((name for name in MAKERS if name in cpu_name()), "another maker")
 
 
 def machine() -> str:

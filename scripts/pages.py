@@ -12,6 +12,10 @@ from pathlib import Path
 from minigpt.atomic import replace_text
 
 ROOT = Path(__file__).parent.parent
+MAKERS = (
+    "Intel",
+    "AMD",
+)  # of processors: docs/benchmarks.md has a table of each, between marks "bench on ..."
 
 
 def put(text: str, page: Path, mark: str) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 
-from pages import ROOT, put
+from pages import MAKERS, ROOT, put
 
 from minigpt.atomic import replace_text
 
@@ -25,7 +25,6 @@ COMMAND = re.compile(r"(<!-- output of: python (.*?) -->\n).*?(<!-- end -->)", r
 PYTHON = re.compile(
     r"(```python\n((?:(?!```).)*?)```\n\n<!-- printed by the Python above -->\n).*?(<!-- end -->)", re.DOTALL
 )
-MAKERS = ("Intel", "AMD")  # of processors, in whose tables in docs/benchmarks.md the speed is
 SHOWN = ("transformers float32", "minigpt float32", "minigpt float16", "minigpt int8")
 WIDTH = 100  # columns that a page shows without scrolling
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minigpt.inference import plain_pass
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 
 # Shapes below:  B rows · N slots of the cache · D n_embd · V vocab_size
@@ -36,6 +37,17 @@ class Weights(NamedTuple):
     blocks: Sequence[BlockWeights]
     final_norm: Norm
     head: Tensor  # (V, D)
+
+    @classmethod
+    def of(cls, model: Any) -> Weights:
+        """A model's own, as they lie."""
+        return cls(
+            model.token_embedding.weight,
+            model.position_embedding.weight,
+            plain_pass.weights(model.blocks),
+            plain_pass.norm(model.final_norm),
+            getattr(model.head, "weight", model.token_embedding.weight),  # a tied head has none
+        )
 
 
 def next_logits(weights: Weights, slots: Tensor, tokens: Tensor, place: Tensor, pad: Tensor) -> Tensor:

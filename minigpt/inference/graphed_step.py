@@ -234,11 +234,4 @@ def fused(model: Any, cache: KVCache, tokens: Tensor, place: Tensor, pad: Tensor
     """By a few large kernels, to which the weights are given as they lie."""
     from minigpt.inference import fused_step
 
-    weights = fused_step.Weights(
-        model.token_embedding.weight,
-        model.position_embedding.weight,
-        plain_pass.weights(model.blocks),
-        plain_pass.norm(model.final_norm),
-        getattr(model.head, "weight", model.token_embedding.weight),
-    )
-    return partial(fused_step.next_logits, weights, cache.slots, tokens, place, pad)
+    return partial(fused_step.next_logits, fused_step.Weights.of(model), cache.slots, tokens, place, pad)

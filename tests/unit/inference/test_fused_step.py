@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from minigpt import GPT2, GPT2Config
-from minigpt.inference import plain_pass
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # which it reads when it is imported
 fused_step = pytest.importorskip(
@@ -42,10 +41,7 @@ def test_it_is_the_models_own_step(config: GPT2Config, length: int, pads: list[i
         cache.slots.fill_(float("nan"))  # as memory may be that nothing was written to
         if length:
             model.next_logits(read, cache)
-    weights = fused_step.Weights(
-        model.token_embedding.weight, model.position_embedding.weight, plain_pass.weights(model.blocks),
-        plain_pass.norm(model.final_norm), getattr(model.head, "weight", model.token_embedding.weight),
-    )  # fmt: skip
+    weights = fused_step.Weights.of(model)
     tokens = torch.arange(len(pads))[:, None]
     found = fused_step.next_logits(weights, caches[0].slots, tokens, torch.tensor([length]), pad)
     torch.testing.assert_close(found, model.next_logits(tokens, caches[1]), rtol=0, atol=2e-5)
@@ -56,10 +52,7 @@ def test_it_is_the_models_own_step(config: GPT2Config, length: int, pads: list[i
 def test_an_id_that_is_none_becomes_nan() -> None:
     model = GPT2(CONFIG).eval()
     place = torch.zeros(1, dtype=torch.long)
-    weights = fused_step.Weights(
-        model.token_embedding.weight, model.position_embedding.weight, [], plain_pass.norm(model.final_norm),
-        model.token_embedding.weight,
-    )  # fmt: skip
+    weights = fused_step.Weights.of(model)
     for token in (-1, 61):
         x = fused_step.embedding(torch.tensor([[token]]), place, place, weights)
         assert x.isnan().all()
