@@ -135,7 +135,7 @@ class RowByRowAttention(ScaledDotProductAttention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        pads = _pads(mask, q.size(-2), k.size(-2))
+        pads = pads_of(mask, q.size(-2), k.size(-2))
         return super().forward(q, k, v, mask) if pads is None else row_by_row(q, k, v, pads, self.scale)
 
 
@@ -155,7 +155,7 @@ def row_by_row(q: Tensor, k: Tensor, v: Tensor, pads: list[int], scale: float) -
     return y
 
 
-def _pads(mask: Tensor | None, n_new: int, n_seen: int) -> list[int] | None:
+def pads_of(mask: Tensor | None, n_new: int, n_seen: int) -> list[int] | None:
     """Each row's padding, if the mask is the one that `attention_mask` makes of it, and not somebody's own."""
     if mask is None or mask.dim() != 4 or mask.dtype != torch.bool:
         return None

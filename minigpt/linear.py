@@ -43,6 +43,3 @@ class SmallMatrix(Protocol):
     @property
     def weight(self) -> Tensor:
         """The plain tensor that a file keeps: (out, in)."""
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """The product rows · weightᵀ: (rows, in)  ->  (rows, out)."""

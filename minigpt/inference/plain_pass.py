@@ -8,9 +8,9 @@ replaced, it trains, it is compiled), the modules are called as ever: hooks see 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,10 @@ from minigpt import kernels
 from minigpt.attention import CausalAttention, RowByRowAttention, ScaledDotProductAttention
 from minigpt.cache import KVCache
 from minigpt.inference import block_functions as functions
-from minigpt.inference import scripted
+from minigpt.inference import compiled_pass, scripted
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 from minigpt.linear import Linear
-from minigpt.quantization import float16, int8
+from minigpt.quantization import compiled, float16, int8
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
@@ -45,22 +45,34 @@ def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: 
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return False
-    return all(_is_plain_block(block, block_kind, mlp_kind) for block in blocks)
+    kinds = COMPILED if _is_compiled(blocks) else OF_TORCH
+    return all(_is_plain_block(block, block_kind, mlp_kind, kinds) for block in blocks)
 
 
-def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
+class Kinds(NamedTuple):
+    """What the parts of a plain block are."""
+
+    norm: type[nn.Module]
+    attention: tuple[type[nn.Module], ...]
+    is_gelu: Callable[[Any], object]
+    is_linear: Callable[[Any], bool]
+
+
+def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module], kinds: Kinds) -> bool:
     if not is_plain(block, kind):
         return False
     parts = block._modules
     attn, mlp = parts["attn"], parts["mlp"]
-    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and _gelu(mlp.activation)):
+    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and kinds.is_gelu(mlp.activation)):
         return False
     own, of_mlp = attn._modules, mlp._modules
+    sdpa = own["sdpa"]
     return (
-        is_plain(parts["attn_norm"], nn.LayerNorm)
-        and is_plain(parts["mlp_norm"], nn.LayerNorm)
-        and _is_plain_attention(own["sdpa"])
-        and all(map(_is_plain_linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
+        is_plain(parts["attn_norm"], kinds.norm)
+        and is_plain(parts["mlp_norm"], kinds.norm)
+        and type(sdpa) in kinds.attention
+        and is_plain(sdpa, type(sdpa))
+        and all(map(kinds.is_linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
     )
 
 
@@ -75,8 +87,14 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def _is_plain_attention(module: Any) -> bool:
-    return type(module) in (ScaledDotProductAttention, RowByRowAttention) and is_plain(module, type(module))
+def _is_compiled(blocks: Iterable[Any]) -> bool:
+    """Whether the blocks are made of the modules that call functions in C; where only some are, none is plain."""
+    return any(type(block._modules.get("attn_norm")) is compiled.LayerNorm for block in blocks)
+
+
+def _is_compiled_linear(module: Any) -> bool:
+    kind = type(module)
+    return kind in (int8.Int8Linear, int8.Int8FineLinear) and module.is_compiled and is_plain(module, kind)
 
 
 def _is_plain_linear(module: Any) -> bool:
@@ -95,6 +113,15 @@ def _gelu(activation: Any) -> str | None:
     return None
 
 
+OF_TORCH = Kinds(nn.LayerNorm, (ScaledDotProductAttention, RowByRowAttention), _gelu, _is_plain_linear)
+COMPILED = Kinds(
+    compiled.LayerNorm,
+    (compiled.Attention,),
+    lambda activation: activation is compiled.tanh_gelu,
+    _is_compiled_linear,
+)
+
+
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
     """What leaves the last block, as `x = block(x, past, mask)` from block to block.
 
@@ -104,6 +131,8 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
         ValueError: they do not fit the cache.
     """
     cache.check_room(x.size(1))
+    if _is_compiled(blocks):
+        return compiled_pass.through_blocks(blocks, x, cache)
     rows = x.size(0) * x.size(1) if kernels.is_to_choose(x) else None
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None

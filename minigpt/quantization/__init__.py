@@ -5,14 +5,15 @@ Each kind of weights is one file: `int8` and `float16`. Norms, biases and positi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.attention import RowByRowAttention, ScaledDotProductAttention
+from minigpt.attention import RowByRowAttention
 from minigpt.errors import InvalidRequest
 from minigpt.linear import Linear
+from minigpt.quantization import compiled
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
 from minigpt.quantization.huge_pages import in_huge_pages
@@ -110,10 +111,20 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
         model.set_submodule("head", kind.head(own, inputs["head"]))
     model.set_submodule("token_embedding", embedding)
     if kind.rounds_inputs:
-        for name in (f"blocks.{layer}.attn.sdpa" for layer in range(model.config.n_layer)):
-            sdpa = cast(ScaledDotProductAttention, model.get_submodule(name))
-            model.set_submodule(name, RowByRowAttention(sdpa.scale, sdpa.dropout))
+        for block in model.blocks:
+            compute_row_by_row(block, compiled.available())
     model.eval().requires_grad_(False)  # new modules are in training mode
+
+
+def compute_row_by_row(block: Any, in_c: bool) -> None:
+    """Puts into a block what gives each row the bits that it gives alone; in C, where all of the block can be."""
+    sdpa = block.attn.sdpa
+    in_c = in_c and compiled.is_tanh_gelu(block.mlp.activation)
+    block.attn.sdpa = (compiled.Attention if in_c else RowByRowAttention)(sdpa.scale, sdpa.dropout)
+    if in_c:
+        block.attn_norm = compiled.LayerNorm.like(block.attn_norm)
+        block.mlp_norm = compiled.LayerNorm.like(block.mlp_norm)
+        block.mlp.activation = compiled.tanh_gelu
 
 
 def layer_names(model: GPT2) -> list[str]:

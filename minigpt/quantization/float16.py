@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.linear import SmallMatrix
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
@@ -74,7 +73,7 @@ def can_pack() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def matrix(weight: Tensor) -> SmallMatrix:
+def matrix(weight: Tensor) -> PlainMatrix | PackedMatrix:
     """A weight as this processor multiplies it fastest."""
     kind = PackedMatrix if weight.device.type == "cpu" and can_pack() else PlainMatrix
     return kind(weight)
@@ -82,6 +81,8 @@ def matrix(weight: Tensor) -> SmallMatrix:
 
 class _Float16(Small):
     """A module with a float16 weight (out, in)."""
+
+    matrix: PlainMatrix | PackedMatrix
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

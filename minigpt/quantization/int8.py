@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minigpt.quantization import compiled
+from minigpt.quantization.compiled import CLinear, CompiledMatrix
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
@@ -33,17 +36,39 @@ EXACT = 1024  # products of 8-bit integers whose sum float32 holds exactly: 1024
 TINY = 1e-30  # instead of the largest magnitude of a channel that is all zeros
 
 
-class PlainMatrix:
-    """A weight of 8 bits, multiplied exactly on any processor: what `PackedMatrix` must equal."""
+class Matrix:
+    """A weight of 8 bits, and the layer that it makes with what stands beside it."""
 
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        self.weight, self.shape, self.scale = weight, weight.shape, scale  # int8 (out, in), float32 (out,)
+    shape: torch.Size
 
     def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
         """The product of rows that are rounded to whole steps, at most 127 of them.
 
         Shapes: (rows, in)  ->  (rows, out)
         """
+        raise NotImplementedError
+
+    def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """The product rows · weightᵀ + bias, of inputs that are rounded to 8 bits.
+
+        Shapes: (rows, in), (in,), (out,)  ->  (rows, out)
+        """
+        evened, largest = even_out(rows, input_scale)
+        return scale_back(self(evened), largest, bias)
+
+    def fine_affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """The same of inputs that are two numbers of 8 bits each."""
+        evened, largest = even_out(rows, input_scale)
+        return scale_back(put_together(self(two_numbers(evened), HUNDREDTH)), largest, bias)
+
+
+class PlainMatrix(Matrix):
+    """A weight of 8 bits, multiplied exactly on any processor: what the other two must equal."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.weight, self.shape, self.scale = weight, weight.shape, scale  # int8 (out, in), float32 (out,)
+
+    def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
         # The kernel multiplies and adds its zero with one rounding to float32: float64 holds either exactly.
         inverse = torch.tensor(1.0) / torch.tensor(step)
         shifted = (rows.double() * inverse + ZERO).float()
@@ -77,7 +102,7 @@ def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(products).sum(0, dtype=torch.int32)
 
 
-class PackedMatrix:
+class PackedMatrix(Matrix):
     """The same in the order that fbgemm's kernel reads, several times as fast; it holds the only copy."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
@@ -86,7 +111,6 @@ class PackedMatrix:
         give_back_freed_memory()
 
     def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
-        """Shapes: (rows, in)  ->  (rows, out)."""
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         return call_packed(kernel, rows, step, ZERO, self.packed)
 
@@ -134,10 +158,16 @@ def packing_is_exact() -> bool:
         return False
 
 
-def matrix(weight: Tensor, scale: Tensor) -> PlainMatrix | PackedMatrix:
-    """A weight as this processor multiplies it fastest."""
-    kind = PackedMatrix if weight.device.type == "cpu" and packing_is_exact() else PlainMatrix
-    return kind(weight, scale)
+AnyMatrix = PlainMatrix | PackedMatrix | CompiledMatrix
+
+
+def matrix(weight: Tensor, scale: Tensor) -> AnyMatrix:
+    """A weight as this machine multiplies it fastest."""
+    if weight.device.type != "cpu":
+        return PlainMatrix(weight, scale)
+    if compiled.available():
+        return CompiledMatrix(weight, scale)
+    return PackedMatrix(weight, scale) if packing_is_exact() else PlainMatrix(weight, scale)
 
 
 def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,7 +257,8 @@ def put_together(products: Tensor, rest: float = REST) -> Tensor:
 class _Int8(Small):
     """A module with a weight of 8 bits (out, in)."""
 
-    matrix: PlainMatrix | PackedMatrix
+    matrix: AnyMatrix
+    is_fine = False
     weight_scale: Tensor
     input_scale: Tensor
 
@@ -244,19 +275,26 @@ class _Int8(Small):
         self.matrix = matrix(weight, self.weight_scale)
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        evened, largest = even_out(rows, self.input_scale)
-        return scale_back(self.product(evened), largest, bias)
+        return self.matrix.affine(rows, self.input_scale, bias)
 
-    def product(self, rows: Tensor) -> Tensor:
-        """The product of rows from -1 to 1."""
-        return self.matrix(rows)
+    @property
+    def is_compiled(self) -> bool:
+        return isinstance(self.matrix, CompiledMatrix)
+
+    def layer(self) -> CLinear:
+        """What the compiled functions are told of it."""
+        own: Any = self._buffers
+        matrix: Any = self.matrix
+        return matrix.layer(own["input_scale"], own["bias"], self.is_fine)  # type: ignore[no-any-return]
 
 
 class _Int8Fine(_Int8):
     """The same with two numbers of 8 bits for each input."""
 
-    def product(self, rows: Tensor) -> Tensor:
-        return put_together(self.matrix(two_numbers(rows), HUNDREDTH))
+    is_fine = True
+
+    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        return self.matrix.fine_affine(rows, self.input_scale, bias)
 
 
 class Int8Linear(_Int8, SmallLinear):

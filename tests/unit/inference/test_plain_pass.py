@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from minigpt import GPT2, GPT2Config, kernels
 from minigpt.inference import block_functions, plain_pass, scripted
-from minigpt.quantization import float16, int8
+from minigpt.quantization import compiled, float16, int8
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
@@ -20,6 +20,10 @@ SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_hea
 PACKED = [  # the kinds of weights that this processor has a kernel for; of others, `Small` calls the plain product
     pytest.param("float16", marks=pytest.mark.skipif(not float16.can_pack(), reason="needs fbgemm")),
     pytest.param("int8", marks=pytest.mark.skipif(not int8.packing_is_exact(), reason="needs VNNI")),
+    pytest.param(
+        "int8, compiled",
+        marks=pytest.mark.skipif(not compiled.available(), reason="needs a C compiler and AVX-512 VNNI"),
+    ),
 ]
 PARTS = (9, 3, 1, 1, 1)  # a prompt, and a few tokens after it
 
@@ -30,6 +34,13 @@ def new_model(**options: object) -> GPT2:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # biases and norms, too
     return model
+
+
+def quantized(model: GPT2, kind: str, monkeypatch: pytest.MonkeyPatch) -> GPT2:
+    """The model with weights of that kind, multiplied by torch's kernels unless it says "compiled"."""
+    if "compiled" not in kind:
+        monkeypatch.setattr(compiled, "available", lambda: False)
+    return model.quantize(kind.partition(",")[0])
 
 
 @pytest.fixture
@@ -87,7 +98,7 @@ def test_the_bits_are_those_of_the_blocks(
 def test_packed_weights_give_the_same_bits(
     kind: str, rows: int, pad: Tensor | None, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = new_model().quantize(kind)
+    model = quantized(new_model(), kind, monkeypatch)
     fast = logits_of(model, rows, pad)
     assert len(steps) == 5
     monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
@@ -100,7 +111,7 @@ def test_packed_weights_give_the_same_bits(
 def test_long_prompts_give_the_same_bits(
     kind: str, n_tokens: int, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = new_model(n_positions=600).quantize(kind)
+    model = quantized(new_model(n_positions=600), kind, monkeypatch)
     tokens = torch.randint(61, (1, n_tokens), generator=torch.Generator().manual_seed(1))
     fast = model.hidden_states(tokens, model.new_cache(n_tokens))
     assert len(steps) == 1
@@ -116,7 +127,7 @@ def test_python_and_torchscript_give_the_same_bits(
     monkeypatch.setattr(kernels, "fastest_for", lambda *_: way)
     model = new_model()
     if kind:
-        model.quantize(kind)
+        quantized(model, kind, monkeypatch)
     assert isinstance(scripted.compiled(block_functions.through_blocks), torch.jit.ScriptFunction)
     by_torchscript = logits_of(model, 5)
     monkeypatch.setattr(scripted, "compiled", lambda function: function)
@@ -165,10 +176,10 @@ def test_every_hook_sees_every_token(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [None, *PACKED])
 @torch.no_grad()
-def test_a_hook_changes_no_bit(kind: str | None) -> None:
+def test_a_hook_changes_no_bit(kind: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_model(n_positions=600)
     if kind:
-        model.quantize(kind)
+        quantized(model, kind, monkeypatch)
     tokens = torch.randint(61, (1, 600), generator=torch.Generator().manual_seed(1))
     for part in model.blocks[1], model.final_norm, model.head:
         unseen = model.next_logits(tokens, model.new_cache(600))

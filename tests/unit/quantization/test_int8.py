@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.quantization import int8
+from minigpt.quantization import compiled, int8
 from minigpt.quantization.int8 import (
     HUNDREDTH,
     STEP,
@@ -101,17 +101,27 @@ def layer(kind: type[Layer]) -> tuple[Layer, Tensor, Tensor]:
 
 
 KINDS = pytest.mark.parametrize("kind", [Int8Linear, Int8FineLinear])
-MATRICES = pytest.mark.parametrize("exact", [True, False], ids=["packed", "plain"])
+MATRICES = pytest.mark.parametrize("way", ["compiled", "packed", "plain"])
+
+
+def multiply_by(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away what is faster than that way."""
+    if way == "compiled":
+        if not compiled.available():
+            pytest.skip("needs a C compiler, and a processor with AVX-512 VNNI")
+        return
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    if way == "plain":
+        monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
 
 
 @KINDS
 @MATRICES
 @torch.no_grad()
 def test_a_row_has_the_same_bits_whatever_is_multiplied_beside_it(
-    kind: type[Layer], exact: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type[Layer], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not exact:
-        monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
+    multiply_by(way, monkeypatch)
     linear, _, _ = layer(kind)
     rows = random(7, N_IN) * 10.0 ** torch.arange(-3, 4)[:, None]
     together = linear(rows)
@@ -133,11 +143,10 @@ def test_the_product_is_near_to_float32s(kind: type[Layer], limit: float) -> Non
 @MATRICES
 @torch.no_grad()
 def test_two_numbers_hold_an_input_two_hundred_times_as_well_as_one(
-    exact: bool, monkeypatch: pytest.MonkeyPatch
+    way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of 1/100 of the largest input in 254 parts, and a step of 1/127."""
-    if not exact:
-        monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
+    multiply_by(way, monkeypatch)
     weight, rows = whole(N_OUT, N_IN), random(50, N_IN, seed=3)
     product = rows.double() @ weight.double().t()
     coarse, fine = (
@@ -164,7 +173,7 @@ def test_a_channel_a_hundred_times_larger_leaves_the_others_their_precision() ->
 @torch.no_grad()
 def test_a_processor_whose_packed_sums_saturate_multiplies_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, _, _ = layer(Int8Linear)
-    monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
+    multiply_by("plain", monkeypatch)
     plain, _, _ = layer(Int8Linear)
     assert isinstance(plain.matrix, PlainMatrix)
     assert torch.equal(plain(random(3, N_IN)), linear(random(3, N_IN)))
@@ -174,10 +183,9 @@ def test_a_processor_whose_packed_sums_saturate_multiplies_plainly(monkeypatch: 
 @MATRICES
 @torch.no_grad()
 def test_a_layer_is_copied_pickled_and_loaded(
-    kind: type[Layer], exact: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type[Layer], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not exact:
-        monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
+    multiply_by(way, monkeypatch)
     linear, _, _ = layer(kind)
     rows = random(3, N_IN)
     loaded = kind(whole(N_OUT, N_IN), torch.ones(N_OUT), torch.ones(N_IN), torch.zeros(N_OUT))
@@ -206,9 +214,15 @@ def test_a_processor_without_vnni_multiplies_exactly_too() -> None:
     script = (
         "import torch; from minigpt.quantization import int8;"
         "weight = torch.full((32, 2048), 127, dtype=torch.int8);"
-        "product = int8.matrix(weight, torch.ones(32))(torch.ones(3, 2048));"
+        "matrix = int8.matrix(weight, torch.ones(32));"
+        "product = matrix.affine(torch.ones(3, 2048), torch.ones(2048), None);"
         "torch.testing.assert_close(product, torch.full((3, 32), 2048.0 * 127), rtol=1e-6, atol=0);"
         "assert not int8.packing_is_exact() and not int8.int_mm_is_exact()"
     )
-    old = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    old = {
+        **os.environ,
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    }
     subprocess.run([sys.executable, "-c", script], env=old, check=True)
