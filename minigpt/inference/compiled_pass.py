@@ -22,7 +22,7 @@ def through_blocks(blocks: Any, x: Tensor, cache: KVCache) -> Tensor:
 
 
 def block_of(block: dict[str, Any]) -> CBlock:
-    """What the functions are told of a block."""
+    """A block as the compiled functions take it."""
     attn, mlp = block["attn"]._modules, block["mlp"]._modules
     return CBlock(
         compiled.norm_of(block["attn_norm"]),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minigpt.attention import RowByRowAttention, attention_mask, pads_of
 from minigpt.quantization import c_code
+from minigpt.quantization.huge_pages import give_back_freed_memory
 
 # Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension · D n_embd
 
@@ -98,6 +99,7 @@ class CompiledMatrix:
         blocks = whole.view(len(whole) // OUTPUTS, OUTPUTS, -1, INPUTS)
         self._blocks = blocks.transpose(1, 2).contiguous()  # (out / 16, in / 4, 16, 4)
         self._layer = CLinear()
+        give_back_freed_memory()
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
         """As `int8.PlainMatrix.affine`, to the bit."""
@@ -107,7 +109,7 @@ class CompiledMatrix:
         return linear(rows, self.layer(input_scale, bias, True))
 
     def layer(self, input_scale: Tensor, bias: Tensor | None, is_fine: bool) -> CLinear:
-        """What the functions are told of a layer: made anew only if its tensors are others than the last time."""
+        """The layer as the functions take it: made anew only if its tensors are others than the last time."""
         known, its_bias = self._layer, None if bias is None else bias.data_ptr()
         if (
             known.input_scale != input_scale.data_ptr()

@@ -8,6 +8,9 @@ MLP's activation function differs even within a channel, being nearly zero for m
 head, whose errors nothing after it forgives, two numbers of 8 bits stand for each input, what the first leaves
 over in the second.
 
+A matrix is multiplied in one of three ways, which give the same bits: `PlainMatrix` says what is computed and runs
+anywhere, `PackedMatrix` is torch's kernel, `CompiledMatrix` ours.
+
 Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4 with alpha 0.5.
 """
 
@@ -282,7 +285,7 @@ class _Int8(Small):
         return isinstance(self.matrix, CompiledMatrix)
 
     def layer(self) -> CLinear:
-        """What the compiled functions are told of it."""
+        """The layer as the compiled functions take it."""
         own: Any = self._buffers
         matrix: Any = self.matrix
         return matrix.layer(own["input_scale"], own["bias"], self.is_fine)  # type: ignore[no-any-return]
