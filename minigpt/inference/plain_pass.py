@@ -45,7 +45,7 @@ def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: 
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return False
-    kinds = COMPILED if _is_compiled(blocks) else OF_TORCH
+    kinds = IN_C if _is_in_c(blocks) else OF_TORCH
     return all(_is_plain_block(block, block_kind, mlp_kind, kinds) for block in blocks)
 
 
@@ -53,6 +53,7 @@ class Kinds(NamedTuple):
     """What the parts of a plain block are."""
 
     norm: type[nn.Module]
+    can_read: Callable[[Any], bool]  # a norm
     attention: tuple[type[nn.Module], ...]
     is_gelu: Callable[[Any], object]
     is_linear: Callable[[Any], bool]
@@ -68,8 +69,10 @@ def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module]
     own, of_mlp = attn._modules, mlp._modules
     sdpa = own["sdpa"]
     return (
-        is_plain(parts["attn_norm"], kinds.norm)
-        and is_plain(parts["mlp_norm"], kinds.norm)
+        all(
+            is_plain(norm, kinds.norm) and kinds.can_read(norm)
+            for norm in (parts["attn_norm"], parts["mlp_norm"])
+        )
         and type(sdpa) in kinds.attention
         and is_plain(sdpa, type(sdpa))
         and all(map(kinds.is_linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
@@ -87,14 +90,14 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def _is_compiled(blocks: Iterable[Any]) -> bool:
+def _is_in_c(blocks: Iterable[Any]) -> bool:
     """Whether the blocks are made of the modules that call functions in C; where only some are, none is plain."""
     return any(type(block._modules.get("attn_norm")) is compiled.LayerNorm for block in blocks)
 
 
-def _is_compiled_linear(module: Any) -> bool:
+def _is_linear_in_c(module: Any) -> bool:
     kind = type(module)
-    return kind in (int8.Int8Linear, int8.Int8FineLinear) and module.is_compiled and is_plain(module, kind)
+    return kind in (int8.Int8Linear, int8.Int8FineLinear) and module.is_in_c and is_plain(module, kind)
 
 
 def _is_plain_linear(module: Any) -> bool:
@@ -113,12 +116,15 @@ def _gelu(activation: Any) -> str | None:
     return None
 
 
-OF_TORCH = Kinds(nn.LayerNorm, (ScaledDotProductAttention, RowByRowAttention), _gelu, _is_plain_linear)
-COMPILED = Kinds(
+OF_TORCH = Kinds(
+    nn.LayerNorm, lambda norm: True, (ScaledDotProductAttention, RowByRowAttention), _gelu, _is_plain_linear
+)
+IN_C = Kinds(
     compiled.LayerNorm,
+    compiled.LayerNorm.is_readable,
     (compiled.Attention,),
     lambda activation: activation is compiled.tanh_gelu,
-    _is_compiled_linear,
+    _is_linear_in_c,
 )
 
 
@@ -131,7 +137,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
         ValueError: they do not fit the cache.
     """
     cache.check_room(x.size(1))
-    if _is_compiled(blocks):
+    if _is_in_c(blocks):
         return compiled_pass.through_blocks(blocks, x, cache)
     rows = x.size(0) * x.size(1) if kernels.is_to_choose(x) else None
     attn = blocks[0].attn

@@ -9,17 +9,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from minigpt.atomic import all_or_none
 
 # No more than the instructions that `runs_here` asks for, so that a home folder on several machines does no harm. Nothing
 # that gives other bits than the code says: products and sums are not fused but where it says so.
@@ -28,6 +31,7 @@ FLAGS = (
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma",
 )  # fmt: skip
 SECONDS = 120  # after which a compiler is given up
+DIGEST = hashlib.sha256().digest_size
 
 
 def runs_here() -> bool:
@@ -39,40 +43,23 @@ def runs_here() -> bool:
 @cache
 def library(source: Path) -> ctypes.CDLL | None:
     """The library of a C file; None where it cannot be made or would not run."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    # gcc first: its OpenMP is torch's own, with the number of threads that torch was given.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if not compiler or not runs_here():
         return None
-    command = [*compiler.split(), *FLAGS]
-    key = hashlib.sha256(source.read_bytes() + repr(command).encode()).hexdigest()[:16]
-    name = f"{source.stem}-{key}.so"
     try:
-        with _folder_to_write_to() as there:
-            if not (there / name).exists():
-                _compile([*command, str(source), "-lm"], there / name)
-            return ctypes.CDLL(str(there / name))
-    except (OSError, subprocess.SubprocessError) as error:
+        command = [*shlex.split(compiler), *FLAGS]
+        key = hashlib.sha256(source.read_bytes() + repr((command, platform.libc_ver())).encode()).hexdigest()
+        name = f"{source.stem}-{key[:16]}.so"
+        return _kept(name) or _compiled(command, source, name)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         output = str(getattr(error, "stderr", None) or error).strip()
         reason = output.splitlines()[0] if output else type(error).__name__
         warnings.warn(
-            f"{source.name} cannot be compiled ({reason:.200}): 8-bit weights take about twice as long",
+            f"{source.name} cannot be compiled or loaded ({reason:.200}): 8-bit weights take about twice as long",
             stacklevel=2,
         )
         return None
-
-
-@contextmanager
-def _folder_to_write_to() -> Iterator[Path]:
-    """`folder()`, or one for the time being: a library that was loaded needs its file no longer."""
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        is_kept = os.access(folder(), os.W_OK)
-    except OSError:
-        is_kept = False
-    if is_kept:
-        yield folder()
-        return
-    with tempfile.TemporaryDirectory(prefix="minigpt-") as passing:
-        yield Path(passing)
 
 
 def folder() -> Path:
@@ -80,11 +67,22 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt" / "compiled"
 
 
-def _compile(command: list[str], kept: Path) -> None:
-    """Aside first: another process may do the same at the same time."""
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".unfinished-") as aside:
-        made = Path(aside, kept.name)
-        subprocess.run(
-            [*command, "-o", str(made)], check=True, capture_output=True, text=True, timeout=SECONDS
-        )
-        os.replace(made, kept)
+def _kept(name: str) -> ctypes.CDLL | None:
+    """A library that was kept, if it is whole and can be loaded: part of one would end the process."""
+    with suppress(OSError, RuntimeError):  # there is no such file, or no home
+        content = (folder() / name).read_bytes()
+        if hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:
+            return ctypes.CDLL(str(folder() / name))
+    return None
+
+
+def _compiled(command: list[str], source: Path, name: str) -> ctypes.CDLL:
+    """A new library, which is kept if it can be: with its digest after its end, where a loader does not look."""
+    with tempfile.TemporaryDirectory(prefix="minigpt-") as aside:
+        made = Path(aside, name)
+        whole = [*command, str(source), "-o", str(made), "-lm"]
+        subprocess.run(whole, check=True, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        content = made.read_bytes()
+        with suppress(OSError, RuntimeError), all_or_none(folder()) as kept:
+            (kept / name).write_bytes(content + hashlib.sha256(content).digest())
+        return _kept(name) or ctypes.CDLL(str(made))  # once it is loaded, its file is needed no longer

@@ -3,7 +3,7 @@
 torch's kernels for 8 bits read weights at two thirds of the speed, and between two products it takes six operations to
 round what the next one reads. Here a layer is one call, and so are all layers for a few new tokens: the modules below
 call the same functions one by one, so that a model gives the same bits whichever way it goes. They replace a model's own
-where the functions can be compiled (`available`).
+where the functions can be compiled (`available`), and do what torch's do for other dtypes, gradients and `torch.compile`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CNorm(ctypes.Structure):
 
 class CLinear(ctypes.Structure):
     _fields_ = (
-        ("weight", c_void_p), ("zero", c_void_p), ("scale", c_void_p), ("input_scale", c_void_p), ("bias", c_void_p),
+        ("weight", c_void_p), ("shift", c_void_p), ("scale", c_void_p), ("input_scale", c_void_p), ("bias", c_void_p),
         ("n_in", c_int64), ("n_out", c_int64), ("is_fine", c_int64),
     )  # fmt: skip
 
@@ -82,9 +82,14 @@ def available() -> bool:
 
 
 def can_read(*tensors: Tensor) -> bool:
-    """Whether these are plain float32 numbers in memory, and nobody wants their gradients."""
-    return not torch.compiler.is_compiling() and all(
-        t.dtype == torch.float32 and t.device.type == "cpu" and not t.requires_grad for t in tensors
+    """Whether there are functions for these: float32 numbers in memory, of which nobody wants gradients."""
+    if not available() or torch.compiler.is_compiling():
+        return False
+    return all(
+        t.dtype == torch.float32
+        and t.device.type == "cpu"
+        and not (t.requires_grad and torch.is_grad_enabled())
+        for t in tensors
     )
 
 
@@ -93,12 +98,16 @@ class CompiledMatrix:
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.shape, self.scale = weight.shape, scale.contiguous()
-        self._zero = (128 * weight.sum(1, dtype=torch.int32)).contiguous()
+        self._shift = (128 * weight.sum(1, dtype=torch.int32)).contiguous()
         n_out, n_in = weight.shape
         whole = F.pad(weight, (0, -n_in % WIDE, 0, -n_out % OUTPUTS))
         blocks = whole.view(len(whole) // OUTPUTS, OUTPUTS, -1, INPUTS)
         self._blocks = blocks.transpose(1, 2).contiguous()  # (out / 16, in / 4, 16, 4)
         self._layer = CLinear()
+        self._of: tuple[Tensor, Tensor | None] = (
+            self.scale,
+            None,
+        )  # those beside the weight that it was made of
         give_back_freed_memory()
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -110,19 +119,22 @@ class CompiledMatrix:
 
     def layer(self, input_scale: Tensor, bias: Tensor | None, is_fine: bool) -> CLinear:
         """The layer as the functions take it: made anew only if its tensors are others than the last time."""
-        known, its_bias = self._layer, None if bias is None else bias.data_ptr()
+        known, (its_scale, its_bias) = self._layer, self._of
         if (
-            known.input_scale != input_scale.data_ptr()
-            or known.bias != its_bias
-            or known.is_fine != is_fine
-            or known.scale != self.scale.data_ptr()
+            its_scale is input_scale
+            and its_bias is bias
+            and known.input_scale == input_scale.data_ptr()
+            and known.bias == (None if bias is None else bias.data_ptr())
+            and known.is_fine == is_fine
         ):
-            n_out, n_in = self.shape
-            self._layer = known = CLinear(
-                self._blocks.data_ptr(), self._zero.data_ptr(), self.scale.data_ptr(), input_scale.data_ptr(), its_bias,
-                n_in, n_out, is_fine,
-            )  # fmt: skip
-        return known
+            return known
+        n_out, n_in = self.shape
+        self._of = (_numbers(input_scale, n_in), None if bias is None else _numbers(bias, n_out))
+        addresses = [None if t is None else t.data_ptr() for t in (self.scale, *self._of)]
+        self._layer = CLinear(
+            self._blocks.data_ptr(), self._shift.data_ptr(), *addresses, n_in, n_out, is_fine
+        )
+        return self._layer
 
     @property
     def weight(self) -> Tensor:
@@ -130,16 +142,21 @@ class CompiledMatrix:
         n_out, n_in = self.shape
         return self._blocks.transpose(1, 2).reshape(len(self._blocks) * OUTPUTS, -1)[:n_out, :n_in].clone()
 
-    def __getstate__(self) -> tuple[Tensor, Tensor]:
-        return self.weight, self.scale
 
-    def __setstate__(self, state: tuple[Tensor, Tensor]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+def _numbers(vector: Tensor, n: int) -> Tensor:
+    """A vector as the functions read it, which mostly it is already."""
+    if vector.device.type != "cpu" or vector.shape != (n,):
+        raise ValueError(f"expected {n} numbers on the CPU, got {tuple(vector.shape)} on {vector.device}")
+    return vector if vector.dtype == torch.float32 and vector.is_contiguous() else vector.float().contiguous()
 
 
 def linear(rows: Tensor, layer: CLinear) -> Tensor:
     """A linear layer: (rows, in)  ->  (rows, out)."""
-    x = rows.contiguous()
+    if rows.device.type != "cpu" or rows.size(1) != layer.n_in:
+        raise ValueError(
+            f"expected rows of {layer.n_in} inputs on the CPU, got {rows.size(1)} on {rows.device.type}"
+        )
+    x = rows.float().contiguous()
     y = x.new_empty(len(x), layer.n_out)
     check(functions().linear(x.data_ptr(), len(x), ctypes.byref(layer), y.data_ptr()))
     return y
@@ -158,7 +175,7 @@ class LayerNorm(nn.LayerNorm):
     """A layer norm by the compiled function."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not can_read(x, self.weight, self.bias):
+        if not (self.is_readable() and can_read(x) and x.size(-1) == len(self.weight)):
             return super().forward(x)
         x = x.contiguous()
         y = torch.empty_like(x)
@@ -167,6 +184,12 @@ class LayerNorm(nn.LayerNorm):
             x.data_ptr(), x.numel() // width, width, ctypes.byref(norm_of(self)), y.data_ptr()
         )
         return y
+
+    def is_readable(self) -> bool:
+        """Whether the functions can read the parameters where they are."""
+        own: Any = self._parameters
+        parameters = (own["weight"], own["bias"])
+        return all(t is not None and t.is_contiguous() for t in parameters) and can_read(*parameters)
 
     @classmethod
     def like(cls, norm: nn.LayerNorm) -> LayerNorm:
@@ -205,15 +228,21 @@ class Attention(RowByRowAttention):
     def _pads(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Sequence[int] | None:
         """Each row's padding; None where torch's kernel is to be called."""
         n_new, n_seen = q.size(-2), k.size(-2)
-        same = k.stride() == v.stride() and k.stride(-1) == q.stride(-1) == 1
-        if not same or not can_read(q, k, v):
+        fit = k.shape == v.shape == (*q.shape[:2], n_seen, q.size(-1))
+        if (
+            not fit
+            or k.stride() != v.stride()
+            or k.stride(-1) != 1
+            or q.stride(-1) != 1
+            or not can_read(q, k, v)
+        ):
             return None
         if mask is None:
             return [0] * len(q) if n_new in (1, n_seen) else None
         if mask.dim() == 2:
             its_own = attention_mask(n_new, n_seen, None, mask.device)
             return [0] * len(q) if its_own is not None and torch.equal(mask, its_own) else None
-        return pads_of(mask, n_new, n_seen)
+        return pads_of(mask.expand(len(q), -1, -1, -1), n_new, n_seen) if mask.dim() == 4 else None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float) -> Tensor:
@@ -245,7 +274,13 @@ def through_blocks(
 
     Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)
     """
-    n_rows, n_new, _ = x.shape
+    n_rows, n_new, width = x.shape
+    shape = (len(blocks), 2, n_rows, n_head, slots.size(-2), width // n_head)
+    if slots.shape != shape or not can_read(x, slots) or slots.stride(-1) != 1:
+        raise ValueError(
+            f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
+            f"and must be {shape} of torch.float32 on the CPU"
+        )
     layer, part, *strides, _ = slots.stride()
     check(functions().through_blocks(
         x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer, part, CStrides(*strides), numbers(pads),

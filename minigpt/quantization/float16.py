@@ -51,12 +51,6 @@ class PackedMatrix:
         weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
         return weight.half()
 
-    def __getstate__(self) -> Tensor:
-        return self.weight
-
-    def __setstate__(self, weight: Tensor) -> None:
-        self.__init__(weight)  # type: ignore[misc]
-
 
 def affine(rows: Tensor, packed: Packed, bias: Tensor) -> Tensor:
     """The product rows · weightᵀ + bias. TorchScript, too: see `inference.scripted`.

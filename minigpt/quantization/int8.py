@@ -123,12 +123,6 @@ class PackedMatrix(Matrix):
         whole: Tensor = torch.ops.quantized.linear_unpack(self.packed)[0].int_repr()
         return whole
 
-    def __getstate__(self) -> tuple[Tensor, Tensor]:
-        return self.weight, self.scale
-
-    def __setstate__(self, state: tuple[Tensor, Tensor]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
-
 
 def _pack(weight: Tensor, scale: Tensor) -> Packed:
     engine = torch.backends.quantized.engine
@@ -281,7 +275,7 @@ class _Int8(Small):
         return self.matrix.affine(rows, self.input_scale, bias)
 
     @property
-    def is_compiled(self) -> bool:
+    def is_in_c(self) -> bool:
         return isinstance(self.matrix, CompiledMatrix)
 
     def layer(self) -> CLinear:

@@ -7,9 +7,10 @@
 
 Weights lie as (out / 16, in / 4, 16, 4): one instruction multiplies 4 inputs by 4 weights of 16 outputs each, and adds
 them to the outputs' sums. Inputs are taken as unsigned, 128 more than they are, which 128 times each output's weights
-take back (`zero`).
+take back (`Linear.shift`).
 
-A function that ends in `_shared` is called by all threads of a team, which divide the work; it ends with a barrier. */
+A function that ends in `_shared` is called by all threads of a team with the same arguments, and they divide the work.
+It ends with a barrier; that of `omp for` is one, too. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -21,14 +22,15 @@ A function that ends in `_shared` is called by all threads of a team, which divi
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 8")
 #define UNROLLED16 _Pragma("GCC unroll 16")
-#define LANES 16  /* numbers of 32 bits in a register */
-#define INPUTS 4   /* numbers of 8 bits in one of 32 */
-#define MOST_ROWS 8
-#define MOST_BLOCKS 8
-#define AT_ONCE 128  /* rows: what is computed between two products stays in the processor's caches */
-#define QUERIES 8    /* that look at the same keys together */
-#define BLOCK 64     /* keys, which fit into the smallest cache with their values */
-#define ALIGNED(n) (((n) + 63) / 64 * 64)
+#define LANES 16      /* numbers of 32 bits in a register; `OUTPUTS` in compiled.py */
+#define INPUTS 4      /* numbers of 8 bits in one of 32, as in compiled.py */
+#define MOST_ROWS 8   /* of a tile */
+#define MOST_BLOCKS 8 /* of a tile, with LANES outputs each */
+#define WIDE_BLOCKS 3 /* of a tile with MOST_ROWS: 24 sums, of 32 registers */
+#define AT_ONCE 128   /* rows: what is computed between two products stays in the processor's caches */
+#define QUERIES 8     /* that look at the same keys together */
+#define BLOCK 64      /* keys, which fit into the smallest cache with their values */
+#define ALIGNED(n) (((n) + 63) / 64 * 64) /* bytes: a register, a line of the caches; `WIDE` in compiled.py */
 
 typedef struct {
     const float *weight, *bias;
@@ -37,7 +39,7 @@ typedef struct {
 
 typedef struct {
     const int8_t *weight;
-    const int32_t *zero;
+    const int32_t *shift; /* what 128 added to each input adds to an output */
     const float *scale, *input_scale, *bias; /* a scale for each output, a factor for each input; bias may be NULL */
     int64_t n_in, n_out, is_fine;            /* fine: inputs are two numbers of 8 bits */
 } Linear;
@@ -62,7 +64,9 @@ typedef struct { /* rows rounded to 8 bits */
 
 INLINE __mmask16 lanes_left(int64_t n) { return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1); }
 
-/* exp(x): x = n ln 2 + r, and a polynomial in r (Cephes' expf, S. Moshier 1989). NaN stays NaN. */
+/* exp(x): x = n ln 2 + r, and a polynomial in r (Cephes' expf, S. Moshier 1989).
+
+   NaN stays NaN: where one operand is NaN, min and max give the second. */
 INLINE __m512 exp_of(__m512 x) {
     x = _mm512_min_ps(_mm512_set1_ps(104.0f), _mm512_max_ps(_mm512_set1_ps(-104.0f), x));
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
@@ -107,14 +111,14 @@ static void normalize(const float *x, const Norm *norm, float *y, int64_t n) {
 
 /* ---- Linear layers ---- */
 
-INLINE __m128i to_bytes(__m512 steps) { /* whole steps, and 128 */
+INLINE __m128i to_bytes(__m512 steps) { /* from 0 to 255, to the nearest whole one */
     return _mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(steps), _mm512_setzero_si512()));
 }
 
 /* One row, as `int8.even_out`, and `two_numbers` for a fine layer. */
 static void round_row(const float *x, const Linear *layer, uint8_t *numbers, float *largest, int64_t wide) {
     const int64_t n = layer->n_in;
-    const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), zero = _mm512_set1_ps(128.0f);
+    const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), shift = _mm512_set1_ps(128.0f);
     __m512i most = _mm512_setzero_si512(); /* as integers, so that NaN is the largest */
     for (int64_t i = 0; i < n; i += LANES) {
         const __mmask16 there = lanes_left(n - i);
@@ -129,34 +133,36 @@ static void round_row(const float *x, const Linear *layer, uint8_t *numbers, flo
         const __mmask16 there = lanes_left(n - i);
         const __m512 evened =
             _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
-        const __m512 part = _mm512_div_ps(evened, divisor); /* from -1 to 1 */
+        const __m512 ratio = _mm512_div_ps(evened, divisor);
+        /* From -1 to 1; 0/0 and infinity/infinity, which are NaN, count as 0. */
+        const __m512 part = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(ratio, ratio, _CMP_ORD_Q), ratio);
         const __m512 steps = _mm512_set1_ps(layer->is_fine ? 100.0f : 127.0f);
         if (!layer->is_fine) {
-            _mm_mask_storeu_epi8(numbers + i, there, to_bytes(_mm512_fmadd_ps(part, steps, zero)));
+            _mm_mask_storeu_epi8(numbers + i, there, to_bytes(_mm512_fmadd_ps(part, steps, shift)));
             continue;
         }
         const __m512 nearest = _mm512_roundscale_ps(_mm512_mul_ps(part, steps), _MM_FROUND_TO_NEAREST_INT);
         const __m512 hundredths = _mm512_div_ps(nearest, steps);
         const __m512 left = _mm512_mul_ps(_mm512_sub_ps(part, hundredths), _mm512_set1_ps(254.0f));
-        _mm_mask_storeu_epi8(numbers + i, there, to_bytes(_mm512_fmadd_ps(hundredths, steps, zero)));
-        _mm_mask_storeu_epi8(numbers + wide + i, there, to_bytes(_mm512_fmadd_ps(left, steps, zero)));
+        _mm_mask_storeu_epi8(numbers + i, there, to_bytes(_mm512_fmadd_ps(hundredths, steps, shift)));
+        _mm_mask_storeu_epi8(numbers + wide + i, there, to_bytes(_mm512_fmadd_ps(left, steps, shift)));
     }
 }
 
 /* 16 outputs of one row from the sums of its numbers' products: as `int8.put_together` and `scale_back`. */
-INLINE void finish(const __m512i *sums, const Linear *layer, int64_t out, float largest, Then then, float *y) {
+INLINE void finish(__m512i sum, __m512i of_left, const Linear *layer, int64_t out, float largest, Then then, float *y) {
     const __mmask16 there = lanes_left(layer->n_out - out);
-    const __m512i zero = _mm512_maskz_loadu_epi32(there, layer->zero + out);
+    const __m512i shift = _mm512_maskz_loadu_epi32(there, layer->shift + out);
     const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, layer->scale + out),
                                        _mm512_set1_ps(layer->is_fine ? (float)(1.0 / 100) : (float)(1.0 / 127)));
-    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[0], zero)), scale);
+    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, shift)), scale);
     if (layer->is_fine) {
-        const __m512 of_left = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[MOST_BLOCKS], zero)), scale);
-        product = _mm512_fmadd_ps(of_left, _mm512_set1_ps((float)(1.0 / 254)), product);
+        const __m512 rest = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(of_left, shift)), scale);
+        product = _mm512_fmadd_ps(rest, _mm512_set1_ps((float)(1.0 / 254)), product);
     }
-    const __m512 divisor = _mm512_set1_ps(largest);
-    __m512 result = layer->bias ? _mm512_fmadd_ps(product, divisor, _mm512_maskz_loadu_ps(there, layer->bias + out))
-                                : _mm512_mul_ps(product, divisor);
+    const __m512 factor = _mm512_set1_ps(largest);
+    __m512 result = layer->bias ? _mm512_fmadd_ps(product, factor, _mm512_maskz_loadu_ps(there, layer->bias + out))
+                                : _mm512_mul_ps(product, factor);
     if (then == ADD) result = _mm512_add_ps(_mm512_maskz_loadu_ps(there, y + out), result);
     if (then == GELU) result = gelu_of(result);
     _mm512_mask_storeu_ps(y + out, there, result);
@@ -168,7 +174,8 @@ static void finish_all(__m512i sums[MOST_ROWS][MOST_BLOCKS], int n_rows, int n_b
     const int each = layer->is_fine ? 2 : 1;
     for (int r = 0; r < n_rows; r += each)
         for (int b = 0; b < n_blocks; b++)
-            finish(&sums[r][b], layer, (block + b) * LANES, x.largest[r / each], then, y + r / each * layer->n_out);
+            finish(sums[r][b], sums[r + each - 1][b], layer, (block + b) * LANES, x.largest[r / each], then,
+                   y + r / each * layer->n_out);
 }
 
 /* The products of a few rows of numbers, for a few blocks of 16 outputs: as many sums as there are registers. */
@@ -181,8 +188,11 @@ INLINE void tile(const int n_rows, const int n_blocks, Rounded x, const Linear *
         UNROLLED for (int b = 0; b < n_blocks; b++) sums[r][b] = _mm512_setzero_si512();
     for (int64_t i = 0; i < steps; i++) {
         __m512i weights[MOST_BLOCKS];
-        UNROLLED for (int b = 0; b < n_blocks; b++)
-            weights[b] = _mm512_loadu_si512(weight + (b * steps + i) * LANES * INPUTS);
+        UNROLLED for (int b = 0; b < n_blocks; b++) {
+            const int8_t *lies = weight + (b * steps + i) * LANES * INPUTS;
+            weights[b] = _mm512_loadu_si512(lies);
+            _mm_prefetch(lies + n_blocks * x.wide * LANES, _MM_HINT_T1); /* of the next tile, while this one is computed */
+        }
         UNROLLED for (int r = 0; r < n_rows; r++) {
             int32_t four;
             memcpy(&four, x.numbers + r * x.wide + i * INPUTS, INPUTS);
@@ -203,17 +213,17 @@ INLINE void tile(const int n_rows, const int n_blocks, Rounded x, const Linear *
         for (; b < to; b++) tile(n_rows, 1, x, layer, b, then, y);                            \
     } while (0)
 
-/* All of the blocks [from, to) of outputs for up to 8 rows of numbers. */
+/* All of the blocks [from, to) of outputs for up to MOST_ROWS rows of numbers. */
 static void few_rows(int64_t n, Rounded x, const Linear *layer, int64_t from, int64_t to, Then then, float *y) {
     switch (n) {
         case 1: TILES(1, 8); break;
         case 2: TILES(2, 6); break;
         case 3: TILES(3, 4); break;
         case 4: TILES(4, 4); break;
-        case 5: TILES(5, 3); break;
-        case 6: TILES(6, 3); break;
-        case 7: TILES(7, 3); break;
-        case 8: TILES(8, 3); break;
+        case 5: TILES(5, WIDE_BLOCKS); break;
+        case 6: TILES(6, WIDE_BLOCKS); break;
+        case 7: TILES(7, WIDE_BLOCKS); break;
+        case 8: TILES(8, WIDE_BLOCKS); break;
     }
 }
 
@@ -222,11 +232,11 @@ static void multiply_shared(Rounded x, int64_t n_rows, const Linear *layer, Then
     const int64_t each = layer->is_fine ? 2 : 1, blocks = (layer->n_out + LANES - 1) / LANES;
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const int64_t begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
-    const int64_t step = n_rows * each > 8 ? 3 : blocks; /* of many rows, all see the same weights before the next */
+    const int64_t step = n_rows * each > MOST_ROWS ? WIDE_BLOCKS : blocks; /* of many rows, all see the same weights before the next */
     for (int64_t from = begin; from < end; from += step) {
         const int64_t to = from + step < end ? from + step : end;
-        for (int64_t r = 0; r < n_rows * each; r += 8) {
-            const int64_t n = n_rows * each - r < 8 ? n_rows * each - r : 8;
+        for (int64_t r = 0; r < n_rows * each; r += MOST_ROWS) {
+            const int64_t n = n_rows * each - r < MOST_ROWS ? n_rows * each - r : MOST_ROWS;
             const Rounded few = {x.numbers + r * x.wide, x.largest + r / each, x.wide};
             few_rows(n, few, layer, from, to, then, y + r / each * layer->n_out);
         }
@@ -294,7 +304,7 @@ typedef struct { /* some tokens' queries in one head, and what they see */
 /* Weights that are not divided by their sum yet, and the inverse of that: exp(score - the largest). */
 INLINE float softmax(float *weights, int64_t n) {
     __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-    for (int64_t s = 0; s < n; s += LANES)
+    for (int64_t s = 0; s < n; s += LANES) /* this may pass over a NaN, which `exp_of` keeps */
         most = _mm512_mask_max_ps(most, lanes_left(n - s), most, _mm512_loadu_ps(weights + s));
     const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
     for (int64_t s = 0; s < n; s += LANES) {
@@ -384,7 +394,7 @@ static void attend_shared(const float *q, int64_t q_token, int64_t q_head, const
 /* ---- What is called from Python ---- */
 
 typedef struct { /* memory for what is computed on the way */
-    float *normed, *hidden; /* of rows AT_ONCE */
+    float *normed, *hidden; /* of at most AT_ONCE rows */
     Rounded rounded;
 } Scratch;
 
@@ -413,7 +423,7 @@ static void free_scratch(Scratch *scratch) {
     free(scratch);
 }
 
-/* A layer for rows AT_ONCE; inputs beyond its own are multiplied by weights of zero, so any number will do. */
+/* A layer for at most AT_ONCE rows; inputs beyond its own are multiplied by weights of zero, so any number will do. */
 static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Then then,
                           Scratch *s, float *y) {
     Rounded rounded = s->rounded;

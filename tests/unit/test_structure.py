@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "cache": {"config", "json_files"},
     "attention": {"cache", "config", "linear"},
     "inference": {"attention", "cache", "inference", "kernels", "linear", "quantization"},
-    "quantization": {"attention", "errors", "linear", "quantization"},
+    "quantization": {"atomic", "attention", "errors", "linear", "quantization"},
     "weights": {"config", "json_files", "kernels"},
     "model": {
         "attention",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import warnings
 from itertools import pairwise
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from minigpt import GPT2, GPT2Config
 from minigpt.attention import attention_mask, attention_pattern
+from minigpt.cache import KVCache
 from minigpt.inference import compiled_pass
 from minigpt.quantization import c_code, compiled
 from minigpt.quantization.compiled import CompiledMatrix
@@ -65,25 +67,112 @@ def test_sums_that_exceed_16_bits_do_not_saturate(sign: int) -> None:
     torch.testing.assert_close(found, torch.full((3, 20), sign * 127.0 * 3072), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
 @torch.no_grad()
-def test_numbers_that_are_none_stay_in_their_row() -> None:
-    matrix, ones = CompiledMatrix(torch.ones(20, 40, dtype=torch.int8), torch.ones(20)), torch.ones(40)
+def test_numbers_without_measure_stay_in_their_row_and_are_as_in_the_plain_product(odd: float) -> None:
+    weight, ones = torch.arange(-20, 20).to(torch.int8).repeat(20, 1), torch.ones(40)
+    matrix, plain = CompiledMatrix(weight, torch.ones(20)), PlainMatrix(weight, torch.ones(20))
     rows = random(3, 40)
-    rows[1, 7] = torch.nan
-    for affine in (matrix.affine, matrix.fine_affine):
-        found = affine(rows, ones, torch.ones(20))
-        assert found[1].isnan().all()
+    rows[1, 7] = odd
+    for name in ("affine", "fine_affine"):
+        affine = getattr(matrix, name)
+        found, expected = affine(rows, ones, torch.ones(20)), getattr(plain, name)(rows, ones, torch.ones(20))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(found[::2], affine(rows[::2], ones, torch.ones(20)))
 
 
+def new_layer() -> Int8Linear:
+    return Int8Linear(torch.ones(20, 40, dtype=torch.int8), torch.ones(20), torch.ones(40), torch.zeros(20))
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        torch.full((20,), 3.0),
+        torch.zeros(1).expand(20),
+        torch.arange(40.0)[::2],
+        torch.arange(20, dtype=torch.float64),
+        torch.arange(20, dtype=torch.bfloat16),
+    ],
+    ids=["others", "expanded", "strided", "float64", "bfloat16"],
+)
 @torch.no_grad()
-def test_a_layer_whose_tensors_are_replaced_is_told_so() -> None:
-    layer = Int8Linear(torch.ones(20, 40, dtype=torch.int8), torch.ones(20), torch.ones(40), torch.zeros(20))
+def test_tensors_may_be_replaced_by_others_of_any_kind(bias: Tensor) -> None:
+    layer = new_layer()
     before = layer(torch.ones(2, 40))
-    layer.bias = torch.full((20,), 3.0)
-    assert torch.equal(layer(torch.ones(2, 40)), before + 3)
+    layer.bias = bias
+    assert torch.equal(layer(torch.ones(2, 40)), before + bias.float())
+    bias.data = torch.ones(20, dtype=bias.dtype)
+    assert torch.equal(layer(torch.ones(2, 40)), before + 1)
     layer.input_scale = torch.full((40,), 2.0)
-    assert torch.equal(layer(torch.ones(2, 40)), 2 * before + 3)
+    assert torch.equal(layer(torch.ones(2, 40)), 2 * before + 1)
+
+
+@torch.no_grad()
+def test_what_does_not_fit_is_refused() -> None:
+    layer = new_layer()
+    with pytest.raises(ValueError, match="expected rows of 40 inputs on the CPU, got 39 on cpu"):
+        layer(torch.ones(2, 39))
+    with pytest.raises(ValueError, match="expected rows of 40 inputs on the CPU, got 40 on meta"):
+        layer(torch.ones(2, 40, device="meta"))
+    layer.bias = torch.zeros(19)
+    with pytest.raises(ValueError, match=r"expected 20 numbers on the CPU, got \(19,\) on cpu"):
+        layer(torch.ones(2, 40))
+    int8 = model()
+    for config, like in ((model(n_layer=1).config, torch.zeros(1)), (int8.config, torch.zeros(1).bfloat16())):
+        with pytest.raises(
+            ValueError, match=r"the cache is another model's: it is \(.*must be \(3, 2, 1, 4, 50, 12\)"
+        ):
+            int8.next_logits(TOKENS[:, :5], KVCache(config, 50, 1, like=like))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_rows_of_another_dtype_are_made_float32(dtype: torch.dtype) -> None:
+    rows = random(3, 40).to(dtype)
+    assert torch.equal(new_layer()(rows), new_layer()(rows.float()))
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@torch.no_grad()
+def test_under_autocast_a_model_is_near_to_itself(activation: str) -> None:
+    int8 = model(activation_function=activation)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = int8(TOKENS).float()
+    assert (found - int8(TOKENS)).abs().max() < 0.2 * int8(TOKENS).std()
+
+
+@torch.no_grad()
+def test_norms_that_cannot_be_read_where_they_are_are_left_to_torch() -> None:
+    int8, tokens = model(), TOKENS[:, :20]
+    expected = int8.next_logits(tokens, int8.new_cache(20))
+    norm = int8.blocks[1].attn_norm
+    norm.weight = torch.nn.Parameter(norm.weight.repeat_interleave(2)[::2], requires_grad=False)
+    assert not norm.weight.is_contiguous()
+    found = int8.next_logits(tokens, int8.new_cache(20))
+    assert (found - expected).abs().max() < 0.05 * expected.std()
+
+
+@torch.no_grad()
+def test_parameters_that_could_be_trained_change_no_bit_where_nobody_trains() -> None:
+    int8 = model()
+    expected = int8(TOKENS)
+    int8.requires_grad_(True)
+    assert torch.equal(int8(TOKENS), expected)
+    assert torch.equal(int8.unembed(int8.hidden_states(TOKENS, int8.new_cache(180))), expected)
+
+
+@torch.no_grad()
+def test_a_pickled_model_runs_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    int8 = model()
+    expected, pickled = int8(TOKENS), pickle.dumps(int8)
+    assert torch.equal(pickle.loads(pickled)(TOKENS), expected)
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(compiled, "functions", lambda: None)
+    elsewhere = pickle.loads(pickled)
+    assert type(elsewhere.blocks[0].mlp.up.matrix) in (PackedMatrix, PlainMatrix)
+    for logits in (elsewhere(TOKENS)[:, -1], elsewhere.next_logits(TOKENS, elsewhere.new_cache(180))):
+        assert (logits - expected[:, -1]).abs().max() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize("width", [8, 33, 48, 768])
@@ -129,8 +218,13 @@ def test_under_somebodys_own_mask_attention_is_torchs() -> None:
     q, k, v = random(2, 3, 4, 16), random(2, 3, 9, 16, seed=2), random(2, 3, 9, 16)
     own = random(2, 1, 4, 9) > 0
     own[..., 0] = True
-    found = compiled.Attention(0.3, 0.0).eval()(q, k, v, own)
-    torch.testing.assert_close(found, attention_pattern(q, k, own, 0.3) @ v, rtol=1e-5, atol=1e-6)
+    attend = compiled.Attention(0.3, 0.0).eval()
+    torch.testing.assert_close(
+        attend(q, k, v, own), attention_pattern(q, k, own, 0.3) @ v, rtol=1e-5, atol=1e-6
+    )
+    of_one_row = attention_mask(4, 9, torch.tensor([2]), q.device)  # for all
+    of_two_rows = attention_mask(4, 9, torch.tensor([2, 2]), q.device)
+    assert torch.equal(attend(q, k, v, of_one_row), attend(q, k, v, of_two_rows))
 
 
 @torch.no_grad()
@@ -248,18 +342,45 @@ def test_without_a_compiler_or_the_instructions_there_is_none(
 
 def test_a_compiler_that_fails_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.write_text("int twice(int x) { return 2 * y; }\n")
-    with pytest.warns(UserWarning, match=r"twice\.c cannot be compiled \(.*\): 8-bit weights take about"):
+    with pytest.warns(
+        UserWarning, match=r"twice\.c cannot be compiled or loaded \(.*\): 8-bit weights take about"
+    ):
         assert load(source) is None
-    assert not list(c_code.folder().iterdir())
+    assert not c_code.folder().exists()
     monkeypatch.setenv("CC", "/no/such/compiler")
-    with pytest.warns(UserWarning, match=r"cannot be compiled \(.*/no/such/compiler"):
+    with pytest.warns(UserWarning, match=r"cannot be compiled or loaded \(.*/no/such/compiler"):
         assert load(source) is None
 
 
-def test_a_home_that_cannot_be_written_to_is_no_obstacle(
+@pytest.mark.parametrize("content", [b"", b"part of a library", None], ids=["empty", "part", "cut short"])
+def test_a_kept_library_that_is_not_whole_is_made_anew(source: Path, content: bytes | None) -> None:
+    """The loader would end the process with SIGBUS."""
+    load(source)
+    (kept,) = c_code.folder().iterdir()
+    whole = kept.read_bytes()
+    kept.unlink()  # for it is in use
+    kept.write_bytes(whole[:4096] if content is None else content)
+    assert load(source).twice(21) == 42  # type: ignore[attr-defined]
+    assert kept.read_bytes() == whole
+
+
+def test_a_home_that_cannot_be_written_to_or_is_not_known_is_no_obstacle(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load(source).twice(21) == 42  # type: ignore[attr-defined]
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", unknown)
+        assert load(source).twice(21) == 42  # type: ignore[attr-defined]
+
+
+def unknown() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_code_that_is_missing_is_named(source: Path) -> None:
+    source.unlink()
+    with pytest.warns(UserWarning, match=r"twice\.c cannot be compiled or loaded \(.*No such file"):
+        assert load(source) is None
