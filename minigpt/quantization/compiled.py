@@ -104,20 +104,18 @@ class CompiledMatrix:
         blocks = whole.view(len(whole) // OUTPUTS, OUTPUTS, -1, INPUTS)
         self._blocks = blocks.transpose(1, 2).contiguous()  # (out / 16, in / 4, 16, 4)
         self._layer = CLinear()
-        self._of: tuple[Tensor, Tensor | None] = (
-            self.scale,
-            None,
-        )  # those beside the weight that it was made of
+        # What it was made of beside the weight: the factors of the inputs, and the bias.
+        self._of: tuple[Tensor, Tensor | None] = (self.scale, None)
         give_back_freed_memory()
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
         """As `int8.PlainMatrix.affine`, to the bit."""
-        return linear(rows, self.layer(input_scale, bias, False))
+        return linear(rows, self.layer(input_scale, bias, is_fine=False))
 
     def fine_affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(rows, self.layer(input_scale, bias, True))
+        return linear(rows, self.layer(input_scale, bias, is_fine=True))
 
-    def layer(self, input_scale: Tensor, bias: Tensor | None, is_fine: bool) -> CLinear:
+    def layer(self, input_scale: Tensor, bias: Tensor | None, *, is_fine: bool) -> CLinear:
         """The layer as the functions take it: made anew only if its tensors are others than the last time."""
         known, (its_scale, its_bias) = self._layer, self._of
         if (
@@ -158,11 +156,11 @@ def linear(rows: Tensor, layer: CLinear) -> Tensor:
         )
     x = rows.float().contiguous()
     y = x.new_empty(len(x), layer.n_out)
-    check(functions().linear(x.data_ptr(), len(x), ctypes.byref(layer), y.data_ptr()))
+    check_memory(functions().linear(x.data_ptr(), len(x), ctypes.byref(layer), y.data_ptr()))
     return y
 
 
-def check(there_was_memory: int) -> None:
+def check_memory(there_was_memory: int) -> None:
     if not there_was_memory:
         raise MemoryError("there is no memory left for what is computed between the layers")
 
@@ -256,7 +254,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float
         q = q.contiguous()
     from_token_to_token = q.stride(0) if n_new == 1 else q.stride(1)
     y = q.new_empty(n_rows, n_new, n_head, head_dim)
-    check(functions().attention(
+    check_memory(functions().attention(
         q.data_ptr(), from_token_to_token, q.stride(2), k.data_ptr(), v.data_ptr(), CStrides(*k.stride()[:3]), numbers(pads),
         k.size(-2), n_rows, n_new, n_head, head_dim, scale, y.data_ptr(),
     ))  # fmt: skip
@@ -282,7 +280,7 @@ def through_blocks(
             f"and must be {shape} of torch.float32 on the CPU"
         )
     layer, part, *strides, _ = slots.stride()
-    check(functions().through_blocks(
+    check_memory(functions().through_blocks(
         x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer, part, CStrides(*strides), numbers(pads),
         length, n_rows, n_new, n_head,
     ))  # fmt: skip

@@ -282,7 +282,7 @@ class _Int8(Small):
         """The layer as the compiled functions take it."""
         own: Any = self._buffers
         matrix: Any = self.matrix
-        return matrix.layer(own["input_scale"], own["bias"], self.is_fine)  # type: ignore[no-any-return]
+        return matrix.layer(own["input_scale"], own["bias"], is_fine=self.is_fine)  # type: ignore[no-any-return]
 
 
 class _Int8Fine(_Int8):
