@@ -42,7 +42,7 @@ def parser() -> Parser:
         "--to",
         required=True,
         choices=QUANTIZATIONS,
-        help="int8: a quarter of float32's size, and fastest from gpt2's size on; float16: half of it, and nearly exact",
+        help="int8: a quarter of float32's size, and fastest (with small models, where there is a C compiler); float16: half of it, and nearly exact",
     )
     parser.add_argument("--out", "-o", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")

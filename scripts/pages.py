@@ -12,10 +12,8 @@ from pathlib import Path
 from minigpt.atomic import replace_text
 
 ROOT = Path(__file__).parent.parent
-MAKERS = (
-    "Intel",
-    "AMD",
-)  # of processors: docs/benchmarks.md has a table of each, between marks "bench on ..."
+# Of processors: docs/benchmarks.md has a table of each, between marks "bench on ...".
+MAKERS = ("Intel", "AMD")
 
 
 def put(text: str, page: Path, mark: str) -> None:

@@ -125,7 +125,7 @@ def add_model_flags(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--quantize", choices=QUANTIZATIONS,
-        help="keep weights in fewer bits: nearly as exact (float16 more so), and faster on a CPU from gpt2's size on",
+        help="keep weights in fewer bits: nearly as exact (float16 more so), and faster on a CPU",
     )  # fmt: skip
     group.add_argument(
         "--compile",

@@ -89,9 +89,8 @@ class GraphedStep:
 
     def __init__(self, model: Any, cache: KVCache) -> None:
         self.model = model
-        self._cache: KVCache = weakref.proxy(
-            cache
-        )  # which holds this step: both are gone as soon as it is let go
+        # The cache holds this step: so both are gone as soon as it is let go.
+        self._cache: KVCache = weakref.proxy(cache)
         with torch.inference_mode(False):  # tensors made in that mode can be written to in no other
             self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=model.device)
             self._place = torch.zeros(1, dtype=torch.long, device=model.device)

@@ -9,11 +9,9 @@ replaced, it trains, it is compiled), the modules are called as ever: hooks see 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
@@ -25,6 +23,7 @@ from minigpt.inference import compiled_pass, scripted
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 from minigpt.linear import Linear
 from minigpt.quantization import compiled, float16, int8
+from minigpt.quantization.compiled import gelu_form
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
@@ -91,8 +90,8 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
 
 
 def _is_in_c(blocks: Iterable[Any]) -> bool:
-    """Whether the blocks are made of the modules that call functions in C; where only some are, none is plain."""
-    return any(type(block._modules.get("attn_norm")) is compiled.LayerNorm for block in blocks)
+    """Whether the first block is made of the modules that call functions in C; to be plain, all must be as it is."""
+    return type(next(iter(blocks))._modules.get("attn_norm")) is compiled.LayerNorm
 
 
 def _is_linear_in_c(module: Any) -> bool:
@@ -107,17 +106,12 @@ def _is_plain_linear(module: Any) -> bool:
     return is_plain(module, kind)
 
 
-def _gelu(activation: Any) -> str | None:
-    """Which form of GELU an activation function is, in the word of `F.gelu`; None for any other."""
-    if activation is F.gelu:
-        return "none"
-    if isinstance(activation, partial) and activation.func is F.gelu:
-        return str(activation.keywords["approximate"])
-    return None
-
-
 OF_TORCH = Kinds(
-    nn.LayerNorm, lambda norm: True, (ScaledDotProductAttention, RowByRowAttention), _gelu, _is_plain_linear
+    nn.LayerNorm,
+    lambda norm: True,
+    (ScaledDotProductAttention, RowByRowAttention),
+    gelu_form,
+    _is_plain_linear,
 )
 IN_C = Kinds(
     compiled.LayerNorm,
@@ -163,7 +157,7 @@ def _weights(block: dict[str, Any], rows: int | None) -> BlockWeights:
         attn_out=_layer(attn["out"], rows),
         mlp_norm=norm(block["mlp_norm"]),
         mlp_up=_layer(mlp["up"], rows),
-        gelu=str(_gelu(block["mlp"].activation)),
+        gelu=str(gelu_form(block["mlp"].activation)),
         mlp_down=_layer(mlp["down"], rows),
     )
 

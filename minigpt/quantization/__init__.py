@@ -119,7 +119,7 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
 def compute_row_by_row(block: Any, in_c: bool) -> None:
     """Puts into a block what gives each row the bits that it gives alone; in C, where all of the block can be."""
     sdpa = block.attn.sdpa
-    in_c = in_c and compiled.is_tanh_gelu(block.mlp.activation)
+    in_c = in_c and compiled.gelu_form(block.mlp.activation) == "tanh"
     block.attn.sdpa = (compiled.Attention if in_c else RowByRowAttention)(sdpa.scale, sdpa.dropout)
     if in_c:
         block.attn_norm = compiled.LayerNorm.like(block.attn_norm)

@@ -207,13 +207,16 @@ def tanh_gelu(x: Tensor) -> Tensor:
     return y
 
 
-def is_tanh_gelu(function: Any) -> bool:
-    """Whether it is torch's GELU in its tanh form, which `tanh_gelu` may replace."""
-    return (
-        isinstance(function, partial)
-        and function.func is F.gelu
-        and function.keywords == {"approximate": "tanh"}
-    )
+def gelu_form(activation: Any) -> str | None:
+    """Which form of torch's GELU an activation function is, in the word of `F.gelu`; None for any other.
+
+    Of these `tanh_gelu` may replace "tanh".
+    """
+    if activation is F.gelu:
+        return "none"
+    if isinstance(activation, partial) and activation.func is F.gelu:
+        return str(activation.keywords["approximate"])
+    return None
 
 
 class Attention(RowByRowAttention):
