@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt import hub, quantization, weights
+from minigpt import compiled_modules, hub, quantization, weights
 from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask, kernels_for_any_length
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
@@ -23,7 +23,7 @@ from minigpt.config import GPT2Config, stored_quantization
 from minigpt.errors import InvalidRequest
 from minigpt.inference import graphed_step, plain_pass
 from minigpt.json_files import counted, shown
-from minigpt.kernels import product
+from minigpt.kernels import product, products
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · D n_embd · V vocab_size
@@ -313,6 +313,8 @@ class GPT2(nn.Module):
         with quantization.in_huge_pages() if stored else nullcontext():
             checkpoint.fill(model, dtype, torch.device(device))
         model.quantization = stored
+        if not stored and products.float32_in_c():
+            compiled_modules.put_into_all(model.blocks)
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 
     def quantize(self, kind: str) -> Self:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minigpt import kernels
 from minigpt.json_files import expect, field, parse, read_object, shown
+from minigpt.kernels import Room
+from minigpt.kernels.products import outputs_first
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
     "wte": "token_embedding",
@@ -134,7 +135,7 @@ class Checkpoint:
             del tensors[HEAD]
         self._check(tensors, state)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
-        room = kernels.Room(device)
+        room = Room(device)
         for part, names in groupby(state, key=lambda name: name.rpartition(".")[0]):
             leaves = {
                 name.rpartition(".")[2]: tensors[name].read(_place(name, state[name], dtype or own, room))
@@ -163,14 +164,14 @@ class Checkpoint:
                 )
 
 
-def _place(name: str, like: Tensor, dtype: torch.dtype, room: kernels.Room) -> Tensor:
+def _place(name: str, like: Tensor, dtype: torch.dtype, room: Room) -> Tensor:
     """Where one of the model's tensors goes, in the order in which this machine multiplies it fastest."""
     shape = tuple(like.shape)
     is_linear = name.startswith("blocks.") and len(shape) == 2
     if like.dtype != torch.float32 or not (is_linear or name in (EMBEDDING, HEAD)):
         kept = dtype if like.dtype == torch.float32 else like.dtype  # small weights keep their own
         return torch.empty(shape, dtype=kept, device=room.device)
-    if is_linear and kernels.outputs_first(shape, dtype, room.device):
+    if is_linear and outputs_first(shape, dtype, room.device):
         return room.reserve(shape[::-1], dtype).t()
     return room.reserve(shape, dtype)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from minigpt import kernels
 from minigpt.attention import fused_attention, row_by_row
+from minigpt.kernels import products
 from minigpt.quantization import float16, int8
 from minigpt.quantization.small import Packed
 
@@ -28,7 +28,7 @@ class Norm(NamedTuple):
 class Layer(NamedTuple):
     """A linear layer: with a plain weight, or one that is packed."""
 
-    kind: str  # the kernel of `kernels.affine`; "float16", "int8" or "int8, fine"
+    kind: str  # the kernel of `products.affine`; "float16", "int8" or "int8, fine"
     bias: Tensor
     weight: Tensor | None = None  # (in, out)
     packed: Optional[Packed] = None  # noqa: UP045  # it knows no `|`
@@ -113,7 +113,7 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
     """Shapes: (rows, in)  ->  (rows, out)."""
     weight, packed, input_scale = layer.weight, layer.packed, layer.input_scale
     if weight is not None:
-        return kernels.affine(layer.kind, x, weight, layer.bias)
+        return products.affine(layer.kind, x, weight, layer.bias)
     assert packed is not None
     if input_scale is None:
         return float16.affine(x, packed, layer.bias)

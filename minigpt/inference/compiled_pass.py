@@ -1,4 +1,4 @@
-"""New tokens through blocks with weights of 8 bits, by the functions in C that their modules call one by one."""
+"""New tokens through all blocks by functions in C, which `compiled_modules` call one by one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from minigpt.cache import KVCache
-from minigpt.quantization import compiled
-from minigpt.quantization.compiled import CBlock
+from minigpt.kernels import compiled
+from minigpt.kernels.compiled import CBlock, CLinear
+from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
@@ -27,9 +28,17 @@ def block_of(block: dict[str, Any]) -> CBlock:
     return CBlock(
         compiled.norm_of(block["attn_norm"]),
         compiled.norm_of(block["mlp_norm"]),
-        attn["qkv"].layer(),
-        attn["out"].layer(),
-        mlp["up"].layer(),
-        mlp["down"].layer(),
+        layer_of(attn["qkv"]),
+        layer_of(attn["out"]),
+        layer_of(mlp["up"]),
+        layer_of(mlp["down"]),
         attn["sdpa"].scale,
     )
+
+
+def layer_of(module: Any) -> CLinear:
+    if type(module) is not Linear:
+        return module.layer()  # type: ignore[no-any-return]
+    own: Any = module._parameters
+    n_in, n_out = own["weight"].shape
+    return CLinear(own["weight"].data_ptr(), own["bias"].data_ptr(), n_in, n_out, compiled.FLOAT32)

@@ -15,15 +15,17 @@ import torch
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
-from minigpt import kernels
+from minigpt import compiled_modules
 from minigpt.attention import CausalAttention, RowByRowAttention, ScaledDotProductAttention
 from minigpt.cache import KVCache
+from minigpt.compiled_modules import gelu_form, tanh_gelu
 from minigpt.inference import block_functions as functions
 from minigpt.inference import compiled_pass, scripted
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
+from minigpt.kernels import products
+from minigpt.kernels.compiled import can_read, is_in_memory
 from minigpt.linear import Linear
-from minigpt.quantization import compiled, float16, int8
-from minigpt.quantization.compiled import gelu_form
+from minigpt.quantization import float16, int8
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
@@ -44,18 +46,17 @@ def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: 
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return False
-    kinds = IN_C if _is_in_c(blocks) else OF_TORCH
+    kinds = _kinds(blocks)
     return all(_is_plain_block(block, block_kind, mlp_kind, kinds) for block in blocks)
 
 
 class Kinds(NamedTuple):
     """What the parts of a plain block are."""
 
-    norm: type[nn.Module]
-    can_read: Callable[[Any], bool]  # a norm
+    norm: Callable[[Any], bool]
     attention: tuple[type[nn.Module], ...]
-    is_gelu: Callable[[Any], object]
-    is_linear: Callable[[Any], bool]
+    gelu: Callable[[Any], object]
+    linear: Callable[[Any], bool]
 
 
 def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module], kinds: Kinds) -> bool:
@@ -63,18 +64,15 @@ def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module]
         return False
     parts = block._modules
     attn, mlp = parts["attn"], parts["mlp"]
-    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and kinds.is_gelu(mlp.activation)):
+    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and kinds.gelu(mlp.activation)):
         return False
     own, of_mlp = attn._modules, mlp._modules
     sdpa = own["sdpa"]
     return (
-        all(
-            is_plain(norm, kinds.norm) and kinds.can_read(norm)
-            for norm in (parts["attn_norm"], parts["mlp_norm"])
-        )
+        all(map(kinds.norm, (parts["attn_norm"], parts["mlp_norm"])))
         and type(sdpa) in kinds.attention
         and is_plain(sdpa, type(sdpa))
-        and all(map(kinds.is_linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
+        and all(map(kinds.linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
     )
 
 
@@ -89,14 +87,24 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def _is_in_c(blocks: Iterable[Any]) -> bool:
-    """Whether the first block is made of the modules that call functions in C; to be plain, all must be as it is."""
-    return type(next(iter(blocks))._modules.get("attn_norm")) is compiled.LayerNorm
+def _kinds(blocks: Iterable[Any]) -> Kinds:
+    """What the parts must be, by the first block's: to be plain, all must be as it is."""
+    norm = next(iter(blocks))._modules.get("attn_norm")
+    if type(norm) is not compiled_modules.LayerNorm:
+        return OF_TORCH
+    return IN_C if norm.is_readable() and can_read() else ELSEWHERE
 
 
-def _is_linear_in_c(module: Any) -> bool:
-    kind = type(module)
-    return kind in (int8.Int8Linear, int8.Int8FineLinear) and module.is_in_c and is_plain(module, kind)
+def _is_torchs_norm(module: Any) -> bool:
+    return is_plain(module, nn.LayerNorm)
+
+
+def _is_norm_in_c(module: Any) -> bool:
+    return is_plain(module, compiled_modules.LayerNorm) and module.is_readable()
+
+
+def _is_norm_elsewhere(module: Any) -> bool:
+    return is_plain(module, compiled_modules.LayerNorm) and not (module.is_readable() and can_read())
 
 
 def _is_plain_linear(module: Any) -> bool:
@@ -106,20 +114,24 @@ def _is_plain_linear(module: Any) -> bool:
     return is_plain(module, kind)
 
 
-OF_TORCH = Kinds(
-    nn.LayerNorm,
-    lambda norm: True,
-    (ScaledDotProductAttention, RowByRowAttention),
-    gelu_form,
-    _is_plain_linear,
-)
-IN_C = Kinds(
-    compiled.LayerNorm,
-    compiled.LayerNorm.is_readable,
-    (compiled.Attention,),
-    lambda activation: activation is compiled.tanh_gelu,
-    _is_linear_in_c,
-)
+def _is_outputs_first(weight: Tensor) -> bool:
+    return weight.stride() == (1, weight.size(0))
+
+
+def _is_linear_in_c(module: Any) -> bool:
+    kind = type(module)
+    if kind is Linear:
+        weight, bias = module._parameters["weight"], module._parameters["bias"]
+        lies_well = _is_outputs_first(weight) and bias.is_contiguous()
+        return lies_well and is_in_memory(weight) and is_in_memory(bias) and is_plain(module, kind)
+    return kind in KINDS and module.is_in_c and is_plain(module, kind)
+
+
+OF_TORCH = Kinds(_is_torchs_norm, (ScaledDotProductAttention, RowByRowAttention), gelu_form, _is_plain_linear)
+IN_C_ATTENTION = (compiled_modules.Attention, compiled_modules.AttentionRowByRow)
+IN_C = Kinds(_is_norm_in_c, IN_C_ATTENTION, lambda activation: activation is tanh_gelu, _is_linear_in_c)
+# The modules that call functions in C, where they call torch's: on a GPU, or with weights of another dtype.
+ELSEWHERE = Kinds(_is_norm_elsewhere, IN_C_ATTENTION, gelu_form, _is_plain_linear)
 
 
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
@@ -131,9 +143,9 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
         ValueError: they do not fit the cache.
     """
     cache.check_room(x.size(1))
-    if _is_in_c(blocks):
+    if _kinds(blocks) is IN_C:
         return compiled_pass.through_blocks(blocks, x, cache)
-    rows = x.size(0) * x.size(1) if kernels.is_to_choose(x) else None
+    rows = x.size(0) * x.size(1) if products.is_to_choose(x) else None
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
     args = (x, weights(blocks, rows), attn.n_head, cache.slots, cache.length, mask, pads)
@@ -171,8 +183,8 @@ def _layer(module: Any, rows: int | None) -> Layer:
     if type(module) is Linear:
         own: Any = module._parameters
         weight = own["weight"]
-        size, outputs_first = weight.numel(), weight.stride(0) == 1
-        kernel = "mkl" if rows is None else kernels.fastest_for(rows, size, outputs_first)
+        lies_well = _is_outputs_first(weight)
+        kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
         return Layer(kernel, own["bias"], weight)
     own = module._buffers
     return Layer(KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from minigpt import compiled_modules
 from minigpt.attention import RowByRowAttention
+from minigpt.compiled_modules import AttentionRowByRow
 from minigpt.errors import InvalidRequest
+from minigpt.kernels import compiled
 from minigpt.linear import Linear
-from minigpt.quantization import compiled
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
 from minigpt.quantization.huge_pages import in_huge_pages
@@ -110,21 +112,19 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
         own = cast(Tensor, model.head.weight).detach()
         model.set_submodule("head", kind.head(own, inputs["head"]))
     model.set_submodule("token_embedding", embedding)
-    if kind.rounds_inputs:
-        for block in model.blocks:
-            compute_row_by_row(block, compiled.available())
+    for block in model.blocks:
+        if kind.rounds_inputs:
+            compute_row_by_row(block)
+        elif compiled.available():
+            compiled_modules.put_into(block)
     model.eval().requires_grad_(False)  # new modules are in training mode
 
 
-def compute_row_by_row(block: Any, in_c: bool) -> None:
+def compute_row_by_row(block: Any) -> None:
     """Puts into a block what gives each row the bits that it gives alone; in C, where all of the block can be."""
-    sdpa = block.attn.sdpa
-    in_c = in_c and compiled.gelu_form(block.mlp.activation) == "tanh"
-    block.attn.sdpa = (compiled.Attention if in_c else RowByRowAttention)(sdpa.scale, sdpa.dropout)
-    if in_c:
-        block.attn_norm = compiled.LayerNorm.like(block.attn_norm)
-        block.mlp_norm = compiled.LayerNorm.like(block.mlp_norm)
-        block.mlp.activation = compiled.tanh_gelu
+    if not (compiled.available() and compiled_modules.put_into(block, AttentionRowByRow)):
+        sdpa = block.attn.sdpa
+        block.attn.sdpa = RowByRowAttention(sdpa.scale, sdpa.dropout)
 
 
 def layer_names(model: GPT2) -> list[str]:

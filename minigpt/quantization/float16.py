@@ -6,11 +6,14 @@ float16 keeps 11 significant bits, so a product differs from float32's by about 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt.kernels import compiled
+from minigpt.kernels.compiled import CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
@@ -52,6 +55,27 @@ class PackedMatrix:
         return weight.half()
 
 
+class CompiledMatrix(PlainMatrix):
+    """A float16 weight that our function in C reads as it lies."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.contiguous())
+        self._product = self._layer = compiled.plain_layer(self.weight, None)
+        self._bias: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return compiled.linear(rows, self._product)
+
+    def layer(self, bias: Tensor) -> CLinear:
+        """The layer as the functions take it: made anew only if its bias is another than the last time."""
+        if self._bias is not bias or self._layer.bias != bias.data_ptr():
+            self._bias, self._layer = bias, compiled.plain_layer(self.weight, bias)
+        return self._layer
+
+
+AnyMatrix = PlainMatrix | PackedMatrix
+
+
 def affine(rows: Tensor, packed: Packed, bias: Tensor) -> Tensor:
     """The product rows · weightᵀ + bias. TorchScript, too: see `inference.scripted`.
 
@@ -67,16 +91,19 @@ def can_pack() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def matrix(weight: Tensor) -> PlainMatrix | PackedMatrix:
-    """A weight as this processor multiplies it fastest."""
-    kind = PackedMatrix if weight.device.type == "cpu" and can_pack() else PlainMatrix
-    return kind(weight)
+def matrix(weight: Tensor) -> AnyMatrix:
+    """A weight as this machine multiplies it fastest."""
+    if weight.device.type != "cpu":
+        return PlainMatrix(weight)
+    if compiled.available():
+        return CompiledMatrix(weight)
+    return PackedMatrix(weight) if can_pack() else PlainMatrix(weight)
 
 
 class _Float16(Small):
     """A module with a float16 weight (out, in)."""
 
-    matrix: PlainMatrix | PackedMatrix
+    matrix: AnyMatrix
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -96,6 +123,15 @@ class Float16Linear(_Float16, SmallLinear):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__(weight)
         self.register_buffer("bias", bias)
+
+    @property
+    def is_in_c(self) -> bool:
+        return isinstance(self.matrix, CompiledMatrix)
+
+    def layer(self) -> CLinear:
+        """The layer as the compiled functions take it."""
+        matrix: Any = self.matrix
+        return matrix.layer(self._buffers["bias"])  # type: ignore[no-any-return]
 
 
 class Float16Head(_Float16, SmallHead):

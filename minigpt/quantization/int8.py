@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt.quantization import compiled
-from minigpt.quantization.compiled import CLinear, CompiledMatrix
+from minigpt.kernels import compiled
+from minigpt.kernels.compiled import CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
+from minigpt.quantization.int8_compiled import CompiledMatrix
 from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd

@@ -84,7 +84,7 @@ def test_the_text_goes_to_stdout_and_the_figures_to_stderr() -> None:
     text = tokenizer.decode(token for token in best.tokens if token != tokenizer.end_token)
     result = run("Once upon a time", "--max-new-tokens", 8)
     assert result.text == text
-    rate = r"( at \d+ tok/s)?"
+    rate = r"( at [\d,]+ tok/s)?"
     figures = rf"prompt 4 tokens{rate}, generated {len(best.tokens)}{rate}, first token after \d+\.\d\d s, peak memory \d+ MB"
     assert re.fullmatch(f"minigpt.generate: {figures}\n", result.err)
 

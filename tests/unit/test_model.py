@@ -13,7 +13,7 @@ from fakes import tiny_gpt2
 
 from minigpt import GPT2, GPT2Config
 from minigpt.atomic import all_or_none
-from minigpt.kernels import outputs_first
+from minigpt.kernels.products import outputs_first
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 TOKENS = torch.arange(10)[None]
@@ -124,7 +124,7 @@ def test_a_loaded_model_is_stored_without_gaps(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_tensors_are_loaded_as_they_were_saved(tmp_path, dtype):
-    """They lie in memory of their own kind: see `kernels.Room`."""
+    """They lie in memory of their own kind: see `kernels.room`."""
     large = GPT2(GPT2Config(vocab_size=3000, n_positions=16, n_embd=768, n_layer=1, n_head=12)).to(dtype)
     large.save_pretrained(tmp_path)
     loaded = copy.deepcopy(GPT2.from_pretrained(tmp_path, dtype=dtype))

@@ -14,7 +14,9 @@ import minigpt
 from minigpt.legacy.moved_modules import MOVED
 
 PACKAGE = Path(minigpt.__file__).parent
-MODEL = {"config", "cache", "attention", "inference", "kernels", "linear", "model", "quantization", "weights"}
+MODEL = {
+    "attention", "cache", "compiled_modules", "config", "inference", "kernels", "linear", "model", "quantization", "weights",
+}  # fmt: skip
 COMMANDS = {
     "compare", "detect_watermark", "explore", "generate", "info", "merge_lora", "quantize", "score", "train",
     "train_tokenizer", "verify",
@@ -28,17 +30,19 @@ MAY_IMPORT = {
     "options": {"errors", "json_files"},
     "atomic": set(),
     "hub": {"errors", "json_files", "lazy"},
-    "kernels": set(),
+    "kernels": {"atomic", "kernels"},
     "linear": {"kernels"},
     "cache": {"config", "json_files"},
     "attention": {"cache", "config", "linear"},
-    "inference": {"attention", "cache", "inference", "kernels", "linear", "quantization"},
-    "quantization": {"atomic", "attention", "errors", "linear", "quantization"},
+    "compiled_modules": {"attention", "kernels"},
+    "inference": {"attention", "cache", "compiled_modules", "inference", "kernels", "linear", "quantization"},
+    "quantization": {"attention", "compiled_modules", "errors", "kernels", "linear", "quantization"},
     "weights": {"config", "json_files", "kernels"},
     "model": {
         "attention",
         "atomic",
         "cache",
+        "compiled_modules",
         "config",
         "errors",
         "hub",

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from minigpt import GPT2, GPT2Config, kernels
+from minigpt import GPT2, GPT2Config
 from minigpt.inference import block_functions, plain_pass, scripted
-from minigpt.quantization import compiled, float16, int8
+from minigpt.kernels import compiled, products
+from minigpt.linear import Linear
+from minigpt.quantization import float16, int8
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
@@ -119,13 +121,18 @@ def test_long_prompts_give_the_same_bits(
     assert torch.equal(fast, model.hidden_states(tokens, model.new_cache(n_tokens)))
 
 
-@pytest.mark.parametrize("way", ["mkl", "in blocks", "in blocks, transposed", "onednn"])
+@pytest.mark.parametrize("way", ["mkl", "in blocks", "in blocks, transposed", "onednn", "in C"])
 @pytest.mark.parametrize("kind", [None, "int8", "float16"])
 def test_python_and_torchscript_give_the_same_bits(
     kind: str | None, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "fastest_for", lambda *_: way)
+    monkeypatch.setattr(products, "fastest_for", lambda *_: way)
+    if way == "in C" and not compiled.available():
+        pytest.skip("needs a C compiler and AVX-512 VNNI")
     model = new_model()
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.weight.data = layer.weight.t().contiguous().t()  # as a loaded one lies
     if kind:
         quantized(model, kind, monkeypatch)
     assert isinstance(scripted.compiled(block_functions.through_blocks), torch.jit.ScriptFunction)
@@ -279,8 +286,8 @@ def test_what_cannot_be_read_is_refused_as_ever(steps: list[int]) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @torch.no_grad()
 def test_a_linear_layer_is_the_same_product(rows: int, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "MKL_IS_FAST", intel)
+    monkeypatch.setattr(products, "MKL_IS_FAST", intel)
     x, bias = torch.randn(rows, 1024), torch.randn(600)
     for weight in (torch.randn(1024, 600), torch.randn(600, 1024).t()):  # as they lie on Intel, and elsewhere
-        product = kernels.affine(kernels.fastest(x, weight.t()), x, weight, bias)
-        assert torch.equal(product, kernels.product(x, weight.t(), bias))
+        product = products.affine(products.fastest(x, weight.t()), x, weight, bias)
+        assert torch.equal(product, products.product(x, weight.t(), bias))

@@ -70,6 +70,7 @@ def test_logits_are_equal_to_the_bit_with_and_without() -> None:
     assert torch.stack(got).equal(torch.stack(expected))
 
 
+@torch.no_grad()  # as points are recorded
 def test_each_point_is_what_the_points_before_it_make() -> None:
     seen = record_text(MODEL, TEXT)
     assert list(seen) == all_points(MODEL.config)
@@ -426,6 +427,7 @@ def test_another_model_or_a_compiled_one_is_refused() -> None:
         record_text(compiled, TEXT, "logits")
 
 
+@torch.no_grad()
 def test_training_mode_is_right_without_dropout_and_refused_with_it() -> None:
     without = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     calm = tiny_gpt2(**without).train()

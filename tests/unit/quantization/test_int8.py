@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.quantization import compiled, int8
+from minigpt.kernels import compiled
+from minigpt.quantization import int8
 from minigpt.quantization.int8 import (
     HUNDREDTH,
     STEP,

@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 import minigpt
 from minigpt import GPT2, GPT2Config
 from minigpt.interp import dense
-from minigpt.quantization import compiled
+from minigpt.kernels import compiled
 from minigpt.sampler import Sample, generate
 from minigpt.training.adapters import load_adapter
 from minigpt.training.lora import attach
@@ -101,12 +101,18 @@ def test_a_quantized_model_is_saved_and_loaded(kind: str, tied: bool, tmp_path: 
     for loaded in (
         GPT2.from_pretrained(tmp_path / "small"),
         GPT2.from_pretrained(tmp_path / "small", quantize=kind),
-        GPT2.from_pretrained(tmp_path / "plain", quantize=kind),
         copy.deepcopy(quantized),
         pickle.loads(pickle.dumps(quantized)),
     ):
         assert torch.equal(loaded(TOKENS), expected)
         assert loaded.quantization == kind
+    # What it is quantized by depends on the last bits of a model's inputs, and these on how its weights lie in memory.
+    twins = (
+        GPT2.from_pretrained(tmp_path / "plain", quantize=kind),
+        GPT2.from_pretrained(tmp_path / "plain").quantize(kind),
+    )
+    assert torch.equal(twins[0](TOKENS), twins[1](TOKENS))
+    assert (twins[0](TOKENS) - expected).abs().max() < 0.05 * expected.std()
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["quantization_config"] == {"quant_method": "minigpt", "weights": kind}
     with safe_open(tmp_path / "small" / "model.safetensors", framework="pt") as file:
@@ -204,7 +210,7 @@ def test_greedy_texts_are_the_same_alone_batched_and_read_whole(
                     i for i, pair in enumerate(zip(text, likeliest, strict=True)) if pair[0] != pair[1]
                 )
                 assert abs(logits[step, text[step]] - logits[step, likeliest[step]]) <= error
-    assert 0 < error < (2 if kind == "int8" else 0.1)  # of logits that differ by 10 and more
+    assert error < (2 if kind == "int8" else 0.1)  # of logits that differ by 10 and more
     # of 300 other prompts, int8's are none batched and 8% read whole
     assert departures["batched"] <= (0 if kind == "int8" else 2)
     if kind == "int8" and compiled.available():

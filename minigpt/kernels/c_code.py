@@ -49,14 +49,16 @@ def library(source: Path) -> ctypes.CDLL | None:
         return None
     try:
         command = [*shlex.split(compiler), *FLAGS]
-        key = hashlib.sha256(source.read_bytes() + repr((command, platform.libc_ver())).encode()).hexdigest()
+        parts = [source, *sorted(source.parent.glob("*.h"))]  # all that it may include
+        code = b"".join(part.read_bytes() for part in parts)
+        key = hashlib.sha256(code + repr((command, platform.libc_ver())).encode()).hexdigest()
         name = f"{source.stem}-{key[:16]}.so"
         return _kept(name) or _compiled(command, source, name)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         output = str(getattr(error, "stderr", None) or error).strip()
         reason = output.splitlines()[0] if output else type(error).__name__
         warnings.warn(
-            f"{source.name} cannot be compiled or loaded ({reason:.200}): 8-bit weights take about twice as long",
+            f"{source.name} cannot be compiled or loaded ({reason:.200}): torch's kernels are used, which take up to twice as long",
             stacklevel=2,
         )
         return None

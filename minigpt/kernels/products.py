@@ -1,9 +1,10 @@
-"""How a CPU multiplies float32 matrices fastest, by what was measured: which of torch's kernels, from which memory.
+"""How a CPU multiplies float32 matrices fastest, by what was measured: which kernel, from which order in memory.
 
 Decoding multiplies few rows by large weights, again and again. torch has two libraries for that on x86, MKL and oneDNN,
 and by itself takes MKL's product of whole matrices, rows · weightᵀ. That is slow with several rows, and on AMD's processors
 with any number. But a weight whose outputs lie one after the other can be read as many small matrices, which MKL
-multiplies fast: on AMD's each by all rows at once, so that the transpose comes out, weight · rowsᵀ.
+multiplies fast: on AMD's each by all rows at once, so that the transpose comes out, weight · rowsᵀ. Our own function in C
+(`plain_products.h`) reads such weights from memory as fast as it can be read.
 Milliseconds for the linear layers of gpt2 (124M), by the way the weights lie in memory:
 
     Intel Xeon (AMX)             1 row   2 rows   5 rows   8 rows  12 rows  16 rows
@@ -12,38 +13,36 @@ Milliseconds for the linear layers of gpt2 (124M), by the way the weights lie in
         in blocks                 14       16       20       24       25       30
         oneDNN                    18       22       27       31       29       29
 
-    AMD EPYC (Zen 4)             1 row   2 rows   4 rows   5 rows   8 rows  16 rows
-    (in, out), MKL                19       30       32       32       40       46
-        oneDNN                    19       18       17       17       20       24
-    (out, in), MKL                23       41       30       29       32       38
-        in blocks                 13       17       20       24       23       30
-        in blocks, transposed     10       13       16       21       32       33
-        oneDNN                    14       16       19       19       22       28
+    AMD EPYC (Zen 4)             1 row   2 rows   4 rows   5 rows   8 rows  16 rows  64 rows  1,024 rows
+    (in, out), MKL                17       28       41       32       42       48       88       948
+        oneDNN                    18       18       16       17       20       24       58       821
+    (out, in), MKL                22       38       35       31       33       39       79       955
+        in blocks                 12       16       19       22       23       31       76     1,228
+        in blocks, transposed      7       13       17       22       33       34       86     1,338
+        oneDNN                    11       16       17       17       21       26       63       835
+        in C                       8        8        9       11       12       20       58       906
 
-(340 MB; on AMD medians of 15 rounds in which all took turns.) On Intel's processors small matrices are left to MKL as
-they are: what else there is takes longer to begin. Large ones are loaded as (out, in), of which one row takes up to 6%
-longer, but five rows a quarter less. On AMD's processors all are loaded so: one row takes little more than half the time.
+(340 MB; on AMD medians of 15 rounds in which all took turns, 3 from 64 rows on.) On Intel's processors small matrices are
+left to MKL as they are: what else there is takes longer to begin. Large ones are loaded as (out, in), of which one row
+takes up to 6% longer, but five rows a quarter less. On AMD's processors all are loaded so, and multiplied in C, whatever
+the number of rows: a row then gives the bits that it gives alone. Where nothing can be compiled, one row still takes
+little more than half the time of torch's own choice.
 """
 
-from __future__ import annotations
-
-import math
-import mmap
 import platform
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt.kernels import compiled
+
 SMALL = 1 << 19  # elements: 2 MB, what a core's own cache holds
 FEW_ROWS_INTEL = 3  # up to which MKL reads each weight once, on Intel's processors
 MANY_ROWS_INTEL = 16  # from which on its product with whole weights is as fast there as that in blocks
-FEW_ROWS_AMD = 4  # up to which MKL's product in blocks is faster there than oneDNN's
+FEW_ROWS_AMD = 4  # up to which MKL's product in transposed blocks is faster there than oneDNN's
 BLOCK = 32  # outputs: their weights fit into a core's own cache, and every width of GPT-2 is a multiple
-CHUNK = 32 << 20  # bytes of memory that weights share: about a layer of gpt2
-ALIGNMENT = 64  # bytes: a line of the cache, and what vector instructions like
 
 
 def _vendor() -> str:
@@ -77,17 +76,26 @@ def fastest(x: Tensor, weight: Tensor) -> str:
 
 def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
     """The same where other kernels give the same, by a weight's number of elements and how they lie in memory."""
+    if outputs_first and not torch.compiler.is_compiling() and float32_in_c():
+        return "in C"
     if not MKL_IS_FAST:
         return "in blocks, transposed" if outputs_first and rows <= FEW_ROWS_AMD else "onednn"
     in_blocks = size >= SMALL and outputs_first and FEW_ROWS_INTEL < rows < MANY_ROWS_INTEL
     return "in blocks" if in_blocks else "mkl"
 
 
+def float32_in_c() -> bool:
+    """Whether our functions in C are to compute with weights of float32: on Intel's processors they were not measured yet."""
+    return not MKL_IS_FAST and compiled.available()
+
+
 def is_to_choose(x: Tensor) -> bool:
     """Whether other kernels than torch's own choice give the same here: they know neither gradients nor autocast."""
     if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.compiler.is_compiling() or not compiled.is_intercepted()
 
 
 # These are TorchScript, too: see `inference.scripted`.
@@ -95,6 +103,9 @@ def is_to_choose(x: Tensor) -> bool:
 
 def product_by(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x · weightᵀ + bias by the kernel of that name."""
+    if kernel == "in C":
+        found: Tensor = _in_c(x, weight, bias)
+        return found
     if kernel == "onednn":
         options: list[float | int | complex | None] = []
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", options, "")
@@ -105,6 +116,12 @@ def product_by(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     y = _in_blocks(rows, weight) if kernel == "in blocks" else _in_blocks_transposed(rows, weight)
     y = torch.unflatten(y, 0, x.shape[:-1]) if x.dim() > 1 else y[0]
     return y if bias is None else y.add_(bias)
+
+
+@torch.jit.ignore  # type: ignore[untyped-decorator]
+def _in_c(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.size(-1))
+    return compiled.linear(rows, compiled.plain_layer(weight, bias)).view(*x.shape[:-1], len(weight))
 
 
 def affine(kernel: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -152,42 +169,3 @@ def outputs_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     if not ONEDNN or device.type != "cpu" or dtype != torch.float32:
         return False
     return not MKL_IS_FAST or shape[0] * shape[1] >= SMALL
-
-
-class Room:
-    """Memory for the weights of one model, on Linux in huge pages.
-
-    Decoding reads every weight for every token. In pages of 4 KiB it also waits for where they lie: 12% at the
-    bundled model's shape, 2% at gpt2's. So weights share chunks of memory: most are smaller than a huge page, or end
-    within one. A chunk is given back when all of its weights are gone.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._in_chunks = device.type == "cpu" and hasattr(mmap, "MADV_HUGEPAGE")
-        self._chunk, self._used = memoryview(b""), 0
-
-    def reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor that nothing is written to yet."""
-        if not self._in_chunks:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-        count = math.prod(shape)
-        n_bytes = count * dtype.itemsize
-        if n_bytes > len(self._chunk) - self._used:
-            try:
-                self._chunk, self._used = _huge_pages(max(n_bytes, CHUNK)), 0
-            except OSError as error:
-                raise MemoryError(
-                    f"there are no {n_bytes:,} bytes left for a tensor of shape {shape}"
-                ) from error
-        # frombuffer makes each tensor a storage of its own, so a file or a copy of one holds no other.
-        tensor = torch.frombuffer(self._chunk, dtype=dtype, count=count, offset=self._used)
-        self._used += -(-n_bytes // ALIGNMENT) * ALIGNMENT
-        return tensor.view(shape)
-
-
-def _huge_pages(n_bytes: int) -> memoryview:
-    chunk = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a hint, which a kernel built without huge pages does not take
-        chunk.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(chunk)

@@ -1,0 +1,129 @@
+"""Modules of a block that call functions in C, in the place of torch's.
+
+They call one by one what `inference.compiled_pass` calls at once, so that a model gives the same bits whether it is watched
+or not. With other dtypes, on other devices, for gradients and under `torch.compile` they do what torch's do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.attention import (
+    Float32ScaledDotProductAttention,
+    RowByRowAttention,
+    ScaledDotProductAttention,
+    attention_mask,
+    pads_of,
+)
+from minigpt.kernels import compiled
+from minigpt.kernels.compiled import attention, can_read, is_in_memory
+
+# Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm by the compiled function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fits = self.is_readable() and x.size(-1) == len(self.weight)
+        if not (fits and can_read(x, self.weight, self.bias)):
+            return super().forward(x)
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        width = x.size(-1)
+        compiled.functions().layer_norm(
+            x.data_ptr(), x.numel() // width, width, ctypes.byref(compiled.norm_of(self)), y.data_ptr()
+        )
+        return y
+
+    def is_readable(self) -> bool:
+        """Whether the functions can read the parameters where they are."""
+        own: Any = self._parameters
+        parameters = (own["weight"], own["bias"])
+        return all(t is not None and t.is_contiguous() and is_in_memory(t) for t in parameters)
+
+    @classmethod
+    def like(cls, norm: nn.LayerNorm) -> LayerNorm:
+        """The same with the same parameters."""
+        new = cls(norm.weight.shape[0], eps=norm.eps, device="meta")
+        new.weight, new.bias = norm.weight, norm.bias
+        return new.train(norm.training)
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    """GELU's tanh form by the compiled function."""
+    if not can_read(x):
+        return F.gelu(x, approximate="tanh")
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    compiled.functions().gelu(x.data_ptr(), x.numel(), y.data_ptr())
+    return y
+
+
+def gelu_form(activation: Any) -> str | None:
+    """Which form of GELU an activation function is, in the word of `F.gelu`; None for any other.
+
+    Of these `tanh_gelu` may replace "tanh".
+    """
+    if activation is tanh_gelu:
+        return "tanh"
+    if activation is F.gelu:
+        return "none"
+    if isinstance(activation, partial) and activation.func is F.gelu:
+        return str(activation.keywords["approximate"])
+    return None
+
+
+class Attention(ScaledDotProductAttention):
+    """Attention by the compiled function, each row by itself; by torch's under a mask of somebody's own."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        drops = self.training and self.dropout > 0
+        pads = None if drops or not can_read(q, k, v) else self._pads(q, k, v, mask)
+        return super().forward(q, k, v, mask) if pads is None else attention(q, k, v, pads, self.scale)
+
+    def _pads(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Sequence[int] | None:
+        """Each row's padding; None where torch's kernel is to be called."""
+        n_new, n_seen = q.size(-2), k.size(-2)
+        fit = k.shape == v.shape == (*q.shape[:2], n_seen, q.size(-1))
+        if not fit or k.stride() != v.stride() or k.stride(-1) != 1 or q.stride(-1) != 1:
+            return None
+        if mask is None:
+            return [0] * len(q) if n_new in (1, n_seen) else None
+        if mask.dim() == 2:
+            its_own = attention_mask(n_new, n_seen, None, mask.device)
+            return [0] * len(q) if its_own is not None and torch.equal(mask, its_own) else None
+        return pads_of(mask.expand(len(q), -1, -1, -1), n_new, n_seen) if mask.dim() == 4 else None
+
+
+class AttentionRowByRow(Attention, RowByRowAttention):
+    """The same, and each row by itself where torch's kernel is called, too."""
+
+
+def put_into_all(blocks: Iterable[Any]) -> None:
+    """Puts the modules into blocks in the place of torch's, if their weights are float32 on a CPU."""
+    for block in blocks:
+        weight = block.attn_norm.weight
+        if weight.dtype == torch.float32 and weight.device.type == "cpu":
+            put_into(block)
+
+
+def put_into(block: Any, kind_of_attention: type[Attention] = Attention) -> bool:
+    """The same for one block; whether there is one for each that it has."""
+    sdpa = block.attn.sdpa
+    is_known = (
+        gelu_form(block.mlp.activation) == "tanh" and type(sdpa) is not Float32ScaledDotProductAttention
+    )
+    if is_known:
+        block.attn.sdpa = kind_of_attention(sdpa.scale, sdpa.dropout).train(sdpa.training)
+        block.attn_norm = LayerNorm.like(block.attn_norm)
+        block.mlp_norm = LayerNorm.like(block.mlp_norm)
+        block.mlp.activation = tanh_gelu
+    return is_known

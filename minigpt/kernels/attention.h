@@ -1,0 +1,124 @@
+/* Each new token's weighted mean of the values that it sees, in each head. */
+
+#define QUERIES 8 /* that look at the same keys together */
+#define BLOCK 64  /* keys, which fit into the smallest cache with their values */
+
+typedef struct { /* numbers between one key and the next by row, head and slot */
+    int64_t row, head, slot;
+} Strides;
+
+/* Keys for which there is memory, if there may be n of them: full registers are written. */
+static int64_t room_for(int64_t n) { return ALIGNED(n + LANES); }
+
+/* A query's products with up to 16 keys, one key after the other, as they lie in memory; beyond `n` keys, zeros. */
+INLINE __m512 scores_of(const float *q, const float *k, int64_t stride, int64_t n, int64_t head_dim) {
+    __m512 sums[LANES];
+    UNROLLED32 for (int j = 0; j < LANES; j++) {
+        sums[j] = _mm512_setzero_ps();
+        if (j < n)
+            UNROLLED for (int64_t d = 0; d < head_dim; d += LANES) {
+                const __mmask16 there = lanes_left(head_dim - d);
+                sums[j] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, q + d),
+                                          _mm512_maskz_loadu_ps(there, k + j * stride + d), sums[j]);
+            }
+    }
+    return sums_of(sums);
+}
+
+typedef struct { /* some tokens' queries in one head, and what they see */
+    const float *q, *k, *v;
+    float *y, *weights;               /* of each query, with room for `room` keys */
+    int64_t n_queries, q_step, y_step; /* numbers from one query to the next */
+    int64_t n_keys, stride, room;     /* the first query sees so many, each one after it one more */
+    float scale;
+} Queries;
+
+/* Weights that are not divided by their sum yet, and the inverse of that: exp(score - the largest). */
+INLINE float softmax(float *weights, int64_t n) {
+    __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    for (int64_t s = 0; s < n; s += LANES) /* this may pass over a NaN, which `exp_of` keeps */
+        most = _mm512_mask_max_ps(most, lanes_left(n - s), most, _mm512_loadu_ps(weights + s));
+    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (int64_t s = 0; s < n; s += LANES) {
+        const __m512 above = exp_of(_mm512_sub_ps(_mm512_loadu_ps(weights + s), largest));
+        const __m512 e = _mm512_maskz_mov_ps(lanes_left(n - s), above);
+        _mm512_storeu_ps(weights + s, e);
+        sum = _mm512_add_ps(sum, e);
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+/* y += weights · v for up to BLOCK keys, 64 of a head's dimensions at a time. */
+INLINE void add_values(const float *weights, const float *v, int64_t stride, int64_t n, int64_t head_dim, float *y) {
+    for (int64_t i = 0; i < head_dim; i += 4 * LANES) { /* as many sums as hide how long an addition takes */
+        __m512 part[4];
+        __mmask16 there[4];
+        UNROLLED for (int p = 0; p < 4; p++) {
+            const int64_t left = head_dim - i - p * LANES;
+            there[p] = left > 0 ? lanes_left(left) : 0;
+            part[p] = _mm512_maskz_loadu_ps(there[p], y + i + p * LANES);
+        }
+        for (int64_t s = 0; s < n; s++)
+            UNROLLED for (int p = 0; p < 4; p++)
+                part[p] = _mm512_fmadd_ps(_mm512_set1_ps(weights[s]),
+                                          _mm512_maskz_loadu_ps(there[p], v + s * stride + i + p * LANES), part[p]);
+        UNROLLED for (int p = 0; p < 4; p++) _mm512_mask_storeu_ps(y + i + p * LANES, there[p], part[p]);
+    }
+}
+
+/* Each query's weighted mean of the values that it sees, block by block, so that keys and values are read from the
+   smallest cache; zeros where it sees none. */
+INLINE void attend(const Queries *of, int64_t head_dim) {
+    const int64_t most_keys = of->n_keys + of->n_queries - 1;
+    for (int64_t s = 0; s < most_keys; s += BLOCK)
+        for (int64_t i = 0; i < of->n_queries; i++) {
+            const int64_t n = of->n_keys + i - s < BLOCK ? of->n_keys + i - s : BLOCK;
+            for (int64_t j = 0; j < n; j += LANES) {
+                const float *q = of->q + i * of->q_step, *k = of->k + (s + j) * of->stride;
+                const __m512 products = n - j >= LANES ? scores_of(q, k, of->stride, LANES, head_dim)
+                                                       : scores_of(q, k, of->stride, n - j, head_dim);
+                _mm512_storeu_ps(of->weights + i * of->room + s + j,
+                                 _mm512_mul_ps(products, _mm512_set1_ps(of->scale)));
+            }
+        }
+    float inverse[QUERIES];
+    for (int64_t i = 0; i < of->n_queries; i++) {
+        inverse[i] = of->n_keys + i > 0 ? softmax(of->weights + i * of->room, of->n_keys + i) : 0.0f;
+        memset(of->y + i * of->y_step, 0, head_dim * sizeof(float));
+    }
+    for (int64_t s = 0; s < most_keys; s += BLOCK)
+        for (int64_t i = 0; i < of->n_queries; i++) {
+            const int64_t n = of->n_keys + i - s < BLOCK ? of->n_keys + i - s : BLOCK;
+            add_values(of->weights + i * of->room + s, of->v + s * of->stride, of->stride, n, head_dim,
+                       of->y + i * of->y_step);
+        }
+    for (int64_t i = 0; i < of->n_queries; i++)
+        for (int64_t d = 0; d < head_dim; d++) of->y[i * of->y_step + d] *= inverse[i];
+}
+
+/* Every new token in every head. Tokens see the slots from their row's padding on up to their own; padding sees none, but
+   the last token sees itself.
+
+   q lies as (rows, tokens, ...) with `q_token` numbers from one token to the next and `q_head` from one head to the
+   next; y as (rows, tokens, heads, head_dim). Neighbouring queries go to different threads: they take as long. */
+static void attend_shared(const float *q, int64_t q_token, int64_t q_head, const float *k, const float *v,
+                          Strides strides, const int64_t *pad, int64_t n_seen, int64_t n_rows, int64_t n_new,
+                          int64_t n_head, int64_t head_dim, float scale, float *weights, float *y) {
+    const int64_t parts = (n_new + QUERIES - 1) / QUERIES;
+#pragma omp for schedule(static, 1)
+    for (int64_t i = 0; i < n_rows * n_head * parts; i++) {
+        const int64_t t = i % parts * QUERIES, head = i / parts % n_head, row = i / parts / n_head;
+        const int64_t token = row * n_new + t, begin = pad[row] < n_seen ? pad[row] : n_seen - 1;
+        const int64_t offset = row * strides.row + head * strides.head + begin * strides.slot;
+        const Queries of = {
+            q + token * q_token + head * q_head, k + offset, v + offset,
+            y + (token * n_head + head) * head_dim, weights,
+            n_new - t < QUERIES ? n_new - t : QUERIES, q_token, n_head * head_dim,
+            n_seen - n_new + t + 1 - begin, strides.slot, room_for(n_seen), scale,
+        };
+        if (head_dim == 64)
+            attend(&of, 64); /* that of all of GPT-2's sizes, known to the compiler */
+        else
+            attend(&of, head_dim);
+    }
+}

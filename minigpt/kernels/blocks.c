@@ -1,0 +1,154 @@
+/* GPT-2's blocks, for processors with AVX-512.
+
+`compiled.py` compiles and calls it, and names in Python what each function computes. To the bit:
+  - a row gives what it gives alone, for nothing is added up in an order that depends on other rows or on threads;
+  - `through_blocks` gives what the other functions give that are called one after the other.
+
+A function that ends in `_shared` is called by all threads of a team with the same arguments, and they divide the work.
+It ends with a barrier; that of `omp for` is one, too. */
+
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vectors.h"
+#include "layers.h"
+#include "int8_products.h"
+#include "plain_products.h"
+#include "attention.h"
+
+#define AT_ONCE 128 /* rows: what is computed between two products stays in the processor's caches */
+
+typedef struct { /* memory for what is computed on the way */
+    float *normed, *hidden; /* of at most AT_ONCE rows */
+    float *widened;         /* weights of float16, for each thread */
+    Rounded rounded;
+} Scratch;
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Room for layers of up to `width` inputs, and `hidden` ones in the MLP; NULL if there is none. */
+static Scratch *new_scratch(int64_t n_rows, int64_t width, int64_t hidden) {
+    const int64_t rows = smaller(n_rows, AT_ONCE), wide = ALIGNED(width > hidden ? width : hidden);
+    const int64_t normed = ALIGNED(rows * width * 4), of_hidden = ALIGNED(rows * hidden * 4);
+    const int64_t numbers = 2 * rows * wide, largest = ALIGNED(rows * 4);
+    const int64_t widened = omp_get_max_threads() * TOGETHER * wide * 4;
+    Scratch *scratch = malloc(sizeof *scratch);
+    char *memory = aligned_alloc(64, normed + of_hidden + numbers + largest + widened);
+    if (!scratch || !memory) {
+        free(scratch), free(memory);
+        return NULL;
+    }
+    scratch->normed = (float *)memory;
+    scratch->hidden = (float *)(memory + normed);
+    scratch->rounded.numbers = (uint8_t *)(memory + normed + of_hidden);
+    scratch->rounded.largest = (float *)(memory + normed + of_hidden + numbers);
+    scratch->widened = (float *)(memory + normed + of_hidden + numbers + largest);
+    return scratch;
+}
+
+static void free_scratch(Scratch *scratch) {
+    if (scratch) free(scratch->normed);
+    free(scratch);
+}
+
+/* A layer for at most AT_ONCE rows, after a norm if there is one. */
+static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Then then,
+                          Scratch *s, float *y) {
+    if (layer->kind == INT8 || layer->kind == INT8_FINE) {
+        Rounded rounded = s->rounded;
+        rounded.wide = ALIGNED(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
+        round_shared(x, n_rows, norm, s->normed, layer, &rounded);
+        multiply_int8_shared(rounded, n_rows, layer, then, y);
+        return;
+    }
+    if (norm) {
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < n_rows; r++)
+            normalize(x + r * layer->n_in, norm, s->normed + r * layer->n_in, layer->n_in);
+    }
+    float *widened = s->widened + omp_get_thread_num() * TOGETHER * layer->n_in;
+    multiply_plain_shared(norm ? s->normed : x, n_rows, layer, then, widened, y);
+}
+
+/* Both additions of a block to the residual stream x; y is what the heads give. */
+static void add_branches_shared(float *x, const float *y, int64_t n_rows, const Block *block, Scratch *s) {
+    linear_shared(y, n_rows, NULL, &block->out, ADD, s, x);
+    linear_shared(x, n_rows, &block->mlp_norm, &block->up, GELU, s, s->hidden);
+    linear_shared(s->hidden, n_rows, NULL, &block->down, ADD, s, x);
+}
+
+void layer_norm(const float *x, int64_t n_rows, int64_t n, const Norm *norm, float *y) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < n_rows; r++) normalize(x + r * n, norm, y + r * n, n);
+}
+
+void gelu(const float *x, int64_t n, float *y) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t few = smaller(n - i, LANES);
+        memmove(y + i, x + i, few * sizeof(float));
+        gelu_in_place(y + i, few);
+    }
+}
+
+/* The rest return whether there was memory for them. */
+
+int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
+    Scratch *scratch = new_scratch(n_rows, layer->n_in, 0);
+    if (!scratch) return 0;
+#pragma omp parallel
+    for (int64_t r = 0; r < n_rows; r += AT_ONCE)
+        linear_shared(x + r * layer->n_in, smaller(n_rows - r, AT_ONCE), NULL, layer, STORE, scratch,
+                      y + r * layer->n_out);
+    free_scratch(scratch);
+    return 1;
+}
+
+int attention(const float *q, int64_t q_token, int64_t q_head, const float *k, const float *v, Strides strides,
+              const int64_t *pad, int64_t n_seen, int64_t n_rows, int64_t n_new, int64_t n_head, int64_t head_dim,
+              float scale, float *y) {
+    float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(n_seen) * sizeof(float));
+    if (!weights) return 0;
+#pragma omp parallel
+    attend_shared(q, q_token, q_head, k, v, strides, pad, n_seen, n_rows, n_new, n_head, head_dim, scale,
+                  weights + omp_get_thread_num() * QUERIES * room_for(n_seen), y);
+    free(weights);
+    return 1;
+}
+
+/* New tokens through all blocks, in place: x is (n_rows, n_new, width); keys and values of layer l begin at
+   `slots + l * layer_stride`, values `value_offset` after the keys. */
+int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots, int64_t layer_stride,
+                   int64_t value_offset, Strides strides, const int64_t *pad, int64_t length, int64_t n_rows,
+                   int64_t n_new, int64_t n_head) {
+    const int64_t width = blocks->out.n_in, head_dim = width / n_head, n_tokens = n_rows * n_new;
+    const int64_t n_seen = length + n_new;
+    Scratch *scratch = new_scratch(n_tokens, width, blocks->down.n_in);
+    float *qkv = malloc(n_tokens * 3 * width * sizeof(float)), *mixed = malloc(n_tokens * width * sizeof(float));
+    float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(n_seen) * sizeof(float));
+    const int is_room = scratch && qkv && mixed && weights;
+#pragma omp parallel if (is_room)
+    for (int64_t layer = 0; layer < (is_room ? n_layer : 0); layer++) {
+        const Block *block = blocks + layer;
+        float *k = slots + layer * layer_stride, *v = k + value_offset;
+        for (int64_t r = 0; r < n_tokens; r += AT_ONCE)
+            linear_shared(x + r * width, smaller(n_tokens - r, AT_ONCE), &block->attn_norm, &block->qkv, STORE, scratch,
+                          qkv + r * 3 * width);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n_tokens * n_head; i++) {
+            const int64_t token = i / n_head, head = i % n_head, slot = length + token % n_new;
+            const int64_t offset = token / n_new * strides.row + head * strides.head + slot * strides.slot;
+            const float *own = qkv + token * 3 * width + head * head_dim;
+            memcpy(k + offset, own + width, head_dim * sizeof(float));
+            memcpy(v + offset, own + 2 * width, head_dim * sizeof(float));
+        }
+        attend_shared(qkv, 3 * width, head_dim, k, v, strides, pad, n_seen, n_rows, n_new, n_head, head_dim,
+                      block->scale, weights + omp_get_thread_num() * QUERIES * room_for(n_seen), mixed);
+        for (int64_t r = 0; r < n_tokens; r += AT_ONCE)
+            add_branches_shared(x + r * width, mixed + r * width, smaller(n_tokens - r, AT_ONCE), block, scratch);
+    }
+    free_scratch(scratch);
+    free(qkv), free(mixed), free(weights);
+    return is_room;
+}

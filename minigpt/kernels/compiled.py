@@ -1,0 +1,178 @@
+"""Functions in C of what a GPT-2 computes on a CPU: `blocks.c`, compiled where it runs (`available`).
+
+torch's kernels wait for memory longer than they must, and between two products each small operation is a call of its own.
+Here a linear layer is one call, whatever its weights are, and so are all layers for a few new tokens. The functions one
+by one give the bits that they give together; a row gives the bits that it gives alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_float, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.kernels import c_code
+
+# Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension · D n_embd
+
+SOURCE = Path(__file__).with_name("blocks.c")
+FLOAT32, FLOAT16, INT8, INT8_FINE = range(4)  # kinds of weights
+
+
+class CNorm(ctypes.Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("eps", c_float))
+
+
+class CLinear(ctypes.Structure):
+    _fields_ = (
+        ("weight", c_void_p), ("bias", c_void_p), ("n_in", c_int64), ("n_out", c_int64), ("kind", c_int64),
+        ("shift", c_void_p), ("scale", c_void_p), ("input_scale", c_void_p),
+    )  # fmt: skip
+
+
+class CBlock(ctypes.Structure):
+    _fields_ = (
+        ("attn_norm", CNorm), ("mlp_norm", CNorm),
+        ("qkv", CLinear), ("out", CLinear), ("up", CLinear), ("down", CLinear),
+        ("scale", c_float),
+    )  # fmt: skip
+
+
+class CStrides(ctypes.Structure):
+    _fields_ = (("row", c_int64), ("head", c_int64), ("slot", c_int64))
+
+
+ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "layer_norm": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+    "gelu": (c_void_p, c_int64, c_void_p),
+    "attention": (
+        c_void_p, c_int64, c_int64, c_void_p, c_void_p, CStrides, c_void_p,
+        c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p,
+    ),
+    "linear": (c_void_p, c_int64, c_void_p, c_void_p),
+    "through_blocks": (
+        c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, CStrides, c_void_p, c_int64, c_int64, c_int64, c_int64,
+    ),
+}  # fmt: skip
+
+
+@cache
+def functions() -> Any:
+    """The compiled functions; None where there are none."""
+    library = c_code.library(SOURCE)
+    for name, types in ARGUMENTS.items() if library else ():
+        function = getattr(library, name)
+        function.argtypes = types
+    return library
+
+
+def available() -> bool:
+    return functions() is not None
+
+
+def can_read(*tensors: Tensor) -> bool:
+    """Whether there are functions for these: float32 numbers in memory, of which nobody wants gradients."""
+    if torch.compiler.is_compiling() or is_intercepted() or not available():
+        return False
+    wanted = torch.is_grad_enabled()
+    return all(is_in_memory(t) and not (wanted and t.requires_grad) for t in tensors)
+
+
+def is_in_memory(tensor: Tensor) -> bool:
+    """Whether it is float32 numbers in the processor's memory; tensors of other classes may have none of their own."""
+    return tensor.dtype is torch.float32 and tensor.is_cpu and type(tensor) in (nn.Parameter, Tensor)
+
+
+def is_intercepted() -> bool:
+    """Whether somebody counts or changes what torch computes: `FlopCounterMode`, `torch.func.vmap` and the like."""
+    stack: Any = torch._C._functorch
+    return bool(torch._C._len_torch_dispatch_stack()) or stack.peek_interpreter_stack() is not None
+
+
+def as_numbers(vector: Tensor, n: int) -> Tensor:
+    """A vector as the functions read it, which mostly it is already."""
+    if vector.device.type != "cpu" or vector.shape != (n,):
+        raise ValueError(f"expected {n} numbers on the CPU, got {tuple(vector.shape)} on {vector.device}")
+    return vector if vector.dtype == torch.float32 and vector.is_contiguous() else vector.float().contiguous()
+
+
+def plain_layer(weight: Tensor, bias: Tensor | None) -> CLinear:
+    """A layer with a weight of float32 or float16 as it lies: (out, in), (out,)."""
+    n_out, n_in = weight.shape
+    if not weight.is_contiguous() or weight.device.type != "cpu":
+        raise ValueError("expected a weight on the CPU whose outputs lie one after the other")
+    bias = None if bias is None else as_numbers(bias, n_out)
+    kind = FLOAT16 if weight.dtype == torch.float16 else FLOAT32
+    layer = CLinear(weight.data_ptr(), None if bias is None else bias.data_ptr(), n_in, n_out, kind)
+    layer.kept = (weight, bias)  # it holds no more than addresses
+    return layer
+
+
+def linear(rows: Tensor, layer: CLinear) -> Tensor:
+    """A linear layer: (rows, in)  ->  (rows, out)."""
+    if rows.device.type != "cpu" or rows.size(1) != layer.n_in:
+        raise ValueError(
+            f"expected rows of {layer.n_in} inputs on the CPU, got {rows.size(1)} on {rows.device.type}"
+        )
+    x = rows.float().contiguous()
+    y = x.new_empty(len(x), layer.n_out)
+    check_memory(functions().linear(x.data_ptr(), len(x), ctypes.byref(layer), y.data_ptr()))
+    return y
+
+
+def check_memory(there_was_memory: int) -> None:
+    if not there_was_memory:
+        raise MemoryError("there is no memory left for what is computed between the layers")
+
+
+def norm_of(module: nn.LayerNorm) -> CNorm:
+    return CNorm(module.weight.data_ptr(), module.bias.data_ptr(), module.eps)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float) -> Tensor:
+    """Each new token's weighted mean of the values that it sees.
+
+    Shapes: q (B, H, T, K), k and v (B, H, S, K)  ->  (B, H, T, K)
+    """
+    n_rows, n_head, n_new, head_dim = q.shape
+    q = q.transpose(1, 2)  # (B, T, H, K)
+    if n_rows > 1 and n_new > 1 and q.stride(0) != n_new * q.stride(1):
+        q = q.contiguous()
+    from_token_to_token = q.stride(0) if n_new == 1 else q.stride(1)
+    y = q.new_empty(n_rows, n_new, n_head, head_dim)
+    check_memory(functions().attention(
+        q.data_ptr(), from_token_to_token, q.stride(2), k.data_ptr(), v.data_ptr(), CStrides(*k.stride()[:3]), numbers(pads),
+        k.size(-2), n_rows, n_new, n_head, head_dim, scale, y.data_ptr(),
+    ))  # fmt: skip
+    return y.transpose(1, 2)
+
+
+def numbers(pads: Sequence[int]) -> Any:
+    return (c_int64 * len(pads))(*pads)
+
+
+def through_blocks(
+    x: Tensor, blocks: Any, slots: Tensor, length: int, pads: Sequence[int], n_head: int
+) -> None:
+    """New tokens through all blocks, in place; keys and values go to the slots from `length` on.
+
+    Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)
+    """
+    n_rows, n_new, width = x.shape
+    shape = (len(blocks), 2, n_rows, n_head, slots.size(-2), width // n_head)
+    if slots.shape != shape or not can_read(x, slots) or slots.stride(-1) != 1:
+        raise ValueError(
+            f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
+            f"and must be {shape} of torch.float32 on the CPU"
+        )
+    layer, part, *strides, _ = slots.stride()
+    check_memory(functions().through_blocks(
+        x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer, part, CStrides(*strides), numbers(pads),
+        length, n_rows, n_new, n_head,
+    ))  # fmt: skip

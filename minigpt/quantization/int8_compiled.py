@@ -1,0 +1,64 @@
+"""Weights of 8 bits in the order that our functions in C read."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt.kernels import compiled
+from minigpt.kernels.compiled import CLinear, as_numbers
+from minigpt.quantization.huge_pages import give_back_freed_memory
+
+OUTPUTS, INPUTS = 16, 4  # of a weight, that lie together: LANES and INPUTS in C
+WIDE = 64  # inputs: of a row there is always a multiple
+
+
+class CompiledMatrix:
+    """A weight of 8 bits in the order that the compiled functions read; it holds the only copy."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        self.shape, self.scale = weight.shape, scale.contiguous()
+        self._shift = (128 * weight.sum(1, dtype=torch.int32)).contiguous()
+        n_out, n_in = weight.shape
+        whole = F.pad(weight, (0, -n_in % WIDE, 0, -n_out % OUTPUTS))
+        blocks = whole.view(len(whole) // OUTPUTS, OUTPUTS, -1, INPUTS)
+        self._blocks = blocks.transpose(1, 2).contiguous()  # (out / 16, in / 4, 16, 4)
+        self._layer = CLinear()
+        # What it was made of beside the weight: the factors of the inputs, and the bias.
+        self._of: tuple[Tensor, Tensor | None] = (self.scale, None)
+        give_back_freed_memory()
+
+    def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """As `int8.PlainMatrix.affine`, to the bit."""
+        return compiled.linear(rows, self.layer(input_scale, bias, is_fine=False))
+
+    def fine_affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
+        return compiled.linear(rows, self.layer(input_scale, bias, is_fine=True))
+
+    def layer(self, input_scale: Tensor, bias: Tensor | None, *, is_fine: bool) -> CLinear:
+        """The layer as the functions take it: made anew only if its tensors are others than the last time."""
+        kind = compiled.INT8_FINE if is_fine else compiled.INT8
+        known, (its_scale, its_bias) = self._layer, self._of
+        if (
+            its_scale is input_scale
+            and its_bias is bias
+            and known.input_scale == input_scale.data_ptr()
+            and known.bias == (None if bias is None else bias.data_ptr())
+            and known.kind == kind
+        ):
+            return known
+        n_out, n_in = self.shape
+        self._of = (as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out))
+        of_scale, of_bias = self._of[0].data_ptr(), None if self._of[1] is None else self._of[1].data_ptr()
+        self._layer = CLinear(
+            self._blocks.data_ptr(), of_bias, n_in, n_out, kind,
+            self._shift.data_ptr(), self.scale.data_ptr(), of_scale,
+        )  # fmt: skip
+        return self._layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain form, made anew: int8 (out, in)."""
+        n_out, n_in = self.shape
+        return self._blocks.transpose(1, 2).reshape(len(self._blocks) * OUTPUTS, -1)[:n_out, :n_in].clone()

@@ -1,0 +1,74 @@
+"""Weights lie in memory as the machine likes them, and nobody else notices."""
+
+from __future__ import annotations
+
+import copy
+import mmap
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt import GPT2, GPT2Config
+from minigpt.kernels import Room, room
+
+SMALL = GPT2Config(vocab_size=61, n_positions=48, n_embd=64, n_layer=2, n_head=4)
+CPU = torch.device("cpu")
+needs_linux = pytest.mark.skipif(
+    not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs Linux: huge pages are asked for there alone"
+)
+
+
+def test_weights_share_memory_and_touch_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CHUNK", 1000)
+    place = Room(CPU)
+    shapes = [(3, 5), (7, 9), (20, 20), (1, 1), (2, 2, 2), (11, 13)]
+    dtypes = [torch.float32, torch.float16, torch.float64, torch.int8, torch.bfloat16, torch.float32]
+    tensors = [place.reserve(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    for number, (tensor, shape, dtype) in enumerate(zip(tensors, shapes, dtypes, strict=True)):
+        assert (tensor.shape, tensor.dtype) == (shape, dtype)
+        assert (tensor == number).all()
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+@needs_linux
+def test_memory_is_given_back_when_its_weights_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    before = mapped()
+    place = Room(CPU)
+    tensors = [place.reserve((1024, 1024), torch.float32) for _ in range(40)]  # 160 MB
+    assert mapped() - before > 150 << 20
+    del tensors[4:]  # all but some of the first chunk
+    assert mapped() - before < 80 << 20  # with the last one, which the room holds on to
+
+
+@needs_linux
+def test_a_kernel_without_huge_pages_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt.kernels.room.mmap.MADV_HUGEPAGE", 9999)  # no such advice: EINVAL
+    weight = Room(CPU).reserve((1024, 1024), torch.float32)
+    assert weight.fill_(2).sum() == 2 << 20
+
+
+@needs_linux
+def test_weights_for_which_there_is_no_memory_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("minigpt.kernels.room.mmap.mmap", fail)
+    with pytest.raises(MemoryError, match="no 4,194,304 bytes left for a tensor of shape"):
+        Room(CPU).reserve((1024, 1024), torch.float32)
+
+
+def test_a_loaded_model_is_saved_and_copied_tensor_by_tensor(tmp_path: Path) -> None:
+    GPT2(SMALL).save_pretrained(tmp_path)
+    model = GPT2.from_pretrained(tmp_path)
+    for name, tensor in [*model.state_dict().items(), *copy.deepcopy(model).state_dict().items()]:
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
+    again = pickle.loads(pickle.dumps(model))
+    assert all(map(torch.equal, again.parameters(), model.parameters()))

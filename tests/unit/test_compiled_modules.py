@@ -1,0 +1,319 @@
+"""Modules that call functions in C do what torch's do; together they give the same bits; and each row as it is alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from minigpt import GPT2, GPT2Config, compiled_modules
+from minigpt.attention import attention_mask, attention_pattern
+from minigpt.cache import KVCache
+from minigpt.compiled_modules import Attention, LayerNorm, tanh_gelu
+from minigpt.inference import compiled_pass
+from minigpt.kernels import compiled, products
+from minigpt.linear import Linear
+from minigpt.quantization import float16
+from minigpt.quantization.int8_compiled import CompiledMatrix
+
+if not compiled.available():
+    pytest.skip("needs a C compiler, and a processor with AVX-512 VNNI", allow_module_level=True)
+
+KINDS = ["float32", "float16", "int8"]
+# Of the logits' standard deviation: how far a model may be from the same by torch's functions. A last bit may round an
+# input to another whole number.
+NEAR = {"float32": 1e-5, "float16": 1e-5, "int8": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def float32_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Intel's processors, too."""
+    monkeypatch.setattr(products, "MKL_IS_FAST", False)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def new_model(**options: object) -> GPT2:
+    shape: dict[str, object] = {"vocab_size": 61, "n_positions": 200, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(**{**shape, **options})).eval()  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # biases and norms, too
+    return model
+
+
+def model_of(kind: str, **options: object) -> GPT2:
+    model = new_model(**options)
+    if kind != "float32":
+        return model.quantize(kind)
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.weight.data = layer.weight.t().contiguous().t()  # as a loaded one lies
+    compiled_modules.put_into_all(model.blocks)
+    return model
+
+
+def is_any_weight_in_c(model: GPT2) -> bool:
+    matrices = [getattr(module, "matrix", None) for module in model.modules()]
+    return any(isinstance(matrix, float16.CompiledMatrix | CompiledMatrix) for matrix in matrices)
+
+
+TOKENS = torch.randint(61, (1, 180), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@torch.no_grad()
+def test_under_autocast_a_model_is_near_to_the_one_by_torchs_kernels(kind: str, activation: str) -> None:
+    by_c, by_torch = model_of(kind, activation_function=activation), new_model(activation_function=activation)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "float32"):
+        expected = by_torch(TOKENS).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = by_c(TOKENS).float()
+    assert (found - expected).abs().max() < 0.2 * expected.std()
+
+
+@torch.no_grad()
+def test_the_cache_of_another_model_is_refused() -> None:
+    model = model_of("int8")
+    others = ((new_model(n_layer=1).config, torch.zeros(1)), (model.config, torch.zeros(1).bfloat16()))
+    for config, like in others:
+        with pytest.raises(
+            ValueError, match=r"the cache is another model's: it is \(.*must be \(3, 2, 1, 4, 50, 12\)"
+        ):
+            model.next_logits(TOKENS[:, :5], KVCache(config, 50, 1, like=like))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_norms_that_cannot_be_read_where_they_are_are_left_to_torch(kind: str) -> None:
+    model, tokens = model_of(kind), TOKENS[:, :20]
+    expected = model.next_logits(tokens, model.new_cache(20))
+    norm = model.blocks[1].attn_norm
+    norm.weight = torch.nn.Parameter(norm.weight.repeat_interleave(2)[::2], requires_grad=False)
+    assert not norm.weight.is_contiguous()
+    found = model.next_logits(tokens, model.new_cache(20))
+    assert (found - expected).abs().max() < NEAR[kind] * expected.std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_parameters_that_could_be_trained_change_no_bit_where_nobody_trains(kind: str) -> None:
+    model = model_of(kind)
+    expected = model(TOKENS)
+    model.requires_grad_(True)
+    assert torch.equal(model(TOKENS), expected)
+    assert torch.equal(model.unembed(model.hidden_states(TOKENS, model.new_cache(180))), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_pickled_model_runs_where_nothing_can_be_compiled(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(kind)
+    expected, pickled = model(TOKENS), pickle.dumps(model)
+    assert torch.equal(pickle.loads(pickled)(TOKENS), expected)
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(compiled, "functions", lambda: None)
+    elsewhere = pickle.loads(pickled)
+    assert not is_any_weight_in_c(elsewhere)
+    for logits in (elsewhere(TOKENS)[:, -1], elsewhere.next_logits(TOKENS, elsewhere.new_cache(180))):
+        assert (logits - expected[:, -1]).abs().max() < NEAR[kind] * expected.std()
+
+
+@pytest.mark.parametrize("width", [8, 33, 48, 768])
+@torch.no_grad()
+def test_layer_norm_and_gelu_are_torchs_to_rounding(width: int) -> None:
+    x, norm = random(2, 3, width) * 5 + 1, torch.nn.LayerNorm(width, eps=1e-5)
+    norm.weight.copy_(random(width))
+    norm.bias.copy_(random(width, seed=2))
+    torch.testing.assert_close(LayerNorm.like(norm)(x), norm(x), rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(tanh_gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_gelu_of_numbers_without_measure() -> None:
+    x = torch.tensor([1e30, -1e30, 0.0, -0.0, torch.nan, 1e4, -1e4, 1e-30])
+    expected = torch.tensor([1e30, 0.0, 0.0, 0.0, torch.nan, 1e4, 0.0, 5e-31])
+    torch.testing.assert_close(tanh_gelu(x), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("head_dim", [4, 16, 20, 64, 80])
+@pytest.mark.parametrize(("n_new", "n_seen"), [(1, 1), (1, 100), (3, 19), (20, 20), (70, 150)])
+@pytest.mark.parametrize("pads", [[0, 0], [0, 5]])
+@torch.no_grad()
+def test_attention_is_the_formula(head_dim: int, n_new: int, n_seen: int, pads: list[int]) -> None:
+    q, k, v = (
+        random(2, 3, n_new, head_dim),
+        random(2, 3, n_seen, head_dim, seed=2),
+        random(2, 3, n_seen, head_dim),
+    )
+    pad = torch.tensor(pads)
+    mask = attention_mask(n_new, n_seen, pad, q.device)
+    assert mask is not None
+    found = Attention(0.3, 0.0).eval()(q, k, v, mask)
+    is_token = (torch.arange(n_seen - n_new, n_seen) >= pad.clamp_max(n_seen - 1)[:, None])[
+        :, None, :, None
+    ]  # (B, 1, T, 1)
+    expected = (attention_pattern(q, k, mask, 0.3) @ v) * is_token
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-6)
+
+
+@torch.no_grad()
+def test_under_somebodys_own_mask_attention_is_torchs() -> None:
+    q, k, v = random(2, 3, 4, 16), random(2, 3, 9, 16, seed=2), random(2, 3, 9, 16)
+    own = random(2, 1, 4, 9) > 0
+    own[..., 0] = True
+    attend = Attention(0.3, 0.0).eval()
+    torch.testing.assert_close(
+        attend(q, k, v, own), attention_pattern(q, k, own, 0.3) @ v, rtol=1e-5, atol=1e-6
+    )
+    of_one_row = attention_mask(4, 9, torch.tensor([2]), q.device)  # for all
+    of_two_rows = attention_mask(4, 9, torch.tensor([2, 2]), q.device)
+    assert torch.equal(attend(q, k, v, of_one_row), attend(q, k, v, of_two_rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_read_whole_in_parts_and_token_by_token_give_the_same_bits(kind: str) -> None:
+    model = model_of(kind)
+    whole = model(TOKENS)
+    for parts in ((180,), (7, 1, 140, 32), (1,) * 180):
+        cache = model.new_cache(180)
+        states = [model.hidden_states(part, cache) for part in TOKENS.split(parts, 1)]
+        assert torch.equal(model.unembed(torch.cat(states, 1)), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_padded_row_gives_the_bits_that_it_gives_alone(kind: str) -> None:
+    model, pads = model_of(kind), [3, 0, 100, 9, 1]
+    padded = torch.cat([F.pad(TOKENS[:, : 150 - pad], (pad, 0)) for pad in pads])
+    logits = model(padded, pad=torch.tensor(pads))
+    assert logits.isfinite().all()
+    for row, pad in enumerate(pads):
+        assert torch.equal(logits[row, pad:], model(TOKENS[:, : 150 - pad])[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_modules_give_the_bits_of_the_whole_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = model_of(kind), []
+    through = compiled_pass.through_blocks
+    monkeypatch.setattr(
+        compiled_pass, "through_blocks", lambda *args: (read.append(args[1].size(1)), through(*args))[1]
+    )
+    steps = []
+    for _ in range(2):
+        cache = model.new_cache(180)
+        steps.append([model.next_logits(part, cache) for part in TOKENS.split((140, 5, 1, 34), 1)])
+        hook = model.blocks[1].mlp.register_forward_hook(lambda *_: None)
+    hook.remove()
+    assert read == [140, 5, 1, 34]
+    assert all(map(torch.equal, *steps))
+
+
+@pytest.mark.parametrize(
+    "options", [{"activation_function": "gelu"}, {"activation_function": "relu"}], ids=str
+)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_other_activation_functions_keep_torchs_modules(kind: str, options: dict[str, object]) -> None:
+    model = model_of(kind, **options)
+    assert type(model.blocks[0].attn_norm) is torch.nn.LayerNorm
+    assert kind == "float32" or is_any_weight_in_c(model)
+    cache = model.new_cache(20)
+    parts = [model.unembed(model.hidden_states(part, cache)) for part in TOKENS[:, :20].split((7, 1, 12), 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(TOKENS[:, :20]), rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
+    model, threads, found = model_of(kind), torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(model(TOKENS))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in pairwise(found))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_model_is_near_to_the_one_by_torchs_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_c = model_of(kind)
+    expected = by_c(TOKENS)
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    by_torch = new_model() if kind == "float32" else model_of(kind)
+    assert not is_any_weight_in_c(by_torch)
+    assert not any(isinstance(module, LayerNorm | Attention) for module in by_torch.modules())
+    for other in (by_torch, copy.deepcopy(by_c)):
+        assert (expected - other(TOKENS)).abs().max() < NEAR[kind] * expected.std()
+
+
+@torch.no_grad()
+def test_a_loaded_model_computes_in_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_model().save_pretrained(tmp_path)
+    loaded, expected = GPT2.from_pretrained(tmp_path), new_model()(TOKENS)
+    assert type(loaded.blocks[2].attn.sdpa) is Attention
+    assert not torch.equal(loaded(TOKENS), expected)
+    torch.testing.assert_close(loaded(TOKENS), expected, rtol=1e-5, atol=1e-5 * float(expected.std()))
+    for dtype in (torch.bfloat16, torch.float64):
+        assert type(GPT2.from_pretrained(tmp_path, dtype=dtype).blocks[2].attn.sdpa) is not Attention
+    monkeypatch.setattr(products, "MKL_IS_FAST", True)
+    assert type(GPT2.from_pretrained(tmp_path).blocks[2].attn.sdpa) is not Attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_a_model_made_another_dtype_is_the_one_by_torchs_modules(dtype: torch.dtype) -> None:
+    """Whether its blocks are called or taken together."""
+    by_c, by_torch = model_of("float32").to(dtype), new_model().to(dtype)
+    assert by_c._blocks_are_plain()
+    assert torch.equal(by_c(TOKENS), by_torch(TOKENS))
+    logits = [model.next_logits(TOKENS, model.new_cache(180)) for model in (by_c, by_torch)]
+    assert torch.equal(*logits)
+
+
+def test_gradients_and_dropout_are_torchs() -> None:
+    by_c, by_torch = model_of("float32", attn_pdrop=0.5), new_model(attn_pdrop=0.5)
+    for model in (by_c.train(), by_torch.train()):
+        torch.manual_seed(0)
+        model.loss(TOKENS).backward()
+    for name, parameter in by_c.named_parameters():
+        torch.testing.assert_close(parameter.grad, by_torch.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        dropped = by_c(TOKENS)
+        assert not torch.equal(dropped, by_c(TOKENS))
+
+
+@torch.no_grad()
+def test_who_counts_what_is_computed_is_given_torchs_operations() -> None:
+    totals = []
+    for model in (model_of("float32"), new_model()):
+        with FlopCounterMode(display=False) as counter:
+            model(TOKENS)
+            model.next_logits(TOKENS, model.new_cache(180))
+        totals.append(counter.get_total_flops())
+    assert totals[0] == totals[1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@torch.no_grad()
+def test_a_model_can_be_mapped_over_rows() -> None:
+    model, rows = model_of("float32"), TOKENS.view(6, 1, 30)
+    mapped = torch.func.vmap(model)(rows)
+    torch.testing.assert_close(mapped, torch.stack([model(row) for row in rows]), rtol=1e-5, atol=1e-5)
