@@ -32,7 +32,7 @@ import torch
 import transformers
 from bench_many import many_table
 from bench_sides import Crashed, Worker
-from pages import MAKERS, put
+from pages import maker, put
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -231,11 +231,6 @@ def bandwidth() -> float:
     numbers = torch.ones(60_000_000)
     ways = (numbers.sum, partial(numbers.dot, numbers))  # which is faster depends on the processor
     return numbers.nbytes / min(seconds(way) for _ in range(9) for way in ways)
-
-
-def maker() -> str:
-    """Who made this processor."""
-    return next((name for name in MAKERS if name in cpu_name()), "another maker")
 
 
 def machine() -> str:

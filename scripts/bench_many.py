@@ -2,7 +2,7 @@
 
     python scripts/bench_many.py                                   gpt2's shape, in float32 and int8, and the bundled model
     python scripts/bench_many.py --quarter --rounds 1              a quarter of gpt2's depth and vocabulary, and of the time
-    python scripts/bench_many.py --update docs/benchmarks.md       ... and into the page
+    python scripts/bench_many.py --update docs/benchmarks.md       ... and into the page, between the marks for this maker's processors
 
 200 prompts of 8 to 256 tokens get 1 to 200 new tokens each. The plain batches are minigpt's own, of 8 prompts, sorted
 by length and padded; a text that is finished leaves its batch. Both sides write the same tokens. With --threads 1 the
@@ -21,7 +21,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from pages import put
+from pages import maker, put
 
 import minigpt
 from minigpt import GPT2, GPT2Config
@@ -114,6 +114,8 @@ def main() -> None:
     )
     parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into this page")
     args = parser.parse_args()
+    if args.update and maker() == "another maker":
+        parser.error(f"--update: the page has no table for this processor, {cpu_name()}")
     torch.set_num_threads(args.threads)
     lines = []
     for line in many_table(args.prompts, args.rounds, args.quarter):
@@ -127,7 +129,7 @@ def main() -> None:
     lines += ["by `scripts/bench_many.py`."]
     print("\n".join(lines[-3:]))
     if args.update:
-        put("\n".join(lines), args.update, "bench of many prompts")
+        put("\n".join(lines), args.update, f"bench of many prompts on {maker()}")
 
 
 if __name__ == "__main__":

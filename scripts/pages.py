@@ -10,10 +10,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from minigpt.atomic import replace_text
+from minigpt.cli.machine import cpu_name
 
 ROOT = Path(__file__).parent.parent
 # Of processors: docs/benchmarks.md has a table of each, between marks "bench on ...".
 MAKERS = ("Intel", "AMD")
+
+
+def maker() -> str:
+    """Who made this machine's processor, of those that pages have tables of."""
+    return next((name for name in MAKERS if name in cpu_name()), "another maker")
 
 
 def put(text: str, page: Path, mark: str) -> None:
