@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt import compiled_modules, hub, quantization, weights
+from minigpt import hub, modules_in_c, quantization, weights
 from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask, kernels_for_any_length
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
@@ -314,7 +314,7 @@ class GPT2(nn.Module):
             checkpoint.fill(model, dtype, torch.device(device))
         model.quantization = stored
         if not stored and products.float32_in_c():
-            compiled_modules.put_into_all(model.blocks)
+            modules_in_c.put_into_all(model.blocks)
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 
     def quantize(self, kind: str) -> Self:

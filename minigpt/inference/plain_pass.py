@@ -1,8 +1,8 @@
 """New tokens through all blocks: what `Block` computes, without what Python costs.
 
 A token of a small model spends as long in Python as in arithmetic: calls of modules, look-ups of parameters,
-dropout that drops nothing. Here the weights are gathered and given to `block_functions`, which call the same kernels in
-the same order, so the result is the same to the bit. If any part is not just what its class says (it has hooks, it was
+dropout that drops nothing. Here the weights are gathered and given to `block_functions`, or where the modules call functions
+in C to `pass_in_c`: they call the same kernels in the same order, so the result is the same to the bit. If any part is not just what its class says (it has hooks, it was
 replaced, it trains, it is compiled), the modules are called as ever: hooks see what they always see.
 """
 
@@ -15,22 +15,22 @@ import torch
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
-from minigpt import compiled_modules
+from minigpt import modules_in_c
 from minigpt.attention import CausalAttention, RowByRowAttention, ScaledDotProductAttention
 from minigpt.cache import KVCache
-from minigpt.compiled_modules import gelu_form, tanh_gelu
 from minigpt.inference import block_functions as functions
-from minigpt.inference import compiled_pass, scripted
+from minigpt.inference import pass_in_c, scripted
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 from minigpt.kernels import products
-from minigpt.kernels.compiled import can_read, is_in_memory
+from minigpt.kernels.c_functions import is_in_memory, may_run
 from minigpt.linear import Linear
+from minigpt.modules_in_c import gelu_form, tanh_gelu
 from minigpt.quantization import float16, int8
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
 # Of each class of linear layers with packed weights, the kind in `block_functions`.
-KINDS: dict[type[nn.Module], str] = {
+PACKED_KINDS: dict[type[nn.Module], str] = {
     float16.Float16Linear: "float16",
     int8.Int8Linear: "int8",
     int8.Int8FineLinear: "int8, fine",
@@ -46,12 +46,12 @@ def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: 
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return False
-    kinds = _kinds(blocks)
-    return all(_is_plain_block(block, block_kind, mlp_kind, kinds) for block in blocks)
+    tests = _tests_for(blocks)
+    return all(_is_plain_block(block, block_kind, mlp_kind, tests) for block in blocks)
 
 
-class Kinds(NamedTuple):
-    """What the parts of a plain block are."""
+class Tests(NamedTuple):
+    """What tells of a part of a block whether it is plain."""
 
     norm: Callable[[Any], bool]
     attention: tuple[type[nn.Module], ...]
@@ -59,20 +59,20 @@ class Kinds(NamedTuple):
     linear: Callable[[Any], bool]
 
 
-def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module], kinds: Kinds) -> bool:
+def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module], tests: Tests) -> bool:
     if not is_plain(block, kind):
         return False
     parts = block._modules
     attn, mlp = parts["attn"], parts["mlp"]
-    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and kinds.gelu(mlp.activation)):
+    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and tests.gelu(mlp.activation)):
         return False
     own, of_mlp = attn._modules, mlp._modules
     sdpa = own["sdpa"]
     return (
-        all(map(kinds.norm, (parts["attn_norm"], parts["mlp_norm"])))
-        and type(sdpa) in kinds.attention
+        all(map(tests.norm, (parts["attn_norm"], parts["mlp_norm"])))
+        and type(sdpa) in tests.attention
         and is_plain(sdpa, type(sdpa))
-        and all(map(kinds.linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
+        and all(map(tests.linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
     )
 
 
@@ -87,12 +87,12 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def _kinds(blocks: Iterable[Any]) -> Kinds:
-    """What the parts must be, by the first block's: to be plain, all must be as it is."""
+def _tests_for(blocks: Iterable[Any]) -> Tests:
+    """What all blocks must pass: the first one's norm tells whether they compute in C."""
     norm = next(iter(blocks))._modules.get("attn_norm")
-    if type(norm) is not compiled_modules.LayerNorm:
+    if type(norm) is not modules_in_c.LayerNorm:
         return OF_TORCH
-    return IN_C if norm.is_readable() and can_read() else ELSEWHERE
+    return IN_C if norm.is_readable() and may_run() else ELSEWHERE
 
 
 def _is_torchs_norm(module: Any) -> bool:
@@ -100,16 +100,16 @@ def _is_torchs_norm(module: Any) -> bool:
 
 
 def _is_norm_in_c(module: Any) -> bool:
-    return is_plain(module, compiled_modules.LayerNorm) and module.is_readable()
+    return is_plain(module, modules_in_c.LayerNorm) and module.is_readable()
 
 
 def _is_norm_elsewhere(module: Any) -> bool:
-    return is_plain(module, compiled_modules.LayerNorm) and not (module.is_readable() and can_read())
+    return is_plain(module, modules_in_c.LayerNorm) and not (module.is_readable() and may_run())
 
 
 def _is_plain_linear(module: Any) -> bool:
     kind = type(module)
-    if kind is not Linear and (kind not in KINDS or not hasattr(module.matrix, "packed")):
+    if kind is not Linear and (kind not in PACKED_KINDS or not hasattr(module.matrix, "packed")):
         return False
     return is_plain(module, kind)
 
@@ -124,14 +124,14 @@ def _is_linear_in_c(module: Any) -> bool:
         weight, bias = module._parameters["weight"], module._parameters["bias"]
         lies_well = _is_outputs_first(weight) and bias.is_contiguous()
         return lies_well and is_in_memory(weight) and is_in_memory(bias) and is_plain(module, kind)
-    return kind in KINDS and module.is_in_c and is_plain(module, kind)
+    return kind in PACKED_KINDS and module.is_in_c and is_plain(module, kind)
 
 
-OF_TORCH = Kinds(_is_torchs_norm, (ScaledDotProductAttention, RowByRowAttention), gelu_form, _is_plain_linear)
-IN_C_ATTENTION = (compiled_modules.Attention, compiled_modules.AttentionRowByRow)
-IN_C = Kinds(_is_norm_in_c, IN_C_ATTENTION, lambda activation: activation is tanh_gelu, _is_linear_in_c)
+OF_TORCH = Tests(_is_torchs_norm, (ScaledDotProductAttention, RowByRowAttention), gelu_form, _is_plain_linear)
+IN_C_ATTENTION = (modules_in_c.Attention, modules_in_c.AttentionRowByRow)
+IN_C = Tests(_is_norm_in_c, IN_C_ATTENTION, lambda activation: activation is tanh_gelu, _is_linear_in_c)
 # The modules that call functions in C, where they call torch's: on a GPU, or with weights of another dtype.
-ELSEWHERE = Kinds(_is_norm_elsewhere, IN_C_ATTENTION, gelu_form, _is_plain_linear)
+ELSEWHERE = Tests(_is_norm_elsewhere, IN_C_ATTENTION, gelu_form, _is_plain_linear)
 
 
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
@@ -143,8 +143,8 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
         ValueError: they do not fit the cache.
     """
     cache.check_room(x.size(1))
-    if _kinds(blocks) is IN_C:
-        return compiled_pass.through_blocks(blocks, x, cache)
+    if _tests_for(blocks) is IN_C:
+        return pass_in_c.through_blocks(blocks, x, cache)
     rows = x.size(0) * x.size(1) if products.is_to_choose(x) else None
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
@@ -187,4 +187,4 @@ def _layer(module: Any, rows: int | None) -> Layer:
         kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
         return Layer(kernel, own["bias"], weight)
     own = module._buffers
-    return Layer(KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))
+    return Layer(PACKED_KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))

@@ -1,4 +1,4 @@
-"""How a CPU computes fastest: which kernel multiplies (`products`), from which memory (`room`), and functions in C."""
+"""Kernels for the CPU: who multiplies (`products`), where weights lie in memory (`room`), functions in C (`blocks.c`)."""
 
 from minigpt.kernels.products import product
 from minigpt.kernels.room import Room

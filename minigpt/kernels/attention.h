@@ -1,5 +1,10 @@
 /* Each new token's weighted mean of the values that it sees, in each head. */
 
+#pragma once
+#include <string.h>
+
+#include "vectors.h"
+
 #define QUERIES 8 /* that look at the same keys together, of which */
 #define TILE 4    /* share what is read from the caches, with as many keys */
 #define BLOCK 64  /* keys, which fit into the smallest cache with their values */
@@ -9,7 +14,7 @@ typedef struct { /* numbers between one key and the next by row, head and slot *
 } Strides;
 
 /* Keys for which there is memory, if there may be n of them: full registers are written. */
-static int64_t room_for(int64_t n) { return ALIGNED(n + LANES); }
+static int64_t room_for(int64_t n) { return TO_64(n + LANES); }
 
 /* A query's products with up to 16 keys, one key after the other, as they lie in memory; beyond `n` keys, zeros. */
 INLINE __m512 scores_of(const float *q, const float *k, int64_t stride, int64_t n, int64_t head_dim) {
@@ -50,7 +55,7 @@ typedef struct { /* some tokens' queries in one head, and what they see */
     float scale;
 } Queries;
 
-/* Weights that are not divided by their sum yet, and the inverse of that: exp(score - the largest). */
+/* Replaces scores by exp(score - the largest), and returns 1 / their sum. */
 INLINE float softmax(float *weights, int64_t n) {
     __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
     for (int64_t s = 0; s < n; s += LANES) /* this may pass over a NaN, which `exp_of` keeps */
@@ -170,10 +175,18 @@ static void attend_shared(const float *q, int64_t q_token, int64_t q_head, const
         const int64_t token = row * n_new + t, begin = pad[row] < n_seen ? pad[row] : n_seen - 1;
         const int64_t offset = row * strides.row + head * strides.head + begin * strides.slot;
         const Queries of = {
-            q + token * q_token + head * q_head, k + offset, v + offset,
-            y + (token * n_head + head) * head_dim, weights,
-            n_new - t < QUERIES ? n_new - t : QUERIES, q_token, n_head * head_dim,
-            n_seen - n_new + t + 1 - begin, strides.slot, room_for(n_seen), scale,
+            .q = q + token * q_token + head * q_head,
+            .k = k + offset,
+            .v = v + offset,
+            .y = y + (token * n_head + head) * head_dim,
+            .weights = weights,
+            .n_queries = n_new - t < QUERIES ? n_new - t : QUERIES,
+            .q_step = q_token,
+            .y_step = n_head * head_dim,
+            .n_keys = n_seen - n_new + t + 1 - begin,
+            .stride = strides.slot,
+            .room = room_for(n_seen),
+            .scale = scale,
         };
         if (head_dim == 64)
             attend(&of, 64); /* that of all of GPT-2's sizes, known to the compiler */

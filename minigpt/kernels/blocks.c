@@ -1,6 +1,6 @@
 /* GPT-2's blocks, for processors with AVX-512.
 
-`compiled.py` compiles and calls it, and names in Python what each function computes. To the bit:
+`c_functions.py` compiles and calls it, and names in Python what each function computes. To the bit:
   - a row gives what it gives alone, for nothing is added up in an order that depends on other rows or on threads;
   - `through_blocks` gives what the other functions give that are called one after the other.
 
@@ -11,11 +11,9 @@ It ends with a barrier; that of `omp for` is one, too. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "vectors.h"
-#include "layers.h"
+#include "attention.h"
 #include "int8_products.h"
 #include "plain_products.h"
-#include "attention.h"
 
 #define AT_ONCE 128 /* rows: what is computed between two products stays in the processor's caches */
 
@@ -29,9 +27,9 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Room for layers of up to `width` inputs, and `hidden` ones in the MLP; NULL if there is none. */
 static Scratch *new_scratch(int64_t n_rows, int64_t width, int64_t hidden) {
-    const int64_t rows = smaller(n_rows, AT_ONCE), wide = ALIGNED(width > hidden ? width : hidden);
-    const int64_t normed = ALIGNED(rows * width * 4), of_hidden = ALIGNED(rows * hidden * 4);
-    const int64_t numbers = 2 * rows * wide, largest = ALIGNED(rows * 4);
+    const int64_t rows = smaller(n_rows, AT_ONCE), wide = TO_64(width > hidden ? width : hidden);
+    const int64_t normed = TO_64(rows * width * 4), of_hidden = TO_64(rows * hidden * 4);
+    const int64_t numbers = 2 * rows * wide, largest = TO_64(rows * 4);
     const int64_t widened = omp_get_max_threads() * TOGETHER * wide * 4;
     Scratch *scratch = malloc(sizeof *scratch);
     char *memory = aligned_alloc(64, normed + of_hidden + numbers + largest + widened);
@@ -53,11 +51,11 @@ static void free_scratch(Scratch *scratch) {
 }
 
 /* A layer for at most AT_ONCE rows, after a norm if there is one. */
-static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Then then,
+static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Epilogue then,
                           Scratch *s, float *y) {
     if (layer->kind == INT8 || layer->kind == INT8_FINE) {
         Rounded rounded = s->rounded;
-        rounded.wide = ALIGNED(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
+        rounded.wide = TO_64(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
         round_shared(x, n_rows, norm, s->normed, layer, &rounded);
         multiply_int8_shared(rounded, n_rows, layer, then, y);
         return;

@@ -1,4 +1,7 @@
-/* What a block is made of, as `compiled.py` hands it over; and its norms. */
+/* What a block is made of, as `c_functions.py` hands it over; and its norms. */
+
+#pragma once
+#include "vectors.h"
 
 typedef struct {
     const float *weight, *bias;
@@ -11,8 +14,10 @@ typedef struct {
     const void *weight;
     const float *bias; /* may be NULL */
     int64_t n_in, n_out, kind;
-    const int32_t *shift; /* of 8 bits: what 128 added to each input adds to an output, */
-    const float *scale, *input_scale; /* a scale for each output, a factor for each input */
+    /* Of 8-bit weights alone: what 128 added to each input adds to an output, a scale for each output, a factor for
+       each input. */
+    const int32_t *shift;
+    const float *scale, *input_scale;
 } Linear;
 
 typedef struct {
@@ -21,7 +26,7 @@ typedef struct {
     float scale; /* of attention's scores */
 } Block;
 
-typedef enum { STORE, ADD, GELU } Then; /* what is done with a product */
+typedef enum { STORE, ADD, GELU } Epilogue; /* what is done with a product */
 
 static void normalize(const float *x, const Norm *norm, float *y, int64_t n) {
     __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();

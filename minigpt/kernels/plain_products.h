@@ -3,6 +3,11 @@
 The processor's memory is what few rows wait for: each weight is read once, and the next ones are asked for while these
 are multiplied. The sum of each output is added up in one order, whatever rows and outputs are computed beside it. */
 
+#pragma once
+#include <omp.h>
+
+#include "layers.h"
+
 #define PLAIN_ROWS 8     /* of a tile, and */
 #define PLAIN_OUTPUTS 12 /* at most: with 24 sums there are registers left for inputs and weights */
 #define SUMS (2 * LANES) /* for which there is room */
@@ -17,13 +22,13 @@ INLINE __m512 weights_from(const void *weights, const Kind kind, __mmask16 there
                            : _mm512_maskz_loadu_ps(there, weights);
 }
 
-/* Adds the products of up to 16 inputs, from the i-th on. */
+/* Adds the products of up to 16 inputs, from the i-th on. `ahead`: asks for the weights of the next tile meanwhile. */
 INLINE void add_products(__m512 sums[SUMS], const Kind kind, const int n_rows, const int n_outputs, const int ahead,
                          const float *x, const Linear *layer, int64_t out, int64_t i, __mmask16 there) {
     __m512 weights[PLAIN_OUTPUTS];
     UNROLLED32 for (int o = 0; o < n_outputs; o++) {
         weights[o] = weights_from(weight_at(layer, kind, out + o, i), kind, there);
-        if (ahead) _mm_prefetch(weight_at(layer, kind, out + o + n_outputs, i), _MM_HINT_T1); /* of the next tile */
+        if (ahead) _mm_prefetch(weight_at(layer, kind, out + o + n_outputs, i), _MM_HINT_T1);
     }
     UNROLLED for (int r = 0; r < n_rows; r++) {
         const __m512 inputs = _mm512_maskz_loadu_ps(there, x + r * layer->n_in + i);
@@ -34,7 +39,7 @@ INLINE void add_products(__m512 sums[SUMS], const Kind kind, const int n_rows, c
 
 /* Adds the products of the inputs that are left after the last 16, and the bias; and stores what they make. */
 COMPILED_ONCE void finish_sums(__m512 sums[SUMS], const Kind kind, int n_rows, int n_outputs, const float *x,
-                        const Linear *layer, int64_t out, Then then, float *y) {
+                        const Linear *layer, int64_t out, Epilogue then, float *y) {
     const int64_t n_in = layer->n_in, whole = n_in / LANES * LANES;
     for (int r = 0; whole < n_in && r < n_rows; r++)
         for (int o = 0; o < n_outputs; o++)
@@ -53,7 +58,7 @@ COMPILED_ONCE void finish_sums(__m512 sums[SUMS], const Kind kind, int n_rows, i
 
 /* A few outputs of a few rows. */
 INLINE void plain_tile(const Kind kind, const int n_rows, const int n_outputs, const int ahead, const float *x,
-                       const Linear *layer, int64_t out, Then then, float *y) {
+                       const Linear *layer, int64_t out, Epilogue then, float *y) {
     __m512 sums[SUMS], found[SUMS]; /* in registers, and in memory */
     UNROLLED32 for (int i = 0; i < n_rows * n_outputs; i++) sums[i] = _mm512_setzero_ps();
     for (int64_t i = 0; i + LANES <= layer->n_in; i += LANES)
@@ -62,13 +67,13 @@ INLINE void plain_tile(const Kind kind, const int n_rows, const int n_outputs, c
     finish_sums(found, kind, n_rows, n_outputs, x, layer, out, then, y);
 }
 
-COMPILED_ONCE void plain_output(const Kind kind, const float *x, const Linear *layer, int64_t out, Then then, float *y) {
+COMPILED_ONCE void plain_output(const Kind kind, const float *x, const Linear *layer, int64_t out, Epilogue then, float *y) {
     plain_tile(kind, 1, 1, 0, x, layer, out, then, y);
 }
 
 /* The outputs [from, to) of a few rows: as many together as a tile holds, then one by one. */
 INLINE void plain_tiles(const Kind kind, const int n_rows, const int n_outputs, const int ahead, const float *x,
-                        const Linear *layer, int64_t from, int64_t to, Then then, float *y) {
+                        const Linear *layer, int64_t from, int64_t to, Epilogue then, float *y) {
     for (; from + n_outputs <= to; from += n_outputs)
         plain_tile(kind, n_rows, n_outputs, ahead, x, layer, from, then, y);
     for (; from < to; from++)
@@ -77,7 +82,7 @@ INLINE void plain_tiles(const Kind kind, const int n_rows, const int n_outputs, 
 }
 
 INLINE void plain_few_rows(const Kind kind, const float *x, int64_t n_rows, const Linear *layer, int64_t from,
-                           int64_t to, Then then, float *y) {
+                           int64_t to, Epilogue then, float *y) {
     switch (n_rows) {
         case 1: plain_tiles(kind, 1, 12, 1, x, layer, from, to, then, y); break;
         case 2: plain_tiles(kind, 2, 8, 1, x, layer, from, to, then, y); break;
@@ -90,8 +95,8 @@ INLINE void plain_few_rows(const Kind kind, const float *x, int64_t n_rows, cons
     }
 }
 
-/* The same for any number of rows by weights of float32, which come from memory for the first of them alone. */
-static void plain_many_rows(const float *x, int64_t n_rows, const Linear *layer, int64_t from, int64_t to, Then then,
+/* The same for more than PLAIN_ROWS, by weights of float32, which come from memory for the first rows alone. */
+static void plain_many_rows(const float *x, int64_t n_rows, const Linear *layer, int64_t from, int64_t to, Epilogue then,
                             float *y) {
     plain_tiles(FLOAT32, 4, 6, 1, x, layer, from, to, then, y);
     int64_t r = 4;
@@ -100,7 +105,7 @@ static void plain_many_rows(const float *x, int64_t n_rows, const Linear *layer,
     plain_few_rows(FLOAT32, x + r * layer->n_in, n_rows - r, layer, from, to, then, y + r * layer->n_out);
 }
 
-/* Some outputs' weights of float16 as a layer of float32. */
+/* Some outputs of a layer with weights of float16 as one of float32; y stays as wide as it is. */
 static Linear widen(const Linear *layer, int64_t from, int64_t to, float *widened) {
     for (int64_t i = 0; i < (to - from) * layer->n_in; i += LANES) {
         const __mmask16 there = lanes_left((to - from) * layer->n_in - i);
@@ -113,7 +118,7 @@ static Linear widen(const Linear *layer, int64_t from, int64_t to, float *widene
 }
 
 /* y = x · weightᵀ + bias: each thread computes its share of the outputs; `widened` has room for TOGETHER of its own. */
-static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *layer, Then then, float *widened,
+static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *layer, Epilogue then, float *widened,
                                   float *y) {
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const int64_t begin = layer->n_out * thread / threads, end = layer->n_out * (thread + 1) / threads;
@@ -130,6 +135,7 @@ static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *
             } else
                 plain_many_rows(x, n_rows, layer, from, to, then, y);
         }
+    /* Not in the tiles: of 16 numbers at once, they have at most 12. */
     for (int64_t r = 0; then == GELU && r < n_rows; r++) gelu_in_place(y + r * layer->n_out + begin, end - begin);
 #pragma omp barrier
 }

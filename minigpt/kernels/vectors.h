@@ -1,15 +1,18 @@
-/* Registers of 16 numbers, for processors with AVX-512. */
+/* Registers of 16 numbers, for processors with AVX-512; and exp, GELU and sums of them. */
+
+#pragma once
 
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
+/* What would only take longer to compile if it were copied into each caller. */
 #define COMPILED_ONCE static __attribute__((noinline, noclone))
 #define UNROLLED _Pragma("GCC unroll 8")
 #define UNROLLED32 _Pragma("GCC unroll 32")
 #define LANES 16                          /* numbers of 32 bits in a register */
-#define ALIGNED(n) (((n) + 63) / 64 * 64) /* bytes: a register, a line of the caches */
+#define TO_64(n) (((n) + 63) / 64 * 64) /* at least n: bytes of a register and a line of the caches, or as many numbers */
 
 INLINE __mmask16 lanes_left(int64_t n) { return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1); }
 

@@ -1,6 +1,6 @@
 """Weights in fewer bits: less memory to read for every token, which is what decoding on a CPU waits for.
 
-Each kind of weights is one file: `int8` and `float16`. Norms, biases and positions stay float32.
+Each kind of weights is one file: `int8` (in the order that functions in C read, `int8_in_c`) and `float16`. Norms, biases and positions stay float32.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from minigpt import compiled_modules
+from minigpt import modules_in_c
 from minigpt.attention import RowByRowAttention
-from minigpt.compiled_modules import AttentionRowByRow
 from minigpt.errors import InvalidRequest
-from minigpt.kernels import compiled
+from minigpt.kernels import c_functions
 from minigpt.linear import Linear
+from minigpt.modules_in_c import AttentionRowByRow
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
 from minigpt.quantization.huge_pages import in_huge_pages
@@ -115,14 +115,14 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
     for block in model.blocks:
         if kind.rounds_inputs:
             compute_row_by_row(block)
-        elif compiled.available():
-            compiled_modules.put_into(block)
+        elif c_functions.available():
+            modules_in_c.put_into(block)
     model.eval().requires_grad_(False)  # new modules are in training mode
 
 
 def compute_row_by_row(block: Any) -> None:
     """Puts into a block what gives each row the bits that it gives alone; in C, where all of the block can be."""
-    if not (compiled.available() and compiled_modules.put_into(block, AttentionRowByRow)):
+    if not (c_functions.available() and modules_in_c.put_into(block, AttentionRowByRow)):
         sdpa = block.attn.sdpa
         block.attn.sdpa = RowByRowAttention(sdpa.scale, sdpa.dropout)
 

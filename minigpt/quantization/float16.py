@@ -1,6 +1,9 @@
 """Weights of 16 bits, multiplied by inputs of float32: half the memory to read, nearly nothing lost.
 
 float16 keeps 11 significant bits, so a product differs from float32's by about 2e-4 of its size.
+
+A matrix is multiplied in one of three ways: `PlainMatrix` says what is computed and runs anywhere, `PackedMatrix` is torch's
+kernel, `MatrixInC` our function.
 """
 
 from __future__ import annotations
@@ -12,26 +15,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.kernels import compiled
-from minigpt.kernels.compiled import CLinear
+from minigpt.kernels import c_functions
+from minigpt.kernels.c_functions import CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 MOST = torch.finfo(torch.float16).max
 
 
-class PlainMatrix:
-    """A float16 weight, made float32 for each product: what `PackedMatrix` must equal. Runs anywhere."""
+class Matrix:
+    """A weight of 16 bits."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight, self.shape = weight, weight.shape  # float16 (out, in)
+    shape: torch.Size
+    weight: Tensor  # float16 (out, in)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Shapes: (rows, in)  ->  (rows, out)."""
+        """The product rows · weightᵀ: (rows, in)  ->  (rows, out)."""
+        raise NotImplementedError
+
+    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """The product, and the bias added if there is one: (rows, in), (out,)  ->  (rows, out)."""
+        product = self(rows)
+        return product if bias is None else product.add_(bias)
+
+
+class PlainMatrix(Matrix):
+    """A float16 weight, made float32 for each product: what the other two must equal to rounding. Runs anywhere."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.shape = weight, weight.shape
+
+    def __call__(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.weight.float())
 
 
-class PackedMatrix:
+class PackedMatrix(Matrix):
     """The same in the order that fbgemm's kernel reads and makes float32 on the way; it holds the only copy."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -45,35 +63,33 @@ class PackedMatrix:
         give_back_freed_memory()
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Shapes: (rows, in)  ->  (rows, out)."""
         return call_packed(torch.ops.quantized.linear_dynamic_fp16, rows, self.packed)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The plain form, made anew: float16 (out, in)."""
         weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
         return weight.half()
 
 
-class CompiledMatrix(PlainMatrix):
+class MatrixInC(PlainMatrix):
     """A float16 weight that our function in C reads as it lies."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight.contiguous())
-        self._product = self._layer = compiled.plain_layer(self.weight, None)
+        self._layer = c_functions.plain_layer(self.weight, None)
         self._bias: Tensor | None = None
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return compiled.linear(rows, self._product)
+    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        if c_functions.may_run():
+            return c_functions.linear(rows, self.layer(bias))
+        return super().affine(rows, bias)
 
-    def layer(self, bias: Tensor) -> CLinear:
+    def layer(self, bias: Tensor | None) -> CLinear:
         """The layer as the functions take it: made anew only if its bias is another than the last time."""
-        if self._bias is not bias or self._layer.bias != bias.data_ptr():
-            self._bias, self._layer = bias, compiled.plain_layer(self.weight, bias)
+        if self._bias is not bias or self._layer.bias != (None if bias is None else bias.data_ptr()):
+            self._bias, self._layer = bias, c_functions.plain_layer(self.weight, bias)
         return self._layer
-
-
-AnyMatrix = PlainMatrix | PackedMatrix
 
 
 def affine(rows: Tensor, packed: Packed, bias: Tensor) -> Tensor:
@@ -91,19 +107,19 @@ def can_pack() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-def matrix(weight: Tensor) -> AnyMatrix:
+def matrix(weight: Tensor) -> Matrix:
     """A weight as this machine multiplies it fastest."""
     if weight.device.type != "cpu":
         return PlainMatrix(weight)
-    if compiled.available():
-        return CompiledMatrix(weight)
+    if c_functions.available():
+        return MatrixInC(weight)
     return PackedMatrix(weight) if can_pack() else PlainMatrix(weight)
 
 
 class _Float16(Small):
     """A module with a float16 weight (out, in)."""
 
-    matrix: AnyMatrix
+    matrix: Matrix
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -113,8 +129,7 @@ class _Float16(Small):
         self.matrix = matrix(weight)
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        product = self.matrix(rows)
-        return product if bias is None else product.add_(bias)
+        return self.matrix.affine(rows, bias)
 
 
 class Float16Linear(_Float16, SmallLinear):
@@ -126,10 +141,10 @@ class Float16Linear(_Float16, SmallLinear):
 
     @property
     def is_in_c(self) -> bool:
-        return isinstance(self.matrix, CompiledMatrix)
+        return isinstance(self.matrix, MatrixInC)
 
     def layer(self) -> CLinear:
-        """The layer as the compiled functions take it."""
+        """The layer as the functions in C take it."""
         matrix: Any = self.matrix
         return matrix.layer(self._buffers["bias"])  # type: ignore[no-any-return]
 
@@ -139,7 +154,7 @@ class Float16Head(_Float16, SmallHead):
 
 
 class Float16Embedding(_Float16, SmallEmbedding):
-    """A table of float16 embeddings: to look up as it is, and packed for a tied head."""
+    """A table of float16 embeddings: to look up as it is, and as a matrix for a tied head."""
 
     def take(self, weight: Tensor) -> None:
         super().take(weight)

@@ -9,7 +9,7 @@ head, whose errors nothing after it forgives, two numbers of 8 bits stand for ea
 over in the second.
 
 A matrix is multiplied in one of three ways, which give the same bits: `PlainMatrix` says what is computed and runs
-anywhere, `PackedMatrix` is torch's kernel, `CompiledMatrix` ours.
+anywhere, `PackedMatrix` is torch's kernel, `MatrixInC` our function.
 
 Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4 with alpha 0.5.
 """
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt.kernels import compiled
-from minigpt.kernels.compiled import CLinear
+from minigpt.kernels import c_functions
+from minigpt.kernels.c_functions import CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.int8_compiled import CompiledMatrix
+from minigpt.quantization.int8_in_c import MatrixInC
 from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
@@ -156,15 +156,15 @@ def packing_is_exact() -> bool:
         return False
 
 
-AnyMatrix = PlainMatrix | PackedMatrix | CompiledMatrix
+AnyMatrix = PlainMatrix | PackedMatrix | MatrixInC
 
 
 def matrix(weight: Tensor, scale: Tensor) -> AnyMatrix:
     """A weight as this machine multiplies it fastest."""
     if weight.device.type != "cpu":
         return PlainMatrix(weight, scale)
-    if compiled.available():
-        return CompiledMatrix(weight, scale)
+    if c_functions.available():
+        return MatrixInC(weight, scale)
     return PackedMatrix(weight, scale) if packing_is_exact() else PlainMatrix(weight, scale)
 
 
@@ -277,10 +277,10 @@ class _Int8(Small):
 
     @property
     def is_in_c(self) -> bool:
-        return isinstance(self.matrix, CompiledMatrix)
+        return isinstance(self.matrix, MatrixInC)
 
     def layer(self) -> CLinear:
-        """The layer as the compiled functions take it."""
+        """The layer as the functions in C take it."""
         own: Any = self._buffers
         matrix: Any = self.matrix
         return matrix.layer(own["input_scale"], own["bias"], is_fine=self.is_fine)  # type: ignore[no-any-return]

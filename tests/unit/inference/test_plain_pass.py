@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from minigpt import GPT2, GPT2Config
 from minigpt.inference import block_functions, plain_pass, scripted
-from minigpt.kernels import compiled, products
+from minigpt.kernels import c_functions, products
 from minigpt.linear import Linear
 from minigpt.quantization import float16, int8
 
@@ -24,7 +24,7 @@ PACKED = [  # the kinds of weights that this processor has a kernel for; of othe
     pytest.param("int8", marks=pytest.mark.skipif(not int8.packing_is_exact(), reason="needs VNNI")),
     pytest.param(
         "int8, compiled",
-        marks=pytest.mark.skipif(not compiled.available(), reason="needs a C compiler and AVX-512 VNNI"),
+        marks=pytest.mark.skipif(not c_functions.available(), reason="needs a C compiler and AVX-512 VNNI"),
     ),
 ]
 PARTS = (9, 3, 1, 1, 1)  # a prompt, and a few tokens after it
@@ -41,7 +41,7 @@ def new_model(**options: object) -> GPT2:
 def quantized(model: GPT2, kind: str, monkeypatch: pytest.MonkeyPatch) -> GPT2:
     """The model with weights of that kind, multiplied by torch's kernels unless it says "compiled"."""
     if "compiled" not in kind:
-        monkeypatch.setattr(compiled, "available", lambda: False)
+        monkeypatch.setattr(c_functions, "available", lambda: False)
     return model.quantize(kind.partition(",")[0])
 
 
@@ -121,13 +121,19 @@ def test_long_prompts_give_the_same_bits(
     assert torch.equal(fast, model.hidden_states(tokens, model.new_cache(n_tokens)))
 
 
-@pytest.mark.parametrize("way", ["mkl", "in blocks", "in blocks, transposed", "onednn", "in C"])
-@pytest.mark.parametrize("kind", [None, "int8", "float16"])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        *((None, way) for way in ("mkl", "in blocks", "in blocks, transposed", "onednn", "in C")),
+        ("int8", "packed"),
+        ("float16", "packed"),
+    ],
+)
 def test_python_and_torchscript_give_the_same_bits(
     kind: str | None, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "fastest_for", lambda *_: way)
-    if way == "in C" and not compiled.available():
+    if way == "in C" and not c_functions.available():
         pytest.skip("needs a C compiler and AVX-512 VNNI")
     model = new_model()
     for layer in model.modules():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.kernels import c_code, compiled
+from minigpt.kernels import c_code, c_functions
 
-if not compiled.available():
+if not c_functions.available():
     pytest.skip("needs a C compiler, and a processor with AVX-512 VNNI", allow_module_level=True)
 
 SOURCE = "int twice(int x) { return 2 * x; }\n"
@@ -38,6 +38,13 @@ def test_a_library_is_compiled_once_and_kept(source: Path, monkeypatch: pytest.M
     assert [path.suffix for path in c_code.folder().iterdir()] == [".so"]
     source.write_text(SOURCE.replace("2 * x", "2 * x + 1"))
     assert load(source).twice(21) == 43  # type: ignore[attr-defined]
+
+
+def test_what_it_includes_belongs_to_it(source: Path) -> None:
+    source.write_text('#include "factor.h"\nint twice(int x) { return FACTOR * x; }\n')
+    for factor in (2, 3):
+        (source.parent / "factor.h").write_text(f"#define FACTOR {factor}\n")
+        assert load(source).twice(21) == factor * 21  # type: ignore[attr-defined]
 
 
 def test_without_a_compiler_or_the_instructions_there_is_none(

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import GPT2, GPT2Config
-from minigpt.kernels import compiled, products
+from minigpt.kernels import c_functions, products
 
 pytestmark = pytest.mark.skipif(
     not products.ONEDNN, reason="needs oneDNN on x86: elsewhere there is no choice"
 )
 
 
-needs_c = pytest.mark.skipif(not compiled.available(), reason="needs a C compiler and AVX-512 VNNI")
+needs_c = pytest.mark.skipif(not c_functions.available(), reason="needs a C compiler and AVX-512 VNNI")
 
 
 @pytest.fixture(params=["intel", "another maker", pytest.param("another maker, in C", marks=needs_c)])
 def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if "in C" not in request.param:
-        monkeypatch.setattr(compiled, "available", lambda: False)
+        monkeypatch.setattr(c_functions, "available", lambda: False)
     monkeypatch.setattr(products, "MKL_IS_FAST", request.param == "intel")
     monkeypatch.setattr(products, "SMALL", 1000)
     return str(request.param)
@@ -88,7 +88,7 @@ def test_the_kernel_is_the_one_that_was_measured_to_be_fastest(
     mkl_is_fast: bool, rows: int, lies: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "MKL_IS_FAST", mkl_is_fast)
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(c_functions, "available", lambda: False)
     weight = torch.zeros(1024, 512) if lies == "(out, in)" else torch.zeros(512, 1024).t()
     assert products.fastest(torch.zeros(rows, 512), weight) == kernel
     small = weight[:64] if lies == "(out, in)" else weight[:64].t().contiguous().t()
@@ -97,10 +97,10 @@ def test_the_kernel_is_the_one_that_was_measured_to_be_fastest(
 
 @pytest.mark.parametrize("rows", [1, 5, 200])
 @torch.no_grad()
-def test_in_c_is_fastest_where_each_outputs_weights_lie_together(
+def test_c_is_chosen_where_each_outputs_weights_lie_together(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "available", lambda: True)
+    monkeypatch.setattr(c_functions, "available", lambda: True)
     x, weight = torch.zeros(rows, 512), torch.zeros(1024, 512)
     monkeypatch.setattr(products, "MKL_IS_FAST", True)
     assert products.fastest(x, weight) != "in C"
@@ -118,18 +118,30 @@ def test_in_c_is_fastest_where_each_outputs_weights_lie_together(
 def test_in_c_a_row_gives_the_bits_that_it_gives_alone(n_in: int, n_out: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, n_in), torch.randn(n_out, n_in).to(dtype), torch.randn(n_out)
-    layer = compiled.plain_layer(weight, bias)
-    alone = torch.cat([compiled.linear(row[None], layer) for row in x])
+    layer = c_functions.plain_layer(weight, bias)
+    alone = torch.cat([c_functions.linear(row[None], layer) for row in x])
     exact = F.linear(x.double(), weight.double(), bias.double())
     torch.testing.assert_close(alone.double(), exact, rtol=1e-5, atol=1e-5 * n_in**0.5)
     for n_rows in (2, 3, 4, 5, 6, 7, 8, 9, 130, 300):
-        assert torch.equal(compiled.linear(x[:n_rows], layer), alone[:n_rows])
+        assert torch.equal(c_functions.linear(x[:n_rows], layer), alone[:n_rows])
 
 
 @needs_c
-def test_in_c_a_weight_of_another_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="outputs lie one after the other"):
-        compiled.plain_layer(torch.zeros(4, 5).t(), None)
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(4, 5).t(),
+        torch.zeros(4, 5).double(),
+        torch.zeros(4, 5).bfloat16(),
+        torch.zeros(4, 5, device="meta"),
+    ],
+    ids=["order", "float64", "bfloat16", "meta"],
+)
+def test_in_c_a_weight_that_cannot_be_read_is_refused(weight: torch.Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected a contiguous weight \(out, in\) of float32 or float16 on the CPU"
+    ):
+        c_functions.plain_layer(weight, None)
 
 
 def test_gradients_and_other_types_are_left_to_torch(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:

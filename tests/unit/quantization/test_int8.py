@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.kernels import compiled
+from minigpt.kernels import c_functions
 from minigpt.quantization import int8
 from minigpt.quantization.int8 import (
     HUNDREDTH,
@@ -108,10 +108,10 @@ MATRICES = pytest.mark.parametrize("way", ["compiled", "packed", "plain"])
 def multiply_by(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away what is faster than that way."""
     if way == "compiled":
-        if not compiled.available():
+        if not c_functions.available():
             pytest.skip("needs a C compiler, and a processor with AVX-512 VNNI")
         return
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(c_functions, "available", lambda: False)
     if way == "plain":
         monkeypatch.setattr(int8, "packing_is_exact", lambda: False)
 

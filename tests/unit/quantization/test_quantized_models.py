@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 import minigpt
 from minigpt import GPT2, GPT2Config
 from minigpt.interp import dense
-from minigpt.kernels import compiled
+from minigpt.kernels import c_functions
 from minigpt.sampler import Sample, generate
 from minigpt.training.adapters import load_adapter
 from minigpt.training.lora import attach
@@ -213,7 +213,7 @@ def test_greedy_texts_are_the_same_alone_batched_and_read_whole(
     assert error < (2 if kind == "int8" else 0.1)  # of logits that differ by 10 and more
     # of 300 other prompts, int8's are none batched and 8% read whole
     assert departures["batched"] <= (0 if kind == "int8" else 2)
-    if kind == "int8" and compiled.available():
+    if kind == "int8" and c_functions.available():
         assert departures["read whole"] == 0
     assert departures["read whole"] <= (14 if kind == "int8" else 2)
 

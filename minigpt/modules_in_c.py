@@ -1,6 +1,6 @@
 """Modules of a block that call functions in C, in the place of torch's.
 
-They call one by one what `inference.compiled_pass` calls at once, so that a model gives the same bits whether it is watched
+They call one by one what `inference.pass_in_c` calls at once, so that a model gives the same bits whether it is watched
 or not. With other dtypes, on other devices, for gradients and under `torch.compile` they do what torch's do.
 """
 
@@ -22,14 +22,14 @@ from minigpt.attention import (
     attention_mask,
     pads_of,
 )
-from minigpt.kernels import compiled
-from minigpt.kernels.compiled import attention, can_read, is_in_memory
+from minigpt.kernels import c_functions
+from minigpt.kernels.c_functions import attention, can_read, is_in_memory
 
 # Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension
 
 
 class LayerNorm(nn.LayerNorm):
-    """A layer norm by the compiled function."""
+    """A layer norm by the function in C."""
 
     def forward(self, x: Tensor) -> Tensor:
         fits = self.is_readable() and x.size(-1) == len(self.weight)
@@ -38,8 +38,8 @@ class LayerNorm(nn.LayerNorm):
         x = x.contiguous()
         y = torch.empty_like(x)
         width = x.size(-1)
-        compiled.functions().layer_norm(
-            x.data_ptr(), x.numel() // width, width, ctypes.byref(compiled.norm_of(self)), y.data_ptr()
+        c_functions.functions().layer_norm(
+            x.data_ptr(), x.numel() // width, width, ctypes.byref(c_functions.norm_of(self)), y.data_ptr()
         )
         return y
 
@@ -58,12 +58,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
-    """GELU's tanh form by the compiled function."""
+    """GELU's tanh form by the function in C."""
     if not can_read(x):
         return F.gelu(x, approximate="tanh")
     x = x.contiguous()
     y = torch.empty_like(x)
-    compiled.functions().gelu(x.data_ptr(), x.numel(), y.data_ptr())
+    c_functions.functions().gelu(x.data_ptr(), x.numel(), y.data_ptr())
     return y
 
 
@@ -82,7 +82,7 @@ def gelu_form(activation: Any) -> str | None:
 
 
 class Attention(ScaledDotProductAttention):
-    """Attention by the compiled function, each row by itself; by torch's under a mask of somebody's own."""
+    """Attention by the function in C, each row by itself; by torch's kernel under a mask of somebody's own."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         drops = self.training and self.dropout > 0
@@ -104,7 +104,7 @@ class Attention(ScaledDotProductAttention):
 
 
 class AttentionRowByRow(Attention, RowByRowAttention):
-    """The same, and each row by itself where torch's kernel is called, too."""
+    """The same, but where torch's kernel is called, it is called for each row by itself."""
 
 
 def put_into_all(blocks: Iterable[Any]) -> None:
@@ -116,7 +116,7 @@ def put_into_all(blocks: Iterable[Any]) -> None:
 
 
 def put_into(block: Any, kind_of_attention: type[Attention] = Attention) -> bool:
-    """The same for one block; whether there is one for each that it has."""
+    """The same for one block, if its activation function and attention can be computed in C; returns whether they can."""
     sdpa = block.attn.sdpa
     is_known = (
         gelu_form(block.mlp.activation) == "tanh" and type(sdpa) is not Float32ScaledDotProductAttention

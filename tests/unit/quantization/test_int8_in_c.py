@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.kernels import compiled
+from minigpt.kernels import c_functions
 from minigpt.quantization.int8 import Int8Linear, PlainMatrix
-from minigpt.quantization.int8_compiled import CompiledMatrix
+from minigpt.quantization.int8_in_c import MatrixInC
 
-if not compiled.available():
+if not c_functions.available():
     pytest.skip("needs a C compiler, and a processor with AVX-512 VNNI", allow_module_level=True)
 
 
@@ -27,7 +27,7 @@ def test_a_layer_is_the_plain_one_to_the_bit(n_in: int, n_out: int, n_rows: int,
     rows[-1] = 0
     weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
     scale, input_scale = random(n_out).abs(), random(n_in, seed=2).abs()
-    plain, fast = PlainMatrix(weight, scale), CompiledMatrix(weight, scale)
+    plain, fast = PlainMatrix(weight, scale), MatrixInC(weight, scale)
     assert torch.equal(fast.weight, weight)
     for bias in (random(n_out, seed=3), None):
         expected = getattr(plain, name)(rows, input_scale, bias)
@@ -39,7 +39,7 @@ def test_a_layer_is_the_plain_one_to_the_bit(n_in: int, n_out: int, n_rows: int,
 def test_sums_that_exceed_16_bits_do_not_saturate(sign: int) -> None:
     weight = torch.full((20, 3072), 127, dtype=torch.int8)
     rows, ones = torch.full((3, 3072), float(sign)), torch.ones(3072)
-    found = CompiledMatrix(weight, torch.ones(20)).affine(rows, ones, None)
+    found = MatrixInC(weight, torch.ones(20)).affine(rows, ones, None)
     torch.testing.assert_close(found, torch.full((3, 20), sign * 127.0 * 3072), rtol=1e-6, atol=0)
 
 
@@ -47,7 +47,7 @@ def test_sums_that_exceed_16_bits_do_not_saturate(sign: int) -> None:
 @torch.no_grad()
 def test_numbers_without_measure_stay_in_their_row_and_are_as_in_the_plain_product(odd: float) -> None:
     weight, ones = torch.arange(-20, 20).to(torch.int8).repeat(20, 1), torch.ones(40)
-    matrix, plain = CompiledMatrix(weight, torch.ones(20)), PlainMatrix(weight, torch.ones(20))
+    matrix, plain = MatrixInC(weight, torch.ones(20)), PlainMatrix(weight, torch.ones(20))
     rows = random(3, 40)
     rows[1, 7] = odd
     for name in ("affine", "fine_affine"):

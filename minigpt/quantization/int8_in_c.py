@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.kernels import compiled
-from minigpt.kernels.compiled import CLinear, as_numbers
+from minigpt.kernels import c_functions
+from minigpt.kernels.c_functions import CLinear, as_numbers
 from minigpt.quantization.huge_pages import give_back_freed_memory
 
 OUTPUTS, INPUTS = 16, 4  # of a weight, that lie together: LANES and INPUTS in C
 WIDE = 64  # inputs: of a row there is always a multiple
 
 
-class CompiledMatrix:
-    """A weight of 8 bits in the order that the compiled functions read; it holds the only copy."""
+class MatrixInC:
+    """A weight of 8 bits in the order that the functions in C read; it holds the only copy."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.shape, self.scale = weight.shape, scale.contiguous()
@@ -31,14 +31,14 @@ class CompiledMatrix:
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
         """As `int8.PlainMatrix.affine`, to the bit."""
-        return compiled.linear(rows, self.layer(input_scale, bias, is_fine=False))
+        return c_functions.linear(rows, self.layer(input_scale, bias, is_fine=False))
 
     def fine_affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
-        return compiled.linear(rows, self.layer(input_scale, bias, is_fine=True))
+        return c_functions.linear(rows, self.layer(input_scale, bias, is_fine=True))
 
     def layer(self, input_scale: Tensor, bias: Tensor | None, *, is_fine: bool) -> CLinear:
         """The layer as the functions take it: made anew only if its tensors are others than the last time."""
-        kind = compiled.INT8_FINE if is_fine else compiled.INT8
+        kind = c_functions.INT8_FINE if is_fine else c_functions.INT8
         known, (its_scale, its_bias) = self._layer, self._of
         if (
             its_scale is input_scale

@@ -1,4 +1,4 @@
-"""Functions in C of what a GPT-2 computes on a CPU: `blocks.c`, compiled where it runs (`available`).
+"""What a GPT-2 computes on a CPU, by functions in C: `blocks.c`, compiled where it runs (`available`).
 
 torch's kernels wait for memory longer than they must, and between two products each small operation is a call of its own.
 Here a linear layer is one call, whatever its weights are, and so are all layers for a few new tokens. The functions one
@@ -23,6 +23,10 @@ from minigpt.kernels import c_code
 
 SOURCE = Path(__file__).with_name("blocks.c")
 FLOAT32, FLOAT16, INT8, INT8_FINE = range(4)  # kinds of weights
+KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
+
+
+# The structs of layers.h and attention.h: the same fields in the same order.
 
 
 class CNorm(ctypes.Structure):
@@ -64,7 +68,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
 
 @cache
 def functions() -> Any:
-    """The compiled functions; None where there are none."""
+    """The library of the functions; None where there is none."""
     library = c_code.library(SOURCE)
     for name, types in ARGUMENTS.items() if library else ():
         function = getattr(library, name)
@@ -76,12 +80,15 @@ def available() -> bool:
     return functions() is not None
 
 
+def may_run() -> bool:
+    """Whether there are functions, and nobody has to see torch's operations in their place."""
+    return not (torch.compiler.is_compiling() or is_intercepted()) and available()
+
+
 def can_read(*tensors: Tensor) -> bool:
-    """Whether there are functions for these: float32 numbers in memory, of which nobody wants gradients."""
-    if torch.compiler.is_compiling() or is_intercepted() or not available():
-        return False
+    """Whether the functions may run on these: float32 numbers in memory, of which nobody wants gradients."""
     wanted = torch.is_grad_enabled()
-    return all(is_in_memory(t) and not (wanted and t.requires_grad) for t in tensors)
+    return may_run() and all(is_in_memory(t) and not (wanted and t.requires_grad) for t in tensors)
 
 
 def is_in_memory(tensor: Tensor) -> bool:
@@ -105,10 +112,13 @@ def as_numbers(vector: Tensor, n: int) -> Tensor:
 def plain_layer(weight: Tensor, bias: Tensor | None) -> CLinear:
     """A layer with a weight of float32 or float16 as it lies: (out, in), (out,)."""
     n_out, n_in = weight.shape
-    if not weight.is_contiguous() or weight.device.type != "cpu":
-        raise ValueError("expected a weight on the CPU whose outputs lie one after the other")
+    kind = KINDS.get(weight.dtype)
+    if kind is None or weight.device.type != "cpu" or not weight.is_contiguous():
+        raise ValueError(
+            f"expected a contiguous weight (out, in) of float32 or float16 on the CPU, got {weight.dtype} on "
+            f"{weight.device.type} with strides {weight.stride()}"
+        )
     bias = None if bias is None else as_numbers(bias, n_out)
-    kind = FLOAT16 if weight.dtype == torch.float16 else FLOAT32
     layer = CLinear(weight.data_ptr(), None if bias is None else bias.data_ptr(), n_in, n_out, kind)
     layer.kept = (weight, bias)  # it holds no more than addresses
     return layer
@@ -142,6 +152,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float
     """
     n_rows, n_head, n_new, head_dim = q.shape
     q = q.transpose(1, 2)  # (B, T, H, K)
+    # All rows' tokens are one list, with one step from each to the next.
     if n_rows > 1 and n_new > 1 and q.stride(0) != n_new * q.stride(1):
         q = q.contiguous()
     from_token_to_token = q.stride(0) if n_new == 1 else q.stride(1)
@@ -171,8 +182,8 @@ def through_blocks(
             f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
             f"and must be {shape} of torch.float32 on the CPU"
         )
-    layer, part, *strides, _ = slots.stride()
+    layer_stride, value_offset, *strides, _ = slots.stride()
     check_memory(functions().through_blocks(
-        x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer, part, CStrides(*strides), numbers(pads),
+        x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), numbers(pads),
         length, n_rows, n_new, n_head,
     ))  # fmt: skip
