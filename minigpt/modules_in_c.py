@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.attention import (
-    Float32ScaledDotProductAttention,
     RowByRowAttention,
     ScaledDotProductAttention,
     attention_mask,
@@ -32,22 +31,28 @@ class LayerNorm(nn.LayerNorm):
     """A layer norm by the function in C."""
 
     def forward(self, x: Tensor) -> Tensor:
-        fits = self.is_readable() and x.size(-1) == len(self.weight)
-        if not (fits and can_read(x, self.weight, self.bias)):
+        weight, bias = self.weight, self.bias
+        fits = x.shape[-1:] == self.normalized_shape and self.can_read_from(weight, bias)
+        if not (fits and can_read(x, weight, bias)):
             return super().forward(x)
         x = x.contiguous()
         y = torch.empty_like(x)
-        width = x.size(-1)
+        norm = c_functions.norm_of(weight, bias, self.eps)
         c_functions.functions().layer_norm(
-            x.data_ptr(), x.numel() // width, width, ctypes.byref(c_functions.norm_of(self)), y.data_ptr()
+            x.data_ptr(), x.numel() // norm.n, ctypes.byref(norm), y.data_ptr()
         )
         return y
 
     def is_readable(self) -> bool:
         """Whether the functions can read the parameters where they are."""
-        own: Any = self._parameters
-        parameters = (own["weight"], own["bias"])
-        return all(t is not None and t.is_contiguous() and is_in_memory(t) for t in parameters)
+        own = self._parameters
+        return self.can_read_from(own.get("weight"), own.get("bias"))
+
+    def can_read_from(self, *parameters: Tensor | None) -> bool:
+        return all(
+            t is not None and t.shape == self.normalized_shape and t.is_contiguous() and is_in_memory(t)
+            for t in parameters
+        )
 
     @classmethod
     def like(cls, norm: nn.LayerNorm) -> LayerNorm:
@@ -107,6 +112,10 @@ class AttentionRowByRow(Attention, RowByRowAttention):
     """The same, but where torch's kernel is called, it is called for each row by itself."""
 
 
+KNOWN_ATTENTION = (ScaledDotProductAttention, RowByRowAttention, Attention, AttentionRowByRow)
+KNOWN_NORMS = (nn.LayerNorm, LayerNorm)
+
+
 def put_into_all(blocks: Iterable[Any]) -> None:
     """Puts the modules into blocks in the place of torch's, if their weights are float32 on a CPU."""
     for block in blocks:
@@ -116,10 +125,12 @@ def put_into_all(blocks: Iterable[Any]) -> None:
 
 
 def put_into(block: Any, kind_of_attention: type[Attention] = Attention) -> bool:
-    """The same for one block, if its activation function and attention can be computed in C; returns whether they can."""
+    """The same for one block, if it is made of modules that can be replaced; returns whether it is."""
     sdpa = block.attn.sdpa
-    is_known = (
-        gelu_form(block.mlp.activation) == "tanh" and type(sdpa) is not Float32ScaledDotProductAttention
+    replaced = {sdpa: KNOWN_ATTENTION, block.attn_norm: KNOWN_NORMS, block.mlp_norm: KNOWN_NORMS}
+    is_known = gelu_form(block.mlp.activation) == "tanh" and all(
+        type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
+        for module, kinds in replaced.items()
     )
     if is_known:
         block.attn.sdpa = kind_of_attention(sdpa.scale, sdpa.dropout).train(sdpa.training)

@@ -8,37 +8,58 @@ from torch import Tensor
 
 from minigpt.cache import KVCache
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CBlock, CLinear
+from minigpt.kernels.c_functions import CBlock, CLinear, CNorm
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
 
-def through_blocks(blocks: Any, x: Tensor, cache: KVCache) -> Tensor:
-    """What leaves the last block, where each row's padding hides itself: (B, T, D)  ->  (B, T, D)."""
+def through_blocks(blocks: Any, x: Tensor, cache: KVCache) -> Tensor | None:
+    """What leaves the last block, where each row's padding hides itself: (B, T, D)  ->  (B, T, D).
+
+    None if x or layers are not what the functions can read; torch's operations will say so, or can.
+    """
+    if not c_functions.can_read(x):
+        return None
     x = x.contiguous()
-    of_blocks = (CBlock * len(blocks))(*(c_block(block._modules) for block in blocks))
-    c_functions.through_blocks(x, of_blocks, cache.slots, cache.length, cache.pads(), blocks[0].attn.n_head)
+    kept: list[object] = []
+    of_blocks = (CBlock * len(blocks))(*(c_block(block._modules, kept) for block in blocks))
+    if not c_functions.fit_together(of_blocks, x.size(-1)):
+        return None
+    c_functions.through_blocks(x, of_blocks, cache.slots, cache.length, cache.pads())
     return x
 
 
-def c_block(block: dict[str, Any]) -> CBlock:
-    """A block as the functions in C take it."""
+def c_block(block: dict[str, Any], kept: list[object]) -> CBlock:
+    """A block as the functions in C take it: addresses. `kept` gets what has to stay there while they run.
+
+    Another thread may replace a weight meanwhile.
+    """
     attn, mlp = block["attn"]._modules, block["mlp"]._modules
     return CBlock(
-        c_functions.norm_of(block["attn_norm"]),
-        c_functions.norm_of(block["mlp_norm"]),
-        c_linear(attn["qkv"]),
-        c_linear(attn["out"]),
-        c_linear(mlp["up"]),
-        c_linear(mlp["down"]),
+        c_norm(block["attn_norm"], kept),
+        c_norm(block["mlp_norm"], kept),
+        c_linear(attn["qkv"], kept),
+        c_linear(attn["out"], kept),
+        c_linear(mlp["up"], kept),
+        c_linear(mlp["down"], kept),
+        block["attn"].n_head,
         attn["sdpa"].scale,
     )
 
 
-def c_linear(module: Any) -> CLinear:
+def c_norm(module: Any, kept: list[object]) -> CNorm:
+    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    kept += weight, bias
+    return c_functions.norm_of(weight, bias, module.eps)
+
+
+def c_linear(module: Any, kept: list[object]) -> CLinear:
     if type(module) is not Linear:
-        return module.layer()  # type: ignore[no-any-return]
-    own: Any = module._parameters  # whose memory lasts as long as the pass
-    n_in, n_out = own["weight"].shape
-    return CLinear(own["weight"].data_ptr(), own["bias"].data_ptr(), n_in, n_out, c_functions.FLOAT32)
+        layer: CLinear = module.layer()
+        kept.append(layer)
+        return layer
+    weight: Any = module._parameters["weight"]
+    bias: Any = module._parameters["bias"]
+    kept += weight, bias
+    return CLinear(weight.data_ptr(), bias.data_ptr(), *weight.shape, c_functions.FLOAT32)

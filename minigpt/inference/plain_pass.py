@@ -120,11 +120,15 @@ def _is_outputs_first(weight: Tensor) -> bool:
 
 def _is_linear_in_c(module: Any) -> bool:
     kind = type(module)
-    if kind is Linear:
-        weight, bias = module._parameters["weight"], module._parameters["bias"]
-        lies_well = _is_outputs_first(weight) and bias.is_contiguous()
-        return lies_well and is_in_memory(weight) and is_in_memory(bias) and is_plain(module, kind)
-    return kind in PACKED_KINDS and module.is_in_c and is_plain(module, kind)
+    if kind is not Linear:
+        return (
+            kind in PACKED_KINDS and module.is_in_c and is_plain(module, kind) and "bias" in module._buffers
+        )
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None or bias is None or not is_plain(module, kind):
+        return False
+    lies_well = _is_outputs_first(weight) and bias.is_contiguous() and bias.shape == weight.shape[1:]
+    return lies_well and is_in_memory(weight) and is_in_memory(bias)
 
 
 OF_TORCH = Tests(_is_torchs_norm, (ScaledDotProductAttention, RowByRowAttention), gelu_form, _is_plain_linear)
@@ -144,7 +148,12 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     """
     cache.check_room(x.size(1))
     if _tests_for(blocks) is IN_C:
-        return pass_in_c.through_blocks(blocks, x, cache)
+        found = pass_in_c.through_blocks(blocks, x, cache)
+        if found is not None:
+            return found
+        for block, past in zip(blocks, cache.layers, strict=True):
+            x = block(x, past, mask)
+        return x
     rows = x.size(0) * x.size(1) if products.is_to_choose(x) else None
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
@@ -185,6 +194,8 @@ def _layer(module: Any, rows: int | None) -> Layer:
         weight = own["weight"]
         lies_well = _is_outputs_first(weight)
         kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
+        if kernel == "in C" and not (is_in_memory(weight) and is_in_memory(own["bias"])):
+            kernel = "mkl"
         return Layer(kernel, own["bias"], weight)
     own = module._buffers
     return Layer(PACKED_KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))

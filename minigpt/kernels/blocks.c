@@ -63,7 +63,7 @@ static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, cons
     if (norm) {
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < n_rows; r++)
-            normalize(x + r * layer->n_in, norm, s->normed + r * layer->n_in, layer->n_in);
+            normalize(x + r * norm->n, norm, s->normed + r * norm->n);
     }
     float *widened = s->widened + omp_get_thread_num() * TOGETHER * layer->n_in;
     multiply_plain_shared(norm ? s->normed : x, n_rows, layer, then, widened, y);
@@ -76,9 +76,9 @@ static void add_branches_shared(float *x, const float *y, int64_t n_rows, const 
     linear_shared(s->hidden, n_rows, NULL, &block->down, ADD, s, x);
 }
 
-void layer_norm(const float *x, int64_t n_rows, int64_t n, const Norm *norm, float *y) {
+void layer_norm(const float *x, int64_t n_rows, const Norm *norm, float *y) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < n_rows; r++) normalize(x + r * n, norm, y + r * n, n);
+    for (int64_t r = 0; r < n_rows; r++) normalize(x + r * norm->n, norm, y + r * norm->n);
 }
 
 void gelu(const float *x, int64_t n, float *y) {
@@ -115,14 +115,30 @@ int attention(const float *q, int64_t q_token, int64_t q_head, const float *k, c
     return 1;
 }
 
-/* New tokens through all blocks, in place: x is (n_rows, n_new, width); keys and values of layer l begin at
+/* Whether each layer reads what the one before it gives. */
+int fit_together(const Block *blocks, int64_t n_layer, int64_t width) {
+    for (const Block *block = blocks; block < blocks + n_layer; block++) {
+        const Linear *qkv = &block->qkv, *out = &block->out, *up = &block->up, *down = &block->down;
+        if (block->attn_norm.n != width || qkv->n_in != width || qkv->n_out != 3 * width || out->n_in != width ||
+            out->n_out != width || block->mlp_norm.n != width || up->n_in != width || down->n_in != up->n_out ||
+            down->n_out != width || block->n_head != blocks->n_head || width % block->n_head)
+            return 0;
+    }
+    return 1;
+}
+
+/* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width); keys and values of layer l begin at
    `slots + l * layer_stride`, values `value_offset` after the keys. */
 int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots, int64_t layer_stride,
                    int64_t value_offset, Strides strides, const int64_t *pad, int64_t length, int64_t n_rows,
-                   int64_t n_new, int64_t n_head) {
-    const int64_t width = blocks->out.n_in, head_dim = width / n_head, n_tokens = n_rows * n_new;
+                   int64_t n_new) {
+    const int64_t width = blocks->out.n_in, n_head = blocks->n_head, head_dim = width / n_head;
+    const int64_t n_tokens = n_rows * n_new;
     const int64_t n_seen = length + n_new;
-    Scratch *scratch = new_scratch(n_tokens, width, blocks->down.n_in);
+    int64_t hidden = 0;
+    for (int64_t layer = 0; layer < n_layer; layer++)
+        if (blocks[layer].down.n_in > hidden) hidden = blocks[layer].down.n_in;
+    Scratch *scratch = new_scratch(n_tokens, width, hidden);
     float *qkv = malloc(n_tokens * 3 * width * sizeof(float)), *mixed = malloc(n_tokens * width * sizeof(float));
     float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(n_seen) * sizeof(float));
     const int is_room = scratch && qkv && mixed && weights;

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from minigpt.kernels import c_code
 
@@ -30,10 +31,12 @@ KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
 
 
 class CNorm(ctypes.Structure):
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("eps", c_float))
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("eps", c_float))
 
 
 class CLinear(ctypes.Structure):
+    kept: tuple[Tensor | None, ...]  # whose memory it points to
+
     _fields_ = (
         ("weight", c_void_p), ("bias", c_void_p), ("n_in", c_int64), ("n_out", c_int64), ("kind", c_int64),
         ("shift", c_void_p), ("scale", c_void_p), ("input_scale", c_void_p),
@@ -44,7 +47,7 @@ class CBlock(ctypes.Structure):
     _fields_ = (
         ("attn_norm", CNorm), ("mlp_norm", CNorm),
         ("qkv", CLinear), ("out", CLinear), ("up", CLinear), ("down", CLinear),
-        ("scale", c_float),
+        ("n_head", c_int64), ("scale", c_float),
     )  # fmt: skip
 
 
@@ -53,15 +56,16 @@ class CStrides(ctypes.Structure):
 
 
 ARGUMENTS: dict[str, tuple[type, ...]] = {
-    "layer_norm": (c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+    "layer_norm": (c_void_p, c_int64, c_void_p, c_void_p),
     "gelu": (c_void_p, c_int64, c_void_p),
     "attention": (
         c_void_p, c_int64, c_int64, c_void_p, c_void_p, CStrides, c_void_p,
         c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p,
     ),
     "linear": (c_void_p, c_int64, c_void_p, c_void_p),
+    "fit_together": (c_void_p, c_int64, c_int64),
     "through_blocks": (
-        c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, CStrides, c_void_p, c_int64, c_int64, c_int64, c_int64,
+        c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, CStrides, c_void_p, c_int64, c_int64, c_int64,
     ),
 }  # fmt: skip
 
@@ -92,21 +96,35 @@ def can_read(*tensors: Tensor) -> bool:
 
 
 def is_in_memory(tensor: Tensor) -> bool:
-    """Whether it is float32 numbers in the processor's memory; tensors of other classes may have none of their own."""
-    return tensor.dtype is torch.float32 and tensor.is_cpu and type(tensor) in (nn.Parameter, Tensor)
+    """Whether it is float32 numbers in the processor's memory."""
+    return tensor.dtype is torch.float32 and tensor.is_cpu and is_itself(tensor)
+
+
+def is_itself(tensor: Tensor) -> bool:
+    """Whether its memory holds its numbers: it is of no other class, layout or sign, which torch keeps elsewhere."""
+    return (
+        type(tensor) in (nn.Parameter, Tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_neg() or tensor._is_zerotensor())
+    )
 
 
 def is_intercepted() -> bool:
-    """Whether somebody counts or changes what torch computes: `FlopCounterMode`, `torch.func.vmap` and the like."""
-    stack: Any = torch._C._functorch
-    return bool(torch._C._len_torch_dispatch_stack()) or stack.peek_interpreter_stack() is not None
+    """Whether somebody counts, records or changes what torch computes: `FlopCounterMode`, `torch.func.vmap` and the like."""
+    inner: Any = torch._C
+    return (
+        bool(inner._len_torch_dispatch_stack())
+        or inner._functorch.peek_interpreter_stack() is not None
+        or inner._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def as_numbers(vector: Tensor, n: int) -> Tensor:
     """A vector as the functions read it, which mostly it is already."""
     if vector.device.type != "cpu" or vector.shape != (n,):
         raise ValueError(f"expected {n} numbers on the CPU, got {tuple(vector.shape)} on {vector.device}")
-    return vector if vector.dtype == torch.float32 and vector.is_contiguous() else vector.float().contiguous()
+    return vector if is_in_memory(vector) and vector.is_contiguous() else torch.empty(n).copy_(vector)
 
 
 def plain_layer(weight: Tensor, bias: Tensor | None) -> CLinear:
@@ -120,7 +138,7 @@ def plain_layer(weight: Tensor, bias: Tensor | None) -> CLinear:
         )
     bias = None if bias is None else as_numbers(bias, n_out)
     layer = CLinear(weight.data_ptr(), None if bias is None else bias.data_ptr(), n_in, n_out, kind)
-    layer.kept = (weight, bias)  # it holds no more than addresses
+    layer.kept = (weight, bias)
     return layer
 
 
@@ -141,8 +159,8 @@ def check_memory(there_was_memory: int) -> None:
         raise MemoryError("there is no memory left for what is computed between the layers")
 
 
-def norm_of(module: nn.LayerNorm) -> CNorm:
-    return CNorm(module.weight.data_ptr(), module.bias.data_ptr(), module.eps)
+def norm_of(weight: Tensor, bias: Tensor, eps: float) -> CNorm:
+    return CNorm(weight.data_ptr(), bias.data_ptr(), weight.numel(), eps)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float) -> Tensor:
@@ -168,16 +186,20 @@ def numbers(pads: Sequence[int]) -> Any:
     return (c_int64 * len(pads))(*pads)
 
 
-def through_blocks(
-    x: Tensor, blocks: Any, slots: Tensor, length: int, pads: Sequence[int], n_head: int
-) -> None:
-    """New tokens through all blocks, in place; keys and values go to the slots from `length` on.
+def fit_together(blocks: Any, width: int) -> bool:
+    """Whether each layer of some blocks reads what the one before it gives."""
+    return bool(functions().fit_together(blocks, len(blocks), width))
+
+
+def through_blocks(x: Tensor, blocks: Any, slots: Tensor, length: int, pads: Sequence[int]) -> None:
+    """New tokens through all blocks, which fit together, in place; keys and values go to the slots from `length` on.
 
     Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)
     """
     n_rows, n_new, width = x.shape
+    n_head = blocks[0].n_head
     shape = (len(blocks), 2, n_rows, n_head, slots.size(-2), width // n_head)
-    if slots.shape != shape or not can_read(x, slots) or slots.stride(-1) != 1:
+    if slots.shape != shape or not is_in_memory(slots) or slots.stride(-1) != 1:
         raise ValueError(
             f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
             f"and must be {shape} of torch.float32 on the CPU"
@@ -185,5 +207,5 @@ def through_blocks(
     layer_stride, value_offset, *strides, _ = slots.stride()
     check_memory(functions().through_blocks(
         x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), numbers(pads),
-        length, n_rows, n_new, n_head,
+        length, n_rows, n_new,
     ))  # fmt: skip

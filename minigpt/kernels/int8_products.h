@@ -171,7 +171,7 @@ static void round_shared(const float *x, int64_t n_rows, const Norm *norm, float
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < n_rows; r++) {
         const float *row = x + r * n;
-        if (norm) normalize(row, norm, normed + r * n, n), row = normed + r * n;
+        if (norm) normalize(row, norm, normed + r * n), row = normed + r * n;
         round_row(row, layer, rounded->numbers + r * each * wide, rounded->largest + r, wide);
     }
 }

@@ -5,6 +5,7 @@
 
 typedef struct {
     const float *weight, *bias;
+    int64_t n;
     float eps;
 } Norm;
 
@@ -23,12 +24,14 @@ typedef struct {
 typedef struct {
     Norm attn_norm, mlp_norm;
     Linear qkv, out, up, down;
+    int64_t n_head;
     float scale; /* of attention's scores */
 } Block;
 
 typedef enum { STORE, ADD, GELU } Epilogue; /* what is done with a product */
 
-static void normalize(const float *x, const Norm *norm, float *y, int64_t n) {
+static void normalize(const float *x, const Norm *norm, float *y) {
+    const int64_t n = norm->n;
     __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
     for (int64_t i = 0; i < n; i += LANES)
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes_left(n - i), x + i));

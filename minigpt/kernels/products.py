@@ -28,6 +28,7 @@ takes up to 6% longer, but five rows a quarter less. On AMD's processors all are
 nearly the fastest with any number of rows, and is taken with all of them: a row then gives the bits that it gives alone.
 """
 
+import math
 import platform
 from pathlib import Path
 
@@ -63,14 +64,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> product(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     tensor([[ 3.,  7., 11.]])
     """
-    return product_by(fastest(x, weight), x, weight, bias)
+    return product_by(fastest(x, weight, bias), x, weight, bias)
 
 
-def fastest(x: Tensor, weight: Tensor) -> str:
-    """The kernel for x · weightᵀ, by the name that `product_by` knows; "mkl" is torch's own choice."""
+def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
+    """The kernel for x · weightᵀ + bias, by the name that `product_by` knows; "mkl" is torch's own choice."""
     if not is_to_choose(x) or weight.dtype != torch.float32:
         return "mkl"
-    return fastest_for(x.numel() // x.size(-1), weight.numel(), weight.is_contiguous())
+    kernel = fastest_for(math.prod(x.shape[:-1]), weight.numel(), weight.is_contiguous())
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return "mkl" if kernel == "in C" and not all(map(c_functions.is_in_memory, tensors)) else kernel
 
 
 def fastest_for(rows: int, size: int, outputs_first: bool) -> str:

@@ -273,7 +273,14 @@ class _Int8(Small):
         self.matrix = matrix(weight, self.weight_scale)
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        return self.matrix.affine(rows, self.input_scale, bias)
+        return self.matrix_for(rows).affine(rows, self.input_scale, bias)
+
+    def matrix_for(self, rows: Tensor) -> AnyMatrix:
+        """The matrix, or the plain one where functions in C cannot read the rows, or somebody has to see operations."""
+        matrix = self.matrix
+        if isinstance(matrix, MatrixInC) and not (c_functions.may_run() and c_functions.is_itself(rows)):
+            return PlainMatrix(matrix.weight, matrix.scale)
+        return matrix
 
     @property
     def is_in_c(self) -> bool:
@@ -292,7 +299,7 @@ class _Int8Fine(_Int8):
     is_fine = True
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        return self.matrix.fine_affine(rows, self.input_scale, bias)
+        return self.matrix_for(rows).fine_affine(rows, self.input_scale, bias)
 
 
 class Int8Linear(_Int8, SmallLinear):

@@ -25,8 +25,7 @@ class MatrixInC:
         blocks = whole.view(len(whole) // OUTPUTS, OUTPUTS, -1, INPUTS)
         self._blocks = blocks.transpose(1, 2).contiguous()  # (out / 16, in / 4, 16, 4)
         self._layer = CLinear()
-        # What it was made of beside the weight: the factors of the inputs, and the bias.
-        self._of: tuple[Tensor, Tensor | None] = (self.scale, None)
+        self._layer.kept = (None, None)
         give_back_freed_memory()
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,23 +38,24 @@ class MatrixInC:
     def layer(self, input_scale: Tensor, bias: Tensor | None, *, is_fine: bool) -> CLinear:
         """The layer as the functions take it: made anew only if its tensors are others than the last time."""
         kind = c_functions.INT8_FINE if is_fine else c_functions.INT8
-        known, (its_scale, its_bias) = self._layer, self._of
+        known = self._layer
         if (
-            its_scale is input_scale
-            and its_bias is bias
+            known.kept[0] is input_scale
+            and known.kept[1] is bias
             and known.input_scale == input_scale.data_ptr()
             and known.bias == (None if bias is None else bias.data_ptr())
             and known.kind == kind
         ):
             return known
         n_out, n_in = self.shape
-        self._of = (as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out))
-        of_scale, of_bias = self._of[0].data_ptr(), None if self._of[1] is None else self._of[1].data_ptr()
-        self._layer = CLinear(
-            self._blocks.data_ptr(), of_bias, n_in, n_out, kind,
-            self._shift.data_ptr(), self.scale.data_ptr(), of_scale,
+        scales, biases = as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out)
+        layer = CLinear(
+            self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, kind,
+            self._shift.data_ptr(), self.scale.data_ptr(), scales.data_ptr(),
         )  # fmt: skip
-        return self._layer
+        layer.kept = (input_scale, bias, scales, biases, self._blocks, self._shift, self.scale)
+        self._layer = layer
+        return layer
 
     @property
     def weight(self) -> Tensor:

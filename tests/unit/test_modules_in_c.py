@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,13 +14,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import Parameter
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt import GPT2, GPT2Config, modules_in_c
-from minigpt.attention import attention_mask, attention_pattern
+from minigpt.attention import ScaledDotProductAttention, attention_mask, attention_pattern
 from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c
 from minigpt.kernels import c_functions, products
+from minigpt.kernels.c_functions import CLinear
 from minigpt.linear import Linear
 from minigpt.modules_in_c import Attention, LayerNorm, tanh_gelu
 from minigpt.quantization import float16
@@ -337,3 +348,190 @@ def test_where_there_is_no_memory_it_is_said(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(c_functions.functions(), name, lambda *_: 0)
     with pytest.raises(MemoryError, match="no memory left for what is computed between the layers"):
         model.next_logits(TOKENS, model.new_cache(180)) if name == "through_blocks" else model(TOKENS)
+
+
+def narrower(model: GPT2) -> None:
+    mlp = model.blocks[0].mlp
+    mlp.up.weight, mlp.up.bias = Parameter(mlp.up.weight[:, :10]), Parameter(mlp.up.bias[:10])
+    mlp.down.weight = Parameter(mlp.down.weight.t()[:, :10].contiguous().t())
+
+
+def wider(model: GPT2) -> None:
+    mlp = model.blocks[2].mlp
+    mlp.up.weight, mlp.up.bias = Parameter(random(4000, 48).t()), Parameter(random(4000))
+    mlp.down.weight = Parameter(random(48, 4000).t())
+
+
+def without_a_bias(model: GPT2) -> None:
+    model.blocks[1].mlp.up.bias = None
+
+
+def negated(model: GPT2) -> None:
+    for part in (model.blocks[0].mlp.up, model.blocks[1].attn_norm):
+        part.bias = Parameter(torch._neg_view(part.bias.detach()))
+        assert part.bias.is_neg()
+
+
+def of_another_class(model: GPT2) -> None:
+    model.token_embedding.weight.data = model.token_embedding.weight.data.as_subclass(Named)
+    model.blocks[1].mlp.down.weight = Parameter(model.blocks[1].mlp.down.weight.detach().as_subclass(Named))
+
+
+def pruned(model: GPT2) -> None:
+    prune.l1_unstructured(model.blocks[0].attn_norm, "weight", 0.3)
+
+
+def parametrized(model: GPT2) -> None:
+    register_parametrization(model.blocks[1].mlp_norm, "weight", torch.nn.Softplus())
+    weight_norm(model.blocks[2].mlp.up)
+
+
+class Named(Tensor):
+    """A tensor of somebody's own class."""
+
+
+CHANGES = [narrower, wider, without_a_bias, negated, of_another_class, pruned, parametrized]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_model_that_was_changed_is_the_one_by_torchs_modules(change: Callable[[GPT2], None]) -> None:
+    """Whether its blocks are called or taken together."""
+    by_c, by_torch = model_of("float32"), new_model()
+    for layer in by_torch.modules():
+        if isinstance(layer, Linear):
+            layer.weight.data = layer.weight.t().contiguous().t()
+    for model in (by_c, by_torch):
+        torch.manual_seed(0)
+        change(model)
+    expected = by_torch(TOKENS)
+    logits = by_c.unembed(by_c.hidden_states(TOKENS, by_c.new_cache(180)))
+    for found in (by_c(TOKENS), logits):
+        torch.testing.assert_close(
+            found.as_subclass(Tensor),
+            expected.as_subclass(Tensor),
+            rtol=1e-5,
+            atol=1e-5 * float(expected.std()),
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", ["attn_norm.weight", "mlp_norm.bias", "mlp.up.bias", "attn.qkv.bias"])
+@torch.no_grad()
+def test_parameters_of_a_wrong_length_are_refused(kind: str, part: str) -> None:
+    model = model_of(kind)
+    path, _, name = part.rpartition(".")
+    owner, short = model.blocks[1].get_submodule(path), torch.zeros(7)
+    setattr(owner, name, Parameter(short) if name in owner._parameters else short)
+    for read in (lambda: model(TOKENS), lambda: model.next_logits(TOKENS, model.new_cache(180))):
+        with pytest.raises((RuntimeError, ValueError), match=r"7|normalized_shape"):
+            read()
+
+
+@torch.no_grad()
+def test_blocks_may_have_other_numbers_of_heads() -> None:
+    model = model_of("float32")
+    model.blocks[1].attn.n_head = 2
+    with pytest.raises(RuntimeError, match="size"):
+        model.next_logits(TOKENS, model.new_cache(180))
+
+
+ODD = {
+    "negative": lambda: torch._neg_view(random(2, 48)),
+    "zeros": lambda: torch._efficientzerotensor((2, 48)),
+    "nothing": lambda: torch.empty(0, 48),
+    "of another class": lambda: random(2, 48).as_subclass(Named),
+    "fake": lambda: FakeTensorMode().from_tensor(random(2, 48)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@torch.no_grad()
+def test_inputs_without_numbers_of_their_own_are_torchs(name: str) -> None:
+    model, x = model_of("float32"), ODD[name]()
+    block, plain = model.blocks[0], ODD[name]().clone() if name == "negative" else ODD[name]()
+    pairs = [
+        (block.mlp.up, lambda x: F.linear(x, block.mlp.up.weight.t(), block.mlp.up.bias)),
+        (block.attn_norm, lambda x: torch.nn.LayerNorm.forward(block.attn_norm, x)),
+        (tanh_gelu, lambda x: F.gelu(x, approximate="tanh")),
+    ]
+    for ours, theirs in pairs:
+        if name == "fake":  # they are not mixed with others
+            with suppress(RuntimeError, AssertionError):
+                assert type(ours(x)) is FakeTensor
+        else:
+            found, expected = ours(x).as_subclass(Tensor), theirs(plain).as_subclass(Tensor)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_who_records_operations_records_torchs(kind: str) -> None:
+    model = model_of(kind)
+    expected, recorded = model(TOKENS), make_fx(model, tracing_mode="real")(TOKENS.clone())
+    assert (recorded(TOKENS) - expected).abs().max() < NEAR[kind] * expected.std()
+    x, part = random(1, 5, 48), torch.nn.Sequential(model.blocks[0].attn_norm, model.blocks[0].mlp)
+    traced = torch.jit.trace(part, random(1, 5, 48, seed=2), check_trace=False)
+    for _ in range(2):
+        assert (traced(x) - part(x)).abs().max() < NEAR[kind] * part(x).std()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own rules are written in it
+@torch.no_grad()
+def test_tangents_go_through() -> None:
+    block = model_of("float32").requires_grad_(False).blocks[0]
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(random(2, 48), random(2, 48, seed=2))
+        for part in (block.attn_norm, tanh_gelu):
+            assert forward_ad.unpack_dual(part(x)).tangent is not None
+
+
+class Doubled(ScaledDotProductAttention):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return 2 * super().forward(q, k, v, mask)
+
+
+@torch.no_grad()
+def test_what_somebody_put_into_a_model_stays() -> None:
+    models = [new_model(), new_model()]
+    seen: list[str] = []
+    for model in models:
+        model.blocks[0].attn.sdpa = Doubled(0.3, 0.0).eval()
+        model.blocks[1].attn_norm.register_forward_hook(lambda *_: seen.append("norm"))
+    small = models[0].quantize("float16")
+    assert type(small.blocks[0].attn.sdpa) is Doubled
+    assert (small(TOKENS) - models[1](TOKENS)).abs().max() < 0.01
+    assert seen == ["norm"] * 2
+
+
+def test_a_bias_that_is_copied_for_each_pass_lives_as_long_as_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may have the layer made anew meanwhile."""
+    model = model_of("float16")
+    for block in model.blocks:
+        block.mlp.up.bias = block.mlp.up.bias.repeat_interleave(2)[::2]
+    alive: list[bool] = []
+    through = c_functions.through_blocks
+
+    def meanwhile(*args: object) -> None:
+        copies = [weakref.ref(block.mlp.up.layer().kept[1]) for block in model.blocks]
+        first = [weakref.ref(layer.kept[1]) for layer in layers[:3]]
+        del layers[:]
+        alive.extend(copy() is not None for copy in first)
+        del copies
+        through(*args)  # type: ignore[arg-type]
+
+    layers: list[CLinear] = []
+    make = pass_in_c.c_linear
+
+    def made(module: object, kept: list[object]) -> CLinear:
+        layer = make(module, kept)
+        if module in [block.mlp.up for block in model.blocks]:
+            layers.append(layer)
+        return layer
+
+    monkeypatch.setattr(pass_in_c, "c_linear", made)
+    monkeypatch.setattr(c_functions, "through_blocks", meanwhile)
+    with torch.no_grad():
+        model.next_logits(TOKENS, model.new_cache(180))
+    assert alive == [True] * 3
