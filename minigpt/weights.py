@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from minigpt.json_files import expect, field, parse, read_object, shown
 from minigpt.kernels import Room
-from minigpt.kernels.products import outputs_first
+from minigpt.kernels.products import wants_outputs_first
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
     "wte": "token_embedding",
@@ -171,7 +171,7 @@ def _place(name: str, like: Tensor, dtype: torch.dtype, room: Room) -> Tensor:
     if like.dtype != torch.float32 or not (is_linear or name in (EMBEDDING, HEAD)):
         kept = dtype if like.dtype == torch.float32 else like.dtype  # small weights keep their own
         return torch.empty(shape, dtype=kept, device=room.device)
-    if is_linear and outputs_first(shape, dtype, room.device):
+    if is_linear and wants_outputs_first(shape, dtype, room.device):
         return room.reserve(shape[::-1], dtype).t()
     return room.reserve(shape, dtype)
 

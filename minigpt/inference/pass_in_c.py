@@ -8,7 +8,8 @@ from torch import Tensor
 
 from minigpt.cache import KVCache
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CBlock, CLinear, CNorm
+from minigpt.kernels.c_functions import CBlock, CLinear, CNorm, is_in_memory
+from minigpt.kernels.products import lies_outputs_first
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · D n_embd
@@ -17,7 +18,7 @@ from minigpt.linear import Linear
 def through_blocks(blocks: Any, x: Tensor, cache: KVCache) -> Tensor | None:
     """What leaves the last block, where each row's padding hides itself: (B, T, D)  ->  (B, T, D).
 
-    None if x or layers are not what the functions can read; torch's operations will say so, or can.
+    None if they cannot read x or a layer, or the layers do not fit together: torch's operations can, or say why not.
     """
     if not c_functions.can_read(x):
         return None
@@ -48,18 +49,26 @@ def c_block(block: dict[str, Any], kept: list[object]) -> CBlock:
     )
 
 
+# Where the functions cannot read the tensors of a module, a struct is empty: no other fits it.
+
+
 def c_norm(module: Any, kept: list[object]) -> CNorm:
-    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if not module.can_read_from(weight, bias):
+        return CNorm()
     kept += weight, bias
     return c_functions.norm_of(weight, bias, module.eps)
 
 
 def c_linear(module: Any, kept: list[object]) -> CLinear:
     if type(module) is not Linear:
-        layer: CLinear = module.layer()
+        layer: CLinear = module.layer() if "bias" in module._buffers else CLinear()
         kept.append(layer)
         return layer
-    weight: Any = module._parameters["weight"]
-    bias: Any = module._parameters["bias"]
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None or bias is None or not (is_in_memory(weight) and is_in_memory(bias)):
+        return CLinear()
+    if not (lies_outputs_first(weight) and bias.is_contiguous() and bias.shape == weight.shape[1:]):
+        return CLinear()
     kept += weight, bias
     return CLinear(weight.data_ptr(), bias.data_ptr(), *weight.shape, c_functions.FLOAT32)

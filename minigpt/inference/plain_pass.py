@@ -100,7 +100,7 @@ def _is_torchs_norm(module: Any) -> bool:
 
 
 def _is_norm_in_c(module: Any) -> bool:
-    return is_plain(module, modules_in_c.LayerNorm) and module.is_readable()
+    return is_plain(module, modules_in_c.LayerNorm)
 
 
 def _is_norm_elsewhere(module: Any) -> bool:
@@ -114,21 +114,9 @@ def _is_plain_linear(module: Any) -> bool:
     return is_plain(module, kind)
 
 
-def _is_outputs_first(weight: Tensor) -> bool:
-    return weight.stride() == (1, weight.size(0))
-
-
 def _is_linear_in_c(module: Any) -> bool:
     kind = type(module)
-    if kind is not Linear:
-        return (
-            kind in PACKED_KINDS and module.is_in_c and is_plain(module, kind) and "bias" in module._buffers
-        )
-    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None or bias is None or not is_plain(module, kind):
-        return False
-    lies_well = _is_outputs_first(weight) and bias.is_contiguous() and bias.shape == weight.shape[1:]
-    return lies_well and is_in_memory(weight) and is_in_memory(bias)
+    return (kind is Linear or (kind in PACKED_KINDS and module.is_in_c)) and is_plain(module, kind)
 
 
 OF_TORCH = Tests(_is_torchs_norm, (ScaledDotProductAttention, RowByRowAttention), gelu_form, _is_plain_linear)
@@ -192,7 +180,7 @@ def _layer(module: Any, rows: int | None) -> Layer:
     if type(module) is Linear:
         own: Any = module._parameters
         weight = own["weight"]
-        lies_well = _is_outputs_first(weight)
+        lies_well = products.lies_outputs_first(weight)
         kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
         if kernel == "in C" and not (is_in_memory(weight) and is_in_memory(own["bias"])):
             kernel = "mkl"

@@ -22,7 +22,7 @@ Milliseconds for the linear layers of gpt2 (124M), by the way the weights lie in
         oneDNN                    11       16       17       17       21       26       63       835
         in C                       8        8        9       11       12       20       58       906
 
-(340 MB; on AMD medians of 15 rounds in which all took turns, 3 from 64 rows on.) On Intel's processors small matrices are
+(340 MB; on AMD by `scripts/bench_products.py`.) On Intel's processors small matrices are
 left to MKL as they are: what else there is takes longer to begin. Large ones are loaded as (out, in), of which one row
 takes up to 6% longer, but five rows a quarter less. On AMD's processors all are loaded so, and multiplied in C. That is
 nearly the fastest with any number of rows, and is taken with all of them: a row then gives the bits that it gives alone.
@@ -164,7 +164,12 @@ def _with_rest(y: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return y if whole == len(weight) else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
 
 
-def outputs_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+def lies_outputs_first(weight: Tensor) -> bool:
+    """Whether each output's weights, of an (in, out) weight, lie together in memory, one output after the other."""
+    return weight.stride() == (1, weight.size(0))
+
+
+def wants_outputs_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether an (in, out) weight is multiplied faster if each output's weights lie together in memory."""
     if device.type == "cuda":
         return True  # `inference.fused_step` reads them so
