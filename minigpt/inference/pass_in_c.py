@@ -68,7 +68,8 @@ def c_linear(module: Any, kept: list[object]) -> CLinear:
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None or bias is None or not (is_in_memory(weight) and is_in_memory(bias)):
         return CLinear()
-    if not (lies_outputs_first(weight) and bias.is_contiguous() and bias.shape == weight.shape[1:]):
+    n_in, n_out = weight.shape
+    if not (lies_outputs_first(weight) and bias.shape == (n_out,) and bias.is_contiguous()):
         return CLinear()
     kept += weight, bias
-    return CLinear(weight.data_ptr(), bias.data_ptr(), *weight.shape, c_functions.FLOAT32)
+    return CLinear(weight.data_ptr(), bias.data_ptr(), n_in, n_out, c_functions.FLOAT32)

@@ -25,6 +25,7 @@ from minigpt.kernels import c_code
 SOURCE = Path(__file__).with_name("blocks.c")
 FLOAT32, FLOAT16, INT8, INT8_FINE = range(4)  # kinds of weights
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
+PLAIN = (nn.Parameter, Tensor)  # classes whose tensors hold their numbers themselves
 
 
 # The structs of layers.h and attention.h: the same fields in the same order.
@@ -103,7 +104,7 @@ def is_in_memory(tensor: Tensor) -> bool:
 def is_itself(tensor: Tensor) -> bool:
     """Whether its memory holds its numbers: it is of no other class, layout or sign, which torch keeps elsewhere."""
     return (
-        type(tensor) in (nn.Parameter, Tensor)
+        type(tensor) in PLAIN
         and tensor.layout is torch.strided
         and not (tensor.is_neg() or tensor._is_zerotensor())
     )
