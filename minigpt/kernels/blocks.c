@@ -149,13 +149,17 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots,
         for (int64_t r = 0; r < n_tokens; r += AT_ONCE)
             linear_shared(x + r * width, smaller(n_tokens - r, AT_ONCE), &block->attn_norm, &block->qkv, STORE, scratch,
                           qkv + r * 3 * width);
-#pragma omp for schedule(static)
+        /* With one token each, the thread that writes a head's key is the one that looks at it: no other waits for it. */
+#pragma omp for schedule(static, 1) nowait
         for (int64_t i = 0; i < n_tokens * n_head; i++) {
             const int64_t token = i / n_head, head = i % n_head, slot = length + token % n_new;
             const int64_t offset = token / n_new * strides.row + head * strides.head + slot * strides.slot;
             const float *own = qkv + token * 3 * width + head * head_dim;
             memcpy(k + offset, own + width, head_dim * sizeof(float));
             memcpy(v + offset, own + 2 * width, head_dim * sizeof(float));
+        }
+        if (n_new > 1) {
+#pragma omp barrier
         }
         attend_shared(qkv, 3 * width, head_dim, k, v, strides, pad, n_seen, n_rows, n_new, n_head, head_dim,
                       block->scale, weights + omp_get_thread_num() * QUERIES * room_for(n_seen), mixed);
