@@ -428,6 +428,16 @@ def test_parameters_of_a_wrong_length_are_refused(kind: str, part: str) -> None:
             read()
 
 
+@pytest.mark.parametrize("name", ["attn.qkv", "attn.out", "mlp.up", "mlp.down"])
+@torch.no_grad()
+def test_layers_that_do_not_fit_together_are_refused(name: str) -> None:
+    model = model_of("float32")
+    layer = model.blocks[1].get_submodule(name)
+    layer.weight, layer.bias = Parameter(layer.weight.t()[:9].t()), Parameter(layer.bias[:9])
+    with pytest.raises((RuntimeError, ValueError), match=r"9|shape|size"):
+        model.next_logits(TOKENS, model.new_cache(180))
+
+
 @torch.no_grad()
 def test_blocks_may_have_other_numbers_of_heads() -> None:
     model = model_of("float32")
