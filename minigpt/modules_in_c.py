@@ -15,12 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.attention import (
-    RowByRowAttention,
-    ScaledDotProductAttention,
-    attention_mask,
-    pads_of,
-)
+from minigpt.attention import RowByRowAttention, ScaledDotProductAttention, attention_mask, pads_of
 from minigpt.kernels import c_functions
 from minigpt.kernels.c_functions import attention, can_read, is_in_memory
 
@@ -112,8 +107,9 @@ class AttentionRowByRow(Attention, RowByRowAttention):
     """The same, but where torch's kernel is called, it is called for each row by itself."""
 
 
-KNOWN_ATTENTION = (ScaledDotProductAttention, RowByRowAttention, Attention, AttentionRowByRow)
-KNOWN_NORMS = (nn.LayerNorm, LayerNorm)
+TORCHS_ATTENTION = (ScaledDotProductAttention, RowByRowAttention)
+ATTENTION_IN_C = (Attention, AttentionRowByRow)
+NORMS = (nn.LayerNorm, LayerNorm)
 
 
 def put_into_all(blocks: Iterable[Any]) -> None:
@@ -127,7 +123,7 @@ def put_into_all(blocks: Iterable[Any]) -> None:
 def put_into(block: Any, kind_of_attention: type[Attention] = Attention) -> bool:
     """The same for one block, if it is made of modules that can be replaced; returns whether it is."""
     sdpa = block.attn.sdpa
-    replaced = {sdpa: KNOWN_ATTENTION, block.attn_norm: KNOWN_NORMS, block.mlp_norm: KNOWN_NORMS}
+    replaced = {sdpa: TORCHS_ATTENTION + ATTENTION_IN_C, block.attn_norm: NORMS, block.mlp_norm: NORMS}
     is_known = gelu_form(block.mlp.activation) == "tanh" and all(
         type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
         for module, kinds in replaced.items()

@@ -72,4 +72,5 @@ def c_linear(module: Any, kept: list[object]) -> CLinear:
     if not (lies_outputs_first(weight) and bias.shape == (n_out,) and bias.is_contiguous()):
         return CLinear()
     kept += weight, bias
+    # Not by `plain_layer`, which asks the same of a transposed view: this is done for each layer of each token.
     return CLinear(weight.data_ptr(), bias.data_ptr(), n_in, n_out, c_functions.FLOAT32)

@@ -1,9 +1,10 @@
 """New tokens through all blocks: what `Block` computes, without what Python costs.
 
 A token of a small model spends as long in Python as in arithmetic: calls of modules, look-ups of parameters,
-dropout that drops nothing. Here the weights are gathered and given to `block_functions`, or where the modules call functions
-in C to `pass_in_c`: they call the same kernels in the same order, so the result is the same to the bit. If any part is not just what its class says (it has hooks, it was
-replaced, it trains, it is compiled), the modules are called as ever: hooks see what they always see.
+dropout that drops nothing. Here the weights are gathered and given to `block_functions`, or where the modules call
+functions in C to `pass_in_c`: they call the same kernels in the same order, so the result is the same to the bit. If any
+part is not just what its class says (it has hooks, it was replaced, it trains, it is compiled), the modules are called as
+ever: hooks see what they always see.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
 from minigpt import modules_in_c
-from minigpt.attention import CausalAttention, RowByRowAttention, ScaledDotProductAttention
+from minigpt.attention import CausalAttention, RowByRowAttention
 from minigpt.cache import KVCache
 from minigpt.inference import block_functions as functions
 from minigpt.inference import pass_in_c, scripted
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 from minigpt.kernels import products
-from minigpt.kernels.c_functions import is_in_memory, may_run
+from minigpt.kernels.c_functions import may_run
 from minigpt.linear import Linear
-from minigpt.modules_in_c import gelu_form, tanh_gelu
+from minigpt.modules_in_c import ATTENTION_IN_C, TORCHS_ATTENTION, gelu_form, tanh_gelu
 from minigpt.quantization import float16, int8
 
 # Shapes below:  B rows · T new tokens · D n_embd
@@ -116,14 +117,15 @@ def _is_plain_linear(module: Any) -> bool:
 
 def _is_linear_in_c(module: Any) -> bool:
     kind = type(module)
-    return (kind is Linear or (kind in PACKED_KINDS and module.is_in_c)) and is_plain(module, kind)
+    return (kind is Linear or (kind in PACKED_KINDS and hasattr(module.matrix, "layer"))) and is_plain(
+        module, kind
+    )
 
 
-OF_TORCH = Tests(_is_torchs_norm, (ScaledDotProductAttention, RowByRowAttention), gelu_form, _is_plain_linear)
-IN_C_ATTENTION = (modules_in_c.Attention, modules_in_c.AttentionRowByRow)
-IN_C = Tests(_is_norm_in_c, IN_C_ATTENTION, lambda activation: activation is tanh_gelu, _is_linear_in_c)
+OF_TORCH = Tests(_is_torchs_norm, TORCHS_ATTENTION, gelu_form, _is_plain_linear)
+IN_C = Tests(_is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tanh_gelu, _is_linear_in_c)
 # The modules that call functions in C, where they call torch's: on a GPU, or with weights of another dtype.
-ELSEWHERE = Tests(_is_norm_elsewhere, IN_C_ATTENTION, gelu_form, _is_plain_linear)
+ELSEWHERE = Tests(_is_norm_elsewhere, ATTENTION_IN_C, gelu_form, _is_plain_linear)
 
 
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
@@ -182,8 +184,6 @@ def _layer(module: Any, rows: int | None) -> Layer:
         weight = own["weight"]
         lies_well = products.lies_outputs_first(weight)
         kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
-        if kernel == "in C" and not (is_in_memory(weight) and is_in_memory(own["bias"])):
-            kernel = "mkl"
-        return Layer(kernel, own["bias"], weight)
+        return Layer(products.if_readable(kernel, weight, own["bias"]), own["bias"], weight)
     own = module._buffers
     return Layer(PACKED_KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))

@@ -83,11 +83,7 @@ void layer_norm(const float *x, int64_t n_rows, const Norm *norm, float *y) {
 
 void gelu(const float *x, int64_t n, float *y) {
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i += LANES) {
-        const int64_t few = smaller(n - i, LANES);
-        memmove(y + i, x + i, few * sizeof(float));
-        gelu_in_place(y + i, few);
-    }
+    for (int64_t i = 0; i < n; i += LANES) gelu_of_some(x + i, n - i, y + i);
 }
 
 /* The rest return whether there was memory for them. */
@@ -127,8 +123,8 @@ int fit_together(const Block *blocks, int64_t n_layer, int64_t width) {
     return 1;
 }
 
-/* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width); keys and values of layer l begin at
-   `slots + l * layer_stride`, values `value_offset` after the keys. */
+/* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width); keys and values of layer l
+   begin at `slots + l * layer_stride`, values `value_offset` after the keys. */
 int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots, int64_t layer_stride,
                    int64_t value_offset, Strides strides, const int64_t *pad, int64_t length, int64_t n_rows,
                    int64_t n_new) {

@@ -89,8 +89,8 @@ INLINE void finish(__m512i sum, __m512i of_left, const Linear *layer, int64_t ou
 }
 
 /* The same for all rows and blocks of a tile; of a fine layer, every second row is what the one before leaves over. */
-COMPILED_ONCE void finish_all(__m512i sums[INT8_ROWS][INT8_BLOCKS], int n_rows, int n_blocks, Rounded x, const Linear *layer,
-                       int64_t block, Epilogue then, float *y) {
+COMPILED_ONCE void finish_all(__m512i sums[INT8_ROWS][INT8_BLOCKS], int n_rows, int n_blocks, Rounded x,
+                              const Linear *layer, int64_t block, Epilogue then, float *y) {
     const int each = is_fine(layer) ? 2 : 1;
     for (int r = 0; r < n_rows; r += each)
         for (int b = 0; b < n_blocks; b++)
@@ -99,8 +99,8 @@ COMPILED_ONCE void finish_all(__m512i sums[INT8_ROWS][INT8_BLOCKS], int n_rows, 
 }
 
 /* The products of a few rows of numbers, for a few blocks of 16 outputs: as many sums as there are registers. */
-INLINE void int8_tile(const int n_rows, const int n_blocks, Rounded x, const Linear *layer, int64_t block, Epilogue then,
-                 float *y) {
+INLINE void int8_tile(const int n_rows, const int n_blocks, Rounded x, const Linear *layer, int64_t block,
+                      Epilogue then, float *y) {
     const int64_t steps = x.wide / INPUTS;
     const int8_t *weight = (const int8_t *)layer->weight + block * LANES * x.wide;
     __m512i sums[INT8_ROWS][INT8_BLOCKS];

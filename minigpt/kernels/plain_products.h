@@ -39,7 +39,7 @@ INLINE void add_products(__m512 sums[SUMS], const Kind kind, const int n_rows, c
 
 /* Adds the products of the inputs that are left after the last 16, and the bias; and stores what they make. */
 COMPILED_ONCE void finish_sums(__m512 sums[SUMS], const Kind kind, int n_rows, int n_outputs, const float *x,
-                        const Linear *layer, int64_t out, Epilogue then, float *y) {
+                               const Linear *layer, int64_t out, Epilogue then, float *y) {
     const int64_t n_in = layer->n_in, whole = n_in / LANES * LANES;
     for (int r = 0; whole < n_in && r < n_rows; r++)
         for (int o = 0; o < n_outputs; o++)
@@ -67,7 +67,8 @@ INLINE void plain_tile(const Kind kind, const int n_rows, const int n_outputs, c
     finish_sums(found, kind, n_rows, n_outputs, x, layer, out, then, y);
 }
 
-COMPILED_ONCE void plain_output(const Kind kind, const float *x, const Linear *layer, int64_t out, Epilogue then, float *y) {
+COMPILED_ONCE void plain_output(const Kind kind, const float *x, const Linear *layer, int64_t out, Epilogue then,
+                                float *y) {
     plain_tile(kind, 1, 1, 0, x, layer, out, then, y);
 }
 
@@ -136,6 +137,10 @@ static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *
                 plain_many_rows(x, n_rows, layer, from, to, then, y);
         }
     /* Not in the tiles: of 16 numbers at once, they have at most 12. */
-    for (int64_t r = 0; then == GELU && r < n_rows; r++) gelu_in_place(y + r * layer->n_out + begin, end - begin);
+    for (int64_t r = 0; then == GELU && r < n_rows; r++)
+        for (int64_t out = begin; out < end; out += LANES) {
+            float *some = y + r * layer->n_out + out;
+            gelu_of_some(some, end - out, some);
+        }
 #pragma omp barrier
 }

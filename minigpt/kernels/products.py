@@ -22,10 +22,10 @@ Milliseconds for the linear layers of gpt2 (124M), by the way the weights lie in
         oneDNN                    11       16       17       17       21       26       63       835
         in C                       8        8        9       11       12       20       58       906
 
-(340 MB; on AMD by `scripts/bench_products.py`.) On Intel's processors small matrices are
-left to MKL as they are: what else there is takes longer to begin. Large ones are loaded as (out, in), of which one row
-takes up to 6% longer, but five rows a quarter less. On AMD's processors all are loaded so, and multiplied in C. That is
-nearly the fastest with any number of rows, and is taken with all of them: a row then gives the bits that it gives alone.
+(340 MB; on AMD by `scripts/bench_products.py`.) On Intel's processors small matrices are left to MKL as they are: what
+else there is takes longer to begin. Large ones are loaded as (out, in), of which one row takes up to 6% longer, but
+five rows a quarter less. On AMD's processors all are loaded so, and multiplied in C. That is nearly the fastest with
+any number of rows, and is taken with all of them: a row then gives the bits that it gives alone.
 """
 
 import math
@@ -72,8 +72,7 @@ def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
     if not is_to_choose(x) or weight.dtype != torch.float32:
         return "mkl"
     kernel = fastest_for(math.prod(x.shape[:-1]), weight.numel(), weight.is_contiguous())
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    return "mkl" if kernel == "in C" and not all(map(c_functions.is_in_memory, tensors)) else kernel
+    return if_readable(kernel, x, weight, bias)
 
 
 def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
@@ -86,8 +85,14 @@ def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
     return "in blocks" if in_blocks else "mkl"
 
 
+def if_readable(kernel: str, *tensors: Tensor | None) -> str:
+    """The kernel, or torch's own choice where it is our function in C and cannot read the tensors."""
+    readable = kernel != "in C" or all(t is None or c_functions.is_in_memory(t) for t in tensors)
+    return kernel if readable else "mkl"
+
+
 def float32_in_c() -> bool:
-    """Whether our functions in C are to compute with weights of float32: on Intel's processors they were not measured yet."""
+    """Whether functions in C are to compute with weights of float32: on Intel's processors they were not measured yet."""
     return not MKL_IS_FAST and c_functions.available()
 
 

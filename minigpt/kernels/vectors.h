@@ -11,7 +11,7 @@
 #define COMPILED_ONCE static __attribute__((noinline, noclone))
 #define UNROLLED _Pragma("GCC unroll 8")
 #define UNROLLED32 _Pragma("GCC unroll 32")
-#define LANES 16                          /* numbers of 32 bits in a register */
+#define LANES 16                        /* numbers of 32 bits in a register */
 #define TO_64(n) (((n) + 63) / 64 * 64) /* at least n: bytes of a register and a line of the caches, or as many numbers */
 
 INLINE __mmask16 lanes_left(int64_t n) { return n >= LANES ? 0xffff : (__mmask16)((1u << n) - 1); }
@@ -42,11 +42,9 @@ INLINE __m512 gelu_of(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
 }
 
-static void gelu_in_place(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 there = lanes_left(n - i);
-        _mm512_mask_storeu_ps(x + i, there, gelu_of(_mm512_maskz_loadu_ps(there, x + i)));
-    }
+/* Of up to 16 numbers; x and y may be the same. */
+INLINE void gelu_of_some(const float *x, int64_t n, float *y) {
+    _mm512_mask_storeu_ps(y, lanes_left(n), gelu_of(_mm512_maskz_loadu_ps(lanes_left(n), x)));
 }
 
 /* The sums of 16 registers, as one register: pairs of them are laid beside each other and added, four times. */

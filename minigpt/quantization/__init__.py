@@ -1,6 +1,7 @@
 """Weights in fewer bits: less memory to read for every token, which is what decoding on a CPU waits for.
 
-Each kind of weights is one file: `int8` (in the order that functions in C read, `int8_in_c`) and `float16`. Norms, biases and positions stay float32.
+Each kind of weights is one file: `int8` (in the order that functions in C read, `int8_in_c`) and `float16`. Norms, biases
+and positions stay float32.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 float16 keeps 11 significant bits, so a product differs from float32's by about 2e-4 of its size.
 
-A matrix is multiplied in one of three ways: `PlainMatrix` says what is computed and runs anywhere, `PackedMatrix` is torch's
-kernel, `MatrixInC` our function.
+A matrix is multiplied in one of three ways: `PlainMatrix` says what is computed and runs anywhere, `PackedMatrix` is
+torch's kernel, `MatrixInC` our function.
 """
 
 from __future__ import annotations
@@ -138,10 +138,6 @@ class Float16Linear(_Float16, SmallLinear):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__(weight)
         self.register_buffer("bias", bias)
-
-    @property
-    def is_in_c(self) -> bool:
-        return isinstance(self.matrix, MatrixInC)
 
     def layer(self) -> CLinear:
         """The layer as the functions in C take it."""

@@ -282,10 +282,6 @@ class _Int8(Small):
             return PlainMatrix(matrix.weight, matrix.scale)
         return matrix
 
-    @property
-    def is_in_c(self) -> bool:
-        return isinstance(self.matrix, MatrixInC)
-
     def layer(self) -> CLinear:
         """The layer as the functions in C take it."""
         own: Any = self._buffers
