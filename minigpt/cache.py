@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minigpt.config import GPT2Config
 from minigpt.json_files import counted
+from minigpt.kernels.room import reserve
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension
 
@@ -46,7 +47,7 @@ class KVCache:
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
         # Not `like.new_empty`: `like` may be sharded, which this is not.
-        self._store(torch.empty(shape, dtype=like.dtype, device=like.device))
+        self._store(reserve(shape, like.dtype, like.device))
         self._pad_rows(pad)
         self._forget_forks()
 
@@ -108,7 +109,7 @@ class KVCache:
         row only what they have read since.
         """
         if len(rows) > self.rows:
-            more = self._slots.new_empty((*self._slots.shape[:2], len(rows), *self._slots.shape[3:]))
+            more = self._new_slots((*self._slots.shape[:2], len(rows), *self._slots.shape[3:]))
             more[..., : self.length, :] = self._slots[:, :, list(rows), :, : self.length]
             self._store(more)
         else:
@@ -195,7 +196,7 @@ class KVCache:
 
     def grow(self, n_max: int) -> None:
         """Reserves room for `n_max` tokens in each row."""
-        larger = self._slots.new_empty((*self._slots.shape[:-2], n_max, self._slots.size(-1)))
+        larger = self._new_slots((*self._slots.shape[:-2], n_max, self._slots.size(-1)))
         larger[..., : self.length, :] = self._slots[..., : self.length, :]
         self._store(larger)
 
@@ -219,6 +220,9 @@ class KVCache:
         self._reserved[..., begin:end, :] = tokens
         self._store(self._reserved, begin)
         self._view(0)
+
+    def _new_slots(self, shape: tuple[int, ...]) -> Tensor:
+        return reserve(shape, self._slots.dtype, self._slots.device)
 
     def _store(self, reserved: Tensor, begin: int = 0) -> None:
         self._reserved, self._begin = reserved, begin  # (layer, key | value, B, H, all slots, K)

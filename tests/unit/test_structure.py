@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "hub": {"errors", "json_files", "lazy"},
     "kernels": {"atomic", "kernels"},
     "linear": {"kernels"},
-    "cache": {"config", "json_files"},
+    "cache": {"config", "json_files", "kernels"},
     "attention": {"cache", "config", "linear"},
     "modules_in_c": {"attention", "kernels"},
     "inference": {"attention", "cache", "modules_in_c", "inference", "kernels", "linear", "quantization"},

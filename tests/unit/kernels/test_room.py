@@ -72,3 +72,20 @@ def test_a_loaded_model_is_saved_and_copied_tensor_by_tensor(tmp_path: Path) -> 
         assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
     again = pickle.loads(pickle.dumps(model))
     assert all(map(torch.equal, again.parameters(), model.parameters()))
+
+
+@torch.no_grad()
+def test_keys_and_values_are_the_same_in_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, tokens = GPT2(SMALL).eval(), torch.randint(SMALL.vocab_size, (2, 9))
+
+    def passes() -> list[torch.Tensor]:
+        cache = model.new_cache(12, 1)
+        seen = [model.next_logits(tokens[:1, :5], cache)]
+        cache.select([0, 0])  # more rows, and then more slots
+        cache.grow(20)
+        return [*seen, model.next_logits(tokens[:, 5:], cache)]
+
+    usual = passes()
+    monkeypatch.setattr(room, "CHUNK", 1000)
+    assert all(map(torch.equal, passes(), usual))
