@@ -26,9 +26,9 @@ from minigpt.attention import kernels_for_any_length
 from minigpt.cache import KVCache
 from minigpt.inference import plain_pass
 
-# Steps before the recording, which takes about as long as they do: at worst the time is doubled. In them libraries
-# reserve what they need, and compiled blocks are compiled.
-BEFORE = 2
+# Steps before the recording, which takes about as long as one. In them libraries reserve what they need, and kernels and
+# blocks are compiled.
+BEFORE = 1
 DEVICES = ("cuda",)  # whose kernels take longer to be launched than to run
 OURS = ("minigpt", "torch")  # packages whose modules do nothing but compute
 FUSED_ROWS = 3  # up to which `fused_step` is faster than cuBLAS, for all of GPT-2's sizes
