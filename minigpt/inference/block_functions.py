@@ -28,7 +28,7 @@ class Norm(NamedTuple):
 class Layer(NamedTuple):
     """A linear layer: with a plain weight, or one that is packed."""
 
-    kind: str  # the kernel of `products.affine`; "float16", "int8" or "int8, fine"
+    kind: str  # the kernel of `products.affine`; "float16" or "int8"
     bias: Tensor
     weight: Tensor | None = None  # (in, out)
     packed: Optional[Packed] = None  # noqa: UP045  # it knows no `|`
@@ -117,6 +117,4 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
     assert packed is not None
     if input_scale is None:
         return float16.affine(x, packed, layer.bias)
-    if layer.kind == "int8":
-        return int8.affine(x, packed, input_scale, layer.bias)
-    return int8.fine_affine(x, packed, input_scale, layer.bias)
+    return int8.affine(x, packed, input_scale, layer.bias)

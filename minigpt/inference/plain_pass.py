@@ -34,7 +34,6 @@ from minigpt.quantization import float16, int8
 PACKED_KINDS: dict[type[nn.Module], str] = {
     float16.Float16Linear: "float16",
     int8.Int8Linear: "int8",
-    int8.Int8FineLinear: "int8, fine",
 }
 
 

@@ -29,19 +29,21 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static Scratch *new_scratch(int64_t n_rows, int64_t width, int64_t hidden) {
     const int64_t rows = smaller(n_rows, AT_ONCE), wide = TO_64(width > hidden ? width : hidden);
     const int64_t normed = TO_64(rows * width * 4), of_hidden = TO_64(rows * hidden * 4);
-    const int64_t numbers = 2 * rows * wide, largest = TO_64(rows * 4);
+    const int64_t numbers = rows * wide, carries = rows * wide / INPUTS * sizeof(Carry), of_rows = TO_64(rows * 4);
     const int64_t widened = omp_get_max_threads() * TOGETHER * wide * 4;
     Scratch *scratch = malloc(sizeof *scratch);
-    char *memory = aligned_alloc(64, normed + of_hidden + numbers + largest + widened);
+    char *memory = aligned_alloc(64, normed + of_hidden + numbers + carries + 2 * of_rows + widened);
     if (!scratch || !memory) {
         free(scratch), free(memory);
         return NULL;
     }
     scratch->normed = (float *)memory;
-    scratch->hidden = (float *)(memory + normed);
-    scratch->rounded.numbers = (uint8_t *)(memory + normed + of_hidden);
-    scratch->rounded.largest = (float *)(memory + normed + of_hidden + numbers);
-    scratch->widened = (float *)(memory + normed + of_hidden + numbers + largest);
+    scratch->hidden = (float *)(memory += normed);
+    scratch->rounded.numbers = (uint8_t *)(memory += of_hidden);
+    scratch->rounded.carries = (Carry *)(memory += numbers);
+    scratch->rounded.n_carries = (int32_t *)(memory += carries);
+    scratch->rounded.step = (float *)(memory += of_rows);
+    scratch->widened = (float *)(memory + of_rows);
     return scratch;
 }
 
@@ -53,7 +55,7 @@ static void free_scratch(Scratch *scratch) {
 /* A layer for at most AT_ONCE rows, after a norm if there is one. */
 static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Epilogue then,
                           Scratch *s, float *y) {
-    if (layer->kind == INT8 || layer->kind == INT8_FINE) {
+    if (layer->kind == INT8) {
         Rounded rounded = s->rounded;
         rounded.wide = TO_64(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
         round_shared(x, n_rows, norm, s->normed, layer, &rounded);

@@ -23,7 +23,7 @@ from minigpt.kernels import c_code
 # Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension · D n_embd
 
 SOURCE = Path(__file__).with_name("blocks.c")
-FLOAT32, FLOAT16, INT8, INT8_FINE = range(4)  # kinds of weights
+FLOAT32, FLOAT16, INT8 = range(3)  # kinds of weights
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
 PLAIN = (nn.Parameter, Tensor)  # classes whose tensors hold their numbers themselves
 

@@ -4,7 +4,8 @@ Each linear layer gives what `int8.PlainMatrix` gives, with the operations aroun
 
 Weights lie as (out / 16, in / 4, 16, 4): one instruction multiplies 4 inputs by 4 weights of 16 outputs each, and adds
 them to the outputs' sums. Inputs are taken as unsigned, 128 more than they are, which 128 times each output's weights
-take back (`Linear.shift`). */
+take back (`Linear.shift`). What of an input does not fit into 8 bits is carried into a second number, which nearly all
+inputs do without: of those that have one there is a list. */
 
 #pragma once
 #include <omp.h>
@@ -12,10 +13,12 @@ take back (`Linear.shift`). */
 
 #include "layers.h"
 
-/* As in int8.py: steps of an input, steps of one that is two numbers, and what its rest is multiplied by. */
+/* As in int8.py. */
 #define LARGEST 127
-#define HUNDREDTHS 100
-#define REST (2 * LARGEST)
+#define CARRY (2 * LARGEST)
+#define TYPICAL 4
+#define WHOLE (1 << 24)
+#define TINY 1e-30f
 #define ZERO 128 /* where unsigned inputs have their zero */
 
 #define INPUTS 4      /* numbers of 8 bits in one of 32 */
@@ -23,64 +26,80 @@ take back (`Linear.shift`). */
 #define INT8_BLOCKS 8 /* of a tile, at most, with LANES outputs each */
 #define WIDE_BLOCKS 3 /* of a tile with INT8_ROWS: 24 sums, of 32 registers */
 
-typedef struct { /* rows rounded to 8 bits */
-    uint8_t *numbers; /* a row, or for fine layers two, with `wide` bytes each */
-    float *largest;   /* what each row was divided by */
+typedef struct { /* what is carried of INPUTS inputs, 128 more than it is; and which of a row's inputs they are */
+    int32_t four, place;
+} Carry;
+
+typedef struct { /* rows as whole numbers of steps */
+    uint8_t *numbers;    /* of each row `wide` */
+    Carry *carries;      /* of each row, with room for wide / INPUTS */
+    int32_t *n_carries;  /* of each row */
+    float *step;         /* of each row */
     int64_t wide;
 } Rounded;
 
-INLINE int is_fine(const Linear *layer) { return layer->kind == INT8_FINE; }
+INLINE __m512 to_whole(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
 
-INLINE __m128i to_bytes(__m512 steps) { /* from 0 to 255, to the nearest whole one */
-    return _mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(steps), _mm512_setzero_si512()));
+INLINE __m128i to_bytes(__m512 steps) { /* from -127 to 127, as unsigned */
+    return _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_add_ps(steps, _mm512_set1_ps(ZERO))));
 }
 
-/* One row, as `int8.even_out`, and `two_numbers` for a fine layer. */
-static void round_row(const float *x, const Linear *layer, uint8_t *numbers, float *largest, int64_t wide) {
+/* 16 inputs, evened out. */
+INLINE __m512 evened(const float *x, const Linear *layer, int64_t i) {
+    const __mmask16 there = lanes_left(layer->n_in - i);
+    return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
+}
+
+/* Of 16 inputs from the i-th on, what is carried: a place in the list for each INPUTS that have something. */
+static int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
+    int32_t fours[LANES / INPUTS];
+    _mm_storeu_si128((__m128i *)fours, to_bytes(carried));
+    const __mmask16 any = _mm512_cmp_ps_mask(carried, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+    for (int g = 0; g < LANES / INPUTS; g++)
+        if (any >> g * INPUTS & 0xf) list[n++] = (Carry){fours[g], i / INPUTS + g};
+    return n;
+}
+
+/* One row, as `int8.to_steps`; how many places in the list it takes. */
+static int32_t round_row(const float *x, const Linear *layer, uint8_t *numbers, Carry *list, float *step) {
     const int64_t n = layer->n_in;
-    const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)), shift = _mm512_set1_ps(ZERO);
-    __m512i most = _mm512_setzero_si512(); /* as integers, so that NaN is the largest */
-    for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 there = lanes_left(n - i);
-        const __m512 evened =
-            _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
-        most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_and_ps(evened, no_sign)));
+    const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
+    __m512i most = _mm512_setzero_si512(), sum = _mm512_setzero_si512(); /* as integers, so that NaN is the largest */
+    for (int64_t i = 0; i < n; i += LANES)
+        most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_and_ps(evened(x, layer, i), no_sign)));
+    const __m512 of_all = _mm512_castsi512_ps(_mm512_set1_epi32(_mm512_reduce_max_epi32(most)));
+    const float largest = _mm512_cvtss_f32(_mm512_max_ps(_mm512_set1_ps(TINY), of_all)); /* NaN stays NaN */
+    const int64_t parts = WHOLE / n;
+    const __m512 per_largest = _mm512_set1_ps(parts * (1.0f / largest));
+    for (int64_t i = 0; i < n; i += LANES) { /* whole numbers, whose sum is the same in any order */
+        const __m512 size = _mm512_mul_ps(_mm512_and_ps(evened(x, layer, i), no_sign), per_largest);
+        sum = _mm512_add_epi32(sum, _mm512_cvtps_epi32(size));
     }
-    const int32_t bits = _mm512_reduce_max_epi32(most);
-    memcpy(largest, &bits, sizeof bits);
-    const __m512 divisor = _mm512_set1_ps(*largest);
+    const float mean = _mm512_reduce_add_epi32(sum) * (float)(1.0 / (parts * n));
+    const float limit = fminf(fmaxf(TYPICAL * mean, (float)(1.0 / CARRY)), 1.0f);
+    const float per_unit = LARGEST * (1.0f / (limit * largest));
+    int32_t n_carries = 0;
     for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 there = lanes_left(n - i);
-        const __m512 evened =
-            _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
-        const __m512 ratio = _mm512_div_ps(evened, divisor);
-        /* From -1 to 1; 0/0 and infinity/infinity, which are NaN, count as 0. */
-        const __m512 part = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(ratio, ratio, _CMP_ORD_Q), ratio);
-        const __m512 steps = _mm512_set1_ps(is_fine(layer) ? HUNDREDTHS : LARGEST);
-        if (!is_fine(layer)) {
-            _mm_mask_storeu_epi8(numbers + i, there, to_bytes(_mm512_fmadd_ps(part, steps, shift)));
-            continue;
+        __m512 whole = to_whole(_mm512_mul_ps(evened(x, layer, i), _mm512_set1_ps(per_unit)));
+        if (_mm512_cmp_ps_mask(_mm512_and_ps(whole, no_sign), _mm512_set1_ps(LARGEST), _CMP_GT_OQ)) {
+            const __m512 carried = to_whole(_mm512_mul_ps(whole, _mm512_set1_ps((float)(1.0 / CARRY))));
+            whole = _mm512_fnmadd_ps(carried, _mm512_set1_ps(CARRY), whole);
+            n_carries = add_to_list(carried, i, list, n_carries);
         }
-        const __m512 nearest = _mm512_roundscale_ps(_mm512_mul_ps(part, steps), _MM_FROUND_TO_NEAREST_INT);
-        const __m512 hundredths = _mm512_div_ps(nearest, steps);
-        const __m512 left = _mm512_mul_ps(_mm512_sub_ps(part, hundredths), _mm512_set1_ps(REST));
-        _mm_mask_storeu_epi8(numbers + i, there, to_bytes(_mm512_fmadd_ps(hundredths, steps, shift)));
-        _mm_mask_storeu_epi8(numbers + wide + i, there, to_bytes(_mm512_fmadd_ps(left, steps, shift)));
+        _mm_mask_storeu_epi8(numbers + i, lanes_left(n - i), to_bytes(whole));
     }
+    *step = isfinite(largest) ? 1.0f / per_unit : NAN;
+    return n_carries;
 }
 
-/* 16 outputs of one row from the sums of its numbers' products: as `int8.put_together` and `scale_back`. */
-INLINE void finish(__m512i sum, __m512i of_left, const Linear *layer, int64_t out, float largest, Epilogue then, float *y) {
+/* 16 outputs of one row from the sums of its numbers' products: as `int8.Matrix.affine`. */
+INLINE void finish(__m512i sum, __m512i carried, const Linear *layer, int64_t out, float step, Epilogue then, float *y) {
     const __mmask16 there = lanes_left(layer->n_out - out);
-    const __m512i shift = _mm512_maskz_loadu_epi32(there, layer->shift + out);
-    const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, layer->scale + out),
-                                       _mm512_set1_ps(is_fine(layer) ? (float)(1.0 / HUNDREDTHS) : (float)(1.0 / LARGEST)));
-    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, shift)), scale);
-    if (is_fine(layer)) {
-        const __m512 rest = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(of_left, shift)), scale);
-        product = _mm512_fmadd_ps(rest, _mm512_set1_ps((float)(1.0 / REST)), product);
-    }
-    const __m512 factor = _mm512_set1_ps(largest);
+    const __m512 scale = _mm512_maskz_loadu_ps(there, layer->scale + out);
+    sum = _mm512_sub_epi32(sum, _mm512_maskz_loadu_epi32(there, layer->shift + out));
+    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    product = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(carried), scale), _mm512_set1_ps(CARRY), product);
+    const __m512 factor = _mm512_set1_ps(step);
     __m512 result = layer->bias ? _mm512_fmadd_ps(product, factor, _mm512_maskz_loadu_ps(there, layer->bias + out))
                                 : _mm512_mul_ps(product, factor);
     if (then == ADD) result = _mm512_add_ps(_mm512_maskz_loadu_ps(there, y + out), result);
@@ -88,14 +107,31 @@ INLINE void finish(__m512i sum, __m512i of_left, const Linear *layer, int64_t ou
     _mm512_mask_storeu_ps(y + out, there, result);
 }
 
-/* The same for all rows and blocks of a tile; of a fine layer, every second row is what the one before leaves over. */
-COMPILED_ONCE void finish_all(__m512i sums[INT8_ROWS][INT8_BLOCKS], int n_rows, int n_blocks, Rounded x,
-                              const Linear *layer, int64_t block, Epilogue then, float *y) {
-    const int each = is_fine(layer) ? 2 : 1;
-    for (int r = 0; r < n_rows; r += each)
+typedef struct {
+    __m512i sums[INT8_ROWS][INT8_BLOCKS], carried[INT8_ROWS][INT8_BLOCKS];
+} Tile;
+
+COMPILED_ONCE void finish_all(const Tile *of, int n_rows, int n_blocks, Rounded x, const Linear *layer, int64_t block,
+                              Epilogue then, float *y) {
+    for (int r = 0; r < n_rows; r++)
         for (int b = 0; b < n_blocks; b++)
-            finish(sums[r][b], sums[r + each - 1][b], layer, (block + b) * LANES, x.largest[r / each], then,
-                   y + r / each * layer->n_out);
+            finish(of->sums[r][b], of->carried[r][b], layer, (block + b) * LANES, x.step[r], then, y + r * layer->n_out);
+}
+
+/* The products of what is carried, for a few rows and blocks of 16 outputs. */
+INLINE void multiply_carried(int n_rows, const int n_blocks, Rounded x, const int8_t *weight, Tile *tile) {
+    for (int r = 0; r < n_rows; r++) {
+        __m512i sums[INT8_BLOCKS], shifts[INT8_BLOCKS];
+        UNROLLED for (int b = 0; b < n_blocks; b++) sums[b] = shifts[b] = _mm512_setzero_si512();
+        const Carry *list = x.carries + r * (x.wide / INPUTS);
+        for (const Carry *one = list; one < list + x.n_carries[r]; one++)
+            UNROLLED for (int b = 0; b < n_blocks; b++) {
+                const __m512i weights = _mm512_loadu_si512(weight + (b * x.wide / INPUTS + one->place) * LANES * INPUTS);
+                sums[b] = _mm512_dpbusd_epi32(sums[b], _mm512_set1_epi32(one->four), weights);
+                shifts[b] = _mm512_dpbusd_epi32(shifts[b], _mm512_set1_epi8((char)ZERO), weights);
+            }
+        UNROLLED for (int b = 0; b < n_blocks; b++) tile->carried[r][b] = _mm512_sub_epi32(sums[b], shifts[b]);
+    }
 }
 
 /* The products of a few rows of numbers, for a few blocks of 16 outputs: as many sums as there are registers. */
@@ -120,10 +156,11 @@ INLINE void int8_tile(const int n_rows, const int n_blocks, Rounded x, const Lin
                 sums[r][b] = _mm512_dpbusd_epi32(sums[r][b], _mm512_set1_epi32(four), weights[b]);
         }
     }
-    __m512i found[INT8_ROWS][INT8_BLOCKS]; /* in memory, where `sums` are in registers */
+    Tile tile; /* in memory, where `sums` are in registers */
     UNROLLED for (int r = 0; r < n_rows; r++)
-        UNROLLED for (int b = 0; b < n_blocks; b++) found[r][b] = sums[r][b];
-    finish_all(found, n_rows, n_blocks, x, layer, block, then, y);
+        UNROLLED for (int b = 0; b < n_blocks; b++) tile.sums[r][b] = sums[r][b];
+    multiply_carried(n_rows, n_blocks, x, weight, &tile);
+    finish_all(&tile, n_rows, n_blocks, x, layer, block, then, y);
 }
 
 #define INT8_TILES(n_rows, n_blocks)                                                               \
@@ -149,16 +186,16 @@ static void int8_few_rows(int64_t n, Rounded x, const Linear *layer, int64_t fro
 
 /* y = x · weightᵀ + bias for rounded rows: each thread computes its share of the outputs. */
 static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer, Epilogue then, float *y) {
-    const int64_t each = is_fine(layer) ? 2 : 1, blocks = (layer->n_out + LANES - 1) / LANES;
+    const int64_t blocks = (layer->n_out + LANES - 1) / LANES;
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const int64_t begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
-    const int64_t step = n_rows * each > INT8_ROWS ? WIDE_BLOCKS : blocks; /* of many rows, all see the same weights before the next */
-    for (int64_t from = begin; from < end; from += step) {
-        const int64_t to = from + step < end ? from + step : end;
-        for (int64_t r = 0; r < n_rows * each; r += INT8_ROWS) {
-            const int64_t n = n_rows * each - r < INT8_ROWS ? n_rows * each - r : INT8_ROWS;
-            const Rounded few = {x.numbers + r * x.wide, x.largest + r / each, x.wide};
-            int8_few_rows(n, few, layer, from, to, then, y + r / each * layer->n_out);
+    const int64_t each = n_rows > INT8_ROWS ? WIDE_BLOCKS : blocks; /* of many rows, all see the same weights before the next */
+    for (int64_t from = begin; from < end; from += each) {
+        const int64_t to = from + each < end ? from + each : end;
+        for (int64_t r = 0; r < n_rows; r += INT8_ROWS) {
+            const int64_t n = n_rows - r < INT8_ROWS ? n_rows - r : INT8_ROWS;
+            const Rounded few = {x.numbers + r * x.wide, x.carries + r * (x.wide / INPUTS), x.n_carries + r, x.step + r, x.wide};
+            int8_few_rows(n, few, layer, from, to, then, y + r * layer->n_out);
         }
     }
 #pragma omp barrier
@@ -167,11 +204,12 @@ static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer,
 /* Rounds rows, after a norm if there is one, which goes through `normed`. */
 static void round_shared(const float *x, int64_t n_rows, const Norm *norm, float *normed, const Linear *layer,
                          Rounded *rounded) {
-    const int64_t n = layer->n_in, each = is_fine(layer) ? 2 : 1, wide = TO_64(n);
+    const int64_t n = layer->n_in, wide = rounded->wide;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < n_rows; r++) {
         const float *row = x + r * n;
         if (norm) normalize(row, norm, normed + r * n), row = normed + r * n;
-        round_row(row, layer, rounded->numbers + r * each * wide, rounded->largest + r, wide);
+        rounded->n_carries[r] =
+            round_row(row, layer, rounded->numbers + r * wide, rounded->carries + r * (wide / INPUTS), rounded->step + r);
     }
 }

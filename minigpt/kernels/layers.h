@@ -9,7 +9,7 @@ typedef struct {
     float eps;
 } Norm;
 
-typedef enum { FLOAT32, FLOAT16, INT8, INT8_FINE } Kind; /* fine: inputs are two numbers of 8 bits */
+typedef enum { FLOAT32, FLOAT16, INT8 } Kind;
 
 typedef struct {
     const void *weight;

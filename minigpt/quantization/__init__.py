@@ -35,7 +35,6 @@ class Kind(Protocol):
     rounds_inputs: bool  # whether `largest_input` matters
 
     def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module: ...
-    def after_activation(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module: ...
     def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module: ...
     def embedding(self, weight: Tensor, largest_input: Tensor) -> Small: ...
 
@@ -104,8 +103,7 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
     """Puts a small module in the place of every large one; each old weight is let go of before the next."""
     for name in layer_names(model):
         layer = cast(Linear, model.get_submodule(name))
-        make = kind.after_activation if name.endswith("mlp.down") else kind.linear
-        model.set_submodule(name, make(layer.weight.detach().t(), layer.bias.detach(), inputs[name]))
+        model.set_submodule(name, kind.linear(layer.weight.detach().t(), layer.bias.detach(), inputs[name]))
     embedding = kind.embedding(model.token_embedding.weight.detach(), inputs["head"])
     if model.config.tie_word_embeddings:
         model.set_submodule("head", SmallTiedHead(embedding.multiply))

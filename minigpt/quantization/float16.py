@@ -169,8 +169,6 @@ class Float16:
     def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module:
         return Float16Linear(_to_half(weight), bias)
 
-    after_activation = linear
-
     def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module:
         return Float16Head(_to_half(weight))
 

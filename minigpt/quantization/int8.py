@@ -3,15 +3,17 @@
 A product of integers is exact, so a row gives the same bits whatever rows are multiplied beside it: each row of
 the input has a scale of its own. Some inputs are far larger than the others (GPT-2 has a few such channels), and
 a scale that fits them leaves nothing of the rest. So the channels are evened out first, by factors that the
-weights take back: (x / s) · (s · w). `calibration` measures how large each channel gets. What comes out of the
-MLP's activation function differs even within a channel, being nearly zero for most tokens: there, and in the
-head, whose errors nothing after it forgives, two numbers of 8 bits stand for each input, what the first leaves
-over in the second.
+weights take back: (x / s) · (s · w). `calibration` measures how large each channel gets.
+
+What comes out of the MLP's activation function differs even within a channel, being nearly zero for most tokens. So
+a row's scale fits what is up to four times its mean, not its largest. What of an input does not fit into 8 bits is carried
+into a second number, as in written addition: one input in a hundred has one, so that these take little time.
 
 A matrix is multiplied in one of three ways, which give the same bits: `PlainMatrix` says what is computed and runs
 anywhere, `PackedMatrix` is torch's kernel, `MatrixInC` our function.
 
-Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4 with alpha 0.5.
+Sources: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4 with alpha 0.5, for the factors. Dettmers et al.
+2022, "LLM.int8()" (arXiv:2208.07339), section 3.2, takes the few large inputs apart, too; there, in 16 bits.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead,
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
 
-LARGEST = 127
-STEP = 1 / LARGEST  # rows are brought to [-1, 1], of which this is the step
-HUNDREDTH = 1 / 100  # the step where a second number holds what the first leaves over
-REST = 2 * LARGEST  # half a step times that is 127 steps
+LARGEST = 127  # steps that 8 bits hold
+CARRY = 2 * LARGEST  # steps of a second number: half of one is what the first holds
+TYPICAL = 4  # times the mean: what the first is to hold
+WHOLE = 2**24  # up to which float32 holds every whole number: their sum is the same in any order
 ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
-EXACT = 1024  # products of 8-bit integers whose sum float32 holds exactly: 1024 * 127 * 128 < 2**24
-TINY = 1e-30  # instead of the largest magnitude of a channel that is all zeros
+EXACT = 1024  # products of 8-bit integers whose sum is below that: 1024 * 127 * 128
+TINY = 1e-30  # instead of the largest magnitude of a row or channel that is all zeros
 
 
 class Matrix:
@@ -45,25 +47,21 @@ class Matrix:
 
     shape: torch.Size
 
-    def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
-        """The product of rows that are rounded to whole steps, at most 127 of them.
+    def __call__(self, steps: Tensor) -> Tensor:
+        """The product of rows of whole numbers from -127 to 127.
 
         Shapes: (rows, in)  ->  (rows, out)
         """
         raise NotImplementedError
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
-        """The product rows · weightᵀ + bias, of inputs that are rounded to 8 bits.
+        """The product rows · weightᵀ + bias, of inputs that are rounded to 8 bits, and what these carry.
 
         Shapes: (rows, in), (in,), (out,)  ->  (rows, out)
         """
-        evened, largest = even_out(rows, input_scale)
-        return scale_back(self(evened), largest, bias)
-
-    def fine_affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
-        """The same of inputs that are two numbers of 8 bits each."""
-        evened, largest = even_out(rows, input_scale)
-        return scale_back(put_together(self(two_numbers(evened), HUNDREDTH)), largest, bias)
+        first, carried, step = to_steps(rows, input_scale)
+        of_first, of_carried = self(torch.cat([first, carried])).chunk(2)
+        return scale_back(torch.add(of_first, of_carried, alpha=CARRY), step, bias)
 
 
 class PlainMatrix(Matrix):
@@ -72,12 +70,8 @@ class PlainMatrix(Matrix):
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.weight, self.shape, self.scale = weight, weight.shape, scale  # int8 (out, in), float32 (out,)
 
-    def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
-        # The kernel multiplies and adds its zero with one rounding to float32: float64 holds either exactly.
-        inverse = torch.tensor(1.0) / torch.tensor(step)
-        shifted = (rows.double() * inverse + ZERO).float()
-        whole = (shifted.round() - ZERO).clamp(-ZERO, LARGEST).to(torch.int8)
-        return integer_product(whole, self.weight).float() * (self.scale * step)
+    def __call__(self, steps: Tensor) -> Tensor:
+        return integer_product(steps.to(torch.int8), self.weight).float() * self.scale
 
 
 @cache
@@ -114,9 +108,9 @@ class PackedMatrix(Matrix):
         self.packed = _pack(weight, scale)
         give_back_freed_memory()
 
-    def __call__(self, rows: Tensor, step: float = STEP) -> Tensor:
+    def __call__(self, steps: Tensor) -> Tensor:
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return call_packed(kernel, rows, step, ZERO, self.packed)
+        return call_packed(kernel, steps, 1.0, ZERO, self.packed)
 
     @property
     def weight(self) -> Tensor:
@@ -149,7 +143,7 @@ def packing_is_exact() -> bool:
         return False
     weight = torch.full((32, 64), LARGEST, dtype=torch.int8)
     weight[::2] = -LARGEST
-    rows, scale = torch.ones(3, 64), torch.full((32,), 0.01)
+    rows, scale = torch.full((3, 64), float(LARGEST)), torch.full((32,), 0.01)
     try:
         return torch.equal(PackedMatrix(weight, scale)(rows), PlainMatrix(weight, scale)(rows))
     except (RuntimeError, AttributeError):  # a torch that has taken the kernel out
@@ -186,77 +180,68 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
 # These are TorchScript, too: see `inference.scripted`.
 
 
-def affine(rows: Tensor, packed: Packed, input_scale: Tensor, bias: Tensor) -> Tensor:
-    """The product rows · weightᵀ + bias, of inputs that are rounded to 8 bits.
+def affine(
+    rows: Tensor, packed: Packed, input_scale: Tensor, bias: Tensor, zero: int = ZERO, carry: int = CARRY
+) -> Tensor:
+    """As `PackedMatrix.affine`.
 
     Shapes: (rows, in), (in,), (out,)  ->  (rows, out)
     """
-    evened, largest = even_out(rows, input_scale)
-    return scale_back(packed_product(evened, packed), largest, bias)
+    first, carried, step = to_steps(rows, input_scale)
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    of_first, of_carried = multiply(torch.cat([first, carried]), 1.0, zero, packed).chunk(2)
+    product = torch.add(of_first, of_carried, alpha=carry)
+    return scale_back(product, step, bias)
 
 
-def fine_affine(rows: Tensor, packed: Packed, input_scale: Tensor, bias: Tensor) -> Tensor:
-    """The same of inputs that are two numbers of 8 bits each."""
-    evened, largest = even_out(rows, input_scale)
-    return scale_back(put_together(fine_product(two_numbers(evened), packed)), largest, bias)
+def to_steps(
+    rows: Tensor,
+    input_scale: Tensor,
+    held: int = LARGEST,
+    carry: int = CARRY,
+    typical: int = TYPICAL,
+    whole: int = WHOLE,
+    tiny: float = TINY,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows whose channels are evened out, in whole numbers of steps; what is carried, of `CARRY` steps each; the steps.
 
+    Each input is its first number, of 8 bits, plus `CARRY` times its second, in steps of its row. The first is enough
+    for what is up to `TYPICAL` times the row's mean magnitude. A row with an infinite or NaN input has the step NaN.
 
-def packed_product(rows: Tensor, packed: Packed, step: float = STEP, zero: int = ZERO) -> Tensor:
-    """What `PackedMatrix` computes: (rows, in)  ->  (rows, out)."""
-    product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        rows, step, zero, packed
-    )
-    return product
+    Shapes: (rows, in), (in,)  ->  (rows, in), (rows, in), (rows, 1)
 
-
-def fine_product(rows: Tensor, packed: Packed, step: float = HUNDREDTH) -> Tensor:
-    """The same for rows as from `two_numbers`."""
-    return packed_product(rows, packed, step)
-
-
-def even_out(rows: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows whose channels are evened out, brought to [-1, 1]; and what each row was divided by.
-
-    A row of zeros becomes NaN, whose products, of whole numbers, are finite: `scale_back` makes them zeros.
-
-    Shapes: (rows, in), (in,)  ->  (rows, in), (rows, 1)
+    >>> first, carried, step = to_steps(torch.tensor([[1.0, -2, 1, 0, 1, 30]]), torch.ones(6))
+    >>> first, carried
+    (tensor([[  5., -11.,   5.,   0.,   5., -91.]]), tensor([[0., -0., 0., 0., 0., 1.]]))
+    >>> ((first + 254 * carried) * step).round()
+    tensor([[ 1., -2.,  1.,  0.,  1., 30.]])
     """
     evened = rows * input_scale
-    largest = evened.abs().amax(1, keepdim=True)
-    return evened.div_(largest), largest
+    size = evened.abs()
+    largest = size.amax(1, keepdim=True).clamp_min_(tiny)
+    parts = whole // rows.size(1)  # of the largest, in which the mean is measured
+    mean = size.mul_(parts * largest.reciprocal()).round_().sum(1, keepdim=True) * (
+        1 / (parts * rows.size(1))
+    )
+    limit = (typical * mean).clamp_(1 / carry, 1)
+    per_unit = held * (limit * largest).reciprocal_()
+    first = evened.mul_(per_unit).round_()
+    carried = (first * (1 / carry)).round_()
+    return first.sub_(carried, alpha=carry), carried, per_unit.reciprocal()
 
 
-def scale_back(product: Tensor, largest: Tensor, bias: Tensor | None) -> Tensor:
-    """What `even_out` took from the rows is given to their products, and the bias added.
+def scale_back(product: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
+    """Products of whole numbers times the steps of their rows, and the bias added.
 
     Shapes: (rows, out), (rows, 1), (out,)  ->  (rows, out)
     """
-    return product.mul_(largest) if bias is None else torch.addcmul(bias, product, largest, out=product)
-
-
-def two_numbers(rows: Tensor, rest: float = REST) -> Tensor:
-    """Each number from -1 to 1 in hundredths, and below them in as many rows what that leaves over, enlarged.
-
-    Shapes: (rows, in)  ->  (2 * rows, in)
-    """
-    both = rows.new_empty([2 * rows.size(0), rows.size(1)])
-    hundredths, left = both.chunk(2)
-    torch.round(rows, decimals=2, out=hundredths)
-    torch.sub(rows, hundredths, out=left).mul_(rest)
-    return both
-
-
-def put_together(products: Tensor, rest: float = REST) -> Tensor:
-    """The products of rows from those of their `two_numbers`: (2 * rows, out)  ->  (rows, out)."""
-    of_hundredths, of_left = products.chunk(2)
-    return torch.add(of_hundredths, of_left, alpha=1 / rest)
+    return product.mul_(step) if bias is None else torch.addcmul(bias, product, step, out=product)
 
 
 class _Int8(Small):
     """A module with a weight of 8 bits (out, in)."""
 
     matrix: AnyMatrix
-    is_fine = False
     weight_scale: Tensor
     input_scale: Tensor
 
@@ -286,31 +271,18 @@ class _Int8(Small):
         """The layer as the functions in C take it."""
         own: Any = self._buffers
         matrix: Any = self.matrix
-        return matrix.layer(own["input_scale"], own["bias"], is_fine=self.is_fine)  # type: ignore[no-any-return]
-
-
-class _Int8Fine(_Int8):
-    """The same with two numbers of 8 bits for each input."""
-
-    is_fine = True
-
-    def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        return self.matrix_for(rows).fine_affine(rows, self.input_scale, bias)
+        return matrix.layer(own["input_scale"], own["bias"])  # type: ignore[no-any-return]
 
 
 class Int8Linear(_Int8, SmallLinear):
     """A linear layer with a weight of 8 bits."""
 
 
-class Int8FineLinear(_Int8Fine, SmallLinear):
-    """One whose inputs are two numbers of 8 bits each."""
-
-
-class Int8Head(_Int8Fine, SmallHead):
+class Int8Head(_Int8, SmallHead):
     """The head of an untied model with a weight of 8 bits."""
 
 
-class Int8Embedding(_Int8Fine, SmallEmbedding):
+class Int8Embedding(_Int8, SmallEmbedding):
     """A table of 8-bit embeddings: to look up as it is, and packed for a tied head."""
 
     def take(self, weight: Tensor) -> None:
@@ -330,9 +302,6 @@ class Int8:
 
     def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module:
         return Int8Linear(*round_weight(weight, largest_input), bias)
-
-    def after_activation(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module:
-        return Int8FineLinear(*round_weight(weight, largest_input), bias)
 
     def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module:
         return Int8Head(*round_weight(weight, largest_input))

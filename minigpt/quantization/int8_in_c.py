@@ -30,27 +30,22 @@ class MatrixInC:
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
         """As `int8.PlainMatrix.affine`, to the bit."""
-        return c_functions.linear(rows, self.layer(input_scale, bias, is_fine=False))
+        return c_functions.linear(rows, self.layer(input_scale, bias))
 
-    def fine_affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
-        return c_functions.linear(rows, self.layer(input_scale, bias, is_fine=True))
-
-    def layer(self, input_scale: Tensor, bias: Tensor | None, *, is_fine: bool) -> CLinear:
+    def layer(self, input_scale: Tensor, bias: Tensor | None) -> CLinear:
         """The layer as the functions take it: made anew only if its tensors are others than the last time."""
-        kind = c_functions.INT8_FINE if is_fine else c_functions.INT8
         known = self._layer
         if (
             known.kept[0] is input_scale
             and known.kept[1] is bias
             and known.input_scale == input_scale.data_ptr()
             and known.bias == (None if bias is None else bias.data_ptr())
-            and known.kind == kind
         ):
             return known
         n_out, n_in = self.shape
         scales, biases = as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out)
         layer = CLinear(
-            self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, kind,
+            self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, c_functions.INT8,
             self._shift.data_ptr(), self.scale.data_ptr(), scales.data_ptr(),
         )  # fmt: skip
         layer.kept = (input_scale, bias, scales, biases, self._blocks, self._shift, self.scale)

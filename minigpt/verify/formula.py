@@ -22,7 +22,6 @@ def exact_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
-FINE = 15  # bits, at least, of two numbers of 8 bits that stand for one input, as int8 has them in two places
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": tanh_gelu,
     "gelu_pytorch_tanh": tanh_gelu,
@@ -41,20 +40,24 @@ class Precision:
 
     computed: torch.dtype
     kept: torch.dtype
-    rounds_inputs: bool = False  # of products, to 8 bits, or twice 8 where int8 does so
+    rounds_inputs: bool = False  # of products, to 8 bits and what these carry
 
     def of(self, x: Tensor) -> Tensor:
         return x.to(self.kept).to(self.computed)
 
-    def product(self, x: Tensor, matrix: Tensor, bits: int = 8) -> Tensor:
-        """The product with inputs of so many bits, if they are rounded: (T, in), (in, out)  ->  (T, out)."""
-        return (_rounded(x, bits) if self.rounds_inputs else x) @ self.of(matrix)
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Shapes: (T, in), (in, out)  ->  (T, out)."""
+        return (_rounded(x) if self.rounds_inputs else x) @ self.of(matrix)
 
 
-def _rounded(x: Tensor, bits: int) -> Tensor:
-    """Each row's nearest of evenly spaced numbers from its largest magnitude down to the opposite."""
-    largest = 2 ** (bits - 1) - 1
-    step: Tensor = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / largest
+def _rounded(x: Tensor) -> Tensor:
+    """To whole numbers of steps, a step for each row: 127 are four times its mean, or all of them its largest input.
+
+    What is more than 127 is carried into a second number of as many, each of them 254 steps.
+    """
+    largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-12)
+    typical = 4 * x.abs().mean(-1, keepdim=True)
+    step: Tensor = typical.clamp(largest / 254, largest) / 127
     return (x / step).round() * step
 
 
@@ -105,8 +108,8 @@ def compute(stored: StoredModel, tokens: list[int], precision: Precision = EXACT
     def weight(name: str) -> Tensor:
         return near(stored.tensor(name))
 
-    def linear(x: Tensor, name: str, bits: int = 8) -> Tensor:
-        return near(precision.product(x, stored.tensor(f"{name}.weight"), bits) + weight(f"{name}.bias"))
+    def linear(x: Tensor, name: str) -> Tensor:
+        return near(precision.product(x, stored.tensor(f"{name}.weight")) + weight(f"{name}.bias"))
 
     def norm(x: Tensor, name: str) -> Tensor:
         epsilon = stored.field("layer_norm_epsilon")
@@ -127,8 +130,8 @@ def compute(stored: StoredModel, tokens: list[int], precision: Precision = EXACT
         normed = points[f"{at}mlp norm"] = norm(x, f"{h}.ln_2")
         points[f"{at}mlp input"] = linear(normed, f"{h}.mlp.c_fc")
         points[f"{at}activation"] = near(activation(points[f"{at}mlp input"]))
-        points[f"{at}mlp output"] = linear(points[f"{at}activation"], f"{h}.mlp.c_proj", FINE)
+        points[f"{at}mlp output"] = linear(points[f"{at}activation"], f"{h}.mlp.c_proj")
         x = points[f"{at}residual stream"] = near(x + points[f"{at}mlp output"])
     points["final norm"] = norm(x, "ln_f")
-    points["logits"] = precision.product(points["final norm"], stored.head().mT, FINE)
+    points["logits"] = precision.product(points["final norm"], stored.head().mT)
     return points

@@ -18,20 +18,36 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", ["affine", "fine_affine"])
+@pytest.mark.parametrize("how_many", ["none", "few", "many"])
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 130])
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 64), (96, 50), (768, 256), (3072, 64), (100, 7), (33, 17)])
 @torch.no_grad()
-def test_a_layer_is_the_plain_one_to_the_bit(n_in: int, n_out: int, n_rows: int, name: str) -> None:
+def test_a_layer_is_the_plain_one_to_the_bit(n_in: int, n_out: int, n_rows: int, how_many: str) -> None:
     rows = random(n_rows, n_in) * 10.0 ** torch.arange(n_rows).remainder(7).sub(3)[:, None]
+    rows[:, :: {"none": n_in, "few": 40, "many": 5}[how_many]] *= 20  # these carry
     rows[-1] = 0
     weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
     scale, input_scale = random(n_out).abs(), random(n_in, seed=2).abs()
     plain, fast = PlainMatrix(weight, scale), MatrixInC(weight, scale)
     assert torch.equal(fast.weight, weight)
     for bias in (random(n_out, seed=3), None):
-        expected = getattr(plain, name)(rows, input_scale, bias)
-        assert torch.equal(getattr(fast, name)(rows, input_scale, bias), expected)
+        assert torch.equal(fast.affine(rows, input_scale, bias), plain.affine(rows, input_scale, bias))
+
+
+@pytest.mark.parametrize("n_in", [8, 33, 100, 768])
+@torch.no_grad()
+def test_what_lies_nearly_between_two_steps_is_rounded_as_in_the_plain_product(n_in: int) -> None:
+    """The largest is 127 steps, for the mean is more than a quarter of it."""
+    halves = (torch.arange(-127, 127) + 0.5).view(-1, 1)
+    rows = torch.full((19, len(halves), n_in), 127.0)
+    rows[..., : n_in // 2] = torch.stack([halves + i * halves.abs() * 2**-24 for i in range(-9, 10)])
+    weight, ones = torch.eye(n_in, dtype=torch.int8), torch.ones(n_in)
+    for scale in (1, 2**-10, 3):
+        found, expected = (
+            kind(weight, ones).affine(rows.view(-1, n_in) * scale, ones, None)
+            for kind in (MatrixInC, PlainMatrix)
+        )
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -50,11 +66,9 @@ def test_numbers_without_measure_stay_in_their_row_and_are_as_in_the_plain_produ
     matrix, plain = MatrixInC(weight, torch.ones(20)), PlainMatrix(weight, torch.ones(20))
     rows = random(3, 40)
     rows[1, 7] = odd
-    for name in ("affine", "fine_affine"):
-        affine = getattr(matrix, name)
-        found, expected = affine(rows, ones, torch.ones(20)), getattr(plain, name)(rows, ones, torch.ones(20))
-        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(found[::2], affine(rows[::2], ones, torch.ones(20)))
+    found, expected = (which.affine(rows, ones, torch.ones(20)) for which in (matrix, plain))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found[::2], matrix.affine(rows[::2], ones, torch.ones(20)))
 
 
 def new_layer() -> Int8Linear:
