@@ -4,8 +4,8 @@ Each linear layer gives what `int8.PlainMatrix` gives, with the operations aroun
 
 Weights lie as (out / 16, in / 4, 16, 4): one instruction multiplies 4 inputs by 4 weights of 16 outputs each, and adds
 them to the outputs' sums. Inputs are taken as unsigned, 128 more than they are, which 128 times each output's weights
-take back (`Linear.shift`). What of an input does not fit into 8 bits is carried into a second number, which nearly all
-inputs do without: of those that have one there is a list. */
+take back (`Linear.shift`). What of an input does not fit into 8 bits is carried into a second number. Few inputs have one:
+they are in a list. */
 
 #pragma once
 #include <omp.h>
@@ -26,15 +26,15 @@ inputs do without: of those that have one there is a list. */
 #define INT8_BLOCKS 8 /* of a tile, at most, with LANES outputs each */
 #define WIDE_BLOCKS 3 /* of a tile with INT8_ROWS: 24 sums, of 32 registers */
 
-typedef struct { /* what is carried of INPUTS inputs, 128 more than it is; and which of a row's inputs they are */
-    int32_t four, place;
+typedef struct { /* what a group of INPUTS inputs carries, 128 more than it is; and the group's number in its row */
+    int32_t four, group;
 } Carry;
 
 typedef struct { /* rows as whole numbers of steps */
-    uint8_t *numbers;    /* of each row `wide` */
-    Carry *carries;      /* of each row, with room for wide / INPUTS */
-    int32_t *n_carries;  /* of each row */
-    float *step;         /* of each row */
+    uint8_t *numbers;   /* of each row `wide` */
+    Carry *carries;     /* of each row a list, with room for all of its groups */
+    int32_t *n_carries; /* how long each list is */
+    float *step;        /* of each row */
     int64_t wide;
 } Rounded;
 
@@ -50,7 +50,7 @@ INLINE __m512 evened(const float *x, const Linear *layer, int64_t i) {
     return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
 }
 
-/* Of 16 inputs from the i-th on, what is carried: a place in the list for each INPUTS that have something. */
+/* Adds the groups that carry something, of 16 inputs from the i-th on; how long the list is then. */
 static int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
     int32_t fours[LANES / INPUTS];
     _mm_storeu_si128((__m128i *)fours, to_bytes(carried));
@@ -60,7 +60,7 @@ static int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
     return n;
 }
 
-/* One row, as `int8.to_steps`; how many places in the list it takes. */
+/* One row, as `int8.to_steps`; how long its list is. */
 static int32_t round_row(const float *x, const Linear *layer, uint8_t *numbers, Carry *list, float *step) {
     const int64_t n = layer->n_in;
     const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
@@ -75,8 +75,8 @@ static int32_t round_row(const float *x, const Linear *layer, uint8_t *numbers, 
         const __m512 size = _mm512_mul_ps(_mm512_and_ps(evened(x, layer, i), no_sign), per_largest);
         sum = _mm512_add_epi32(sum, _mm512_cvtps_epi32(size));
     }
-    const float mean = _mm512_reduce_add_epi32(sum) * (float)(1.0 / (parts * n));
-    const float limit = fminf(fmaxf(TYPICAL * mean, (float)(1.0 / CARRY)), 1.0f);
+    const float typical = _mm512_reduce_add_epi32(sum) * (float)((double)TYPICAL / (parts * n));
+    const float limit = fminf(fmaxf(typical, (float)(1.0 / CARRY)), 1.0f);
     const float per_unit = LARGEST * (1.0f / (limit * largest));
     int32_t n_carries = 0;
     for (int64_t i = 0; i < n; i += LANES) {
@@ -126,7 +126,7 @@ INLINE void multiply_carried(int n_rows, const int n_blocks, Rounded x, const in
         const Carry *list = x.carries + r * (x.wide / INPUTS);
         for (const Carry *one = list; one < list + x.n_carries[r]; one++)
             UNROLLED for (int b = 0; b < n_blocks; b++) {
-                const __m512i weights = _mm512_loadu_si512(weight + (b * x.wide / INPUTS + one->place) * LANES * INPUTS);
+                const __m512i weights = _mm512_loadu_si512(weight + (b * x.wide / INPUTS + one->group) * LANES * INPUTS);
                 sums[b] = _mm512_dpbusd_epi32(sums[b], _mm512_set1_epi32(one->four), weights);
                 shifts[b] = _mm512_dpbusd_epi32(shifts[b], _mm512_set1_epi8((char)ZERO), weights);
             }

@@ -7,7 +7,8 @@ weights take back: (x / s) · (s · w). `calibration` measures how large each ch
 
 What comes out of the MLP's activation function differs even within a channel, being nearly zero for most tokens. So
 a row's scale fits what is up to four times its mean, not its largest. What of an input does not fit into 8 bits is carried
-into a second number, as in written addition: one input in a hundred has one, so that these take little time.
+into a second number, as in written addition. Of the bundled model's inputs at most one in a hundred has one: our function
+multiplies a list of these, torch's kernel both numbers of all.
 
 A matrix is multiplied in one of three ways, which give the same bits: `PlainMatrix` says what is computed and runs
 anywhere, `PackedMatrix` is torch's kernel, `MatrixInC` our function.
@@ -38,7 +39,8 @@ CARRY = 2 * LARGEST  # steps of a second number: half of one is what the first h
 TYPICAL = 4  # times the mean: what the first is to hold
 WHOLE = 2**24  # up to which float32 holds every whole number: their sum is the same in any order
 ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
-EXACT = 1024  # products of 8-bit integers whose sum is below that: 1024 * 127 * 128
+EXACT = 1024  # products of 8-bit integers whose sum is below WHOLE: 1024 * 127 * 128
+MOST = 2**17  # inputs of a layer: the sum of their products is to fit into 32 bits
 TINY = 1e-30  # instead of the largest magnitude of a row or channel that is all zeros
 
 
@@ -93,7 +95,7 @@ def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
     >>> integer_product(largest, largest).item() == 64 * 127**2
     True
     """
-    if int_mm_is_exact():
+    if rows.size(1) > 1 and int_mm_is_exact():  # of one input, torch 2.13 misreads the transposed weight
         return torch._int_mm(rows, weight.t())
     parts = zip(torch.split(rows, EXACT, 1), torch.split(weight, EXACT, 1), strict=True)
     products = [(few.float() @ own.float().t()).to(torch.int32) for few, own in parts]
@@ -166,7 +168,14 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
     """The 8-bit form of a weight: whole numbers, the scale of each output, and the factor of each input.
 
     Shapes: (out, in), (in,)  ->  int8 (out, in), (out,), (in,)
+
+    Raises:
+        ValueError: there are more than `MOST` inputs.
     """
+    if weight.size(1) > MOST:
+        raise ValueError(
+            f"8-bit weights are for layers of at most {MOST:,} inputs, not {weight.size(1):,}: use float16"
+        )
     if weight.is_meta:  # there are shapes alone, and arithmetic on them would import torch's compiler
         whole = torch.empty(weight.shape, dtype=torch.int8, device="meta")
         return whole, torch.empty(len(weight), device="meta"), torch.empty(weight.size(1), device="meta")
@@ -203,10 +212,11 @@ def to_steps(
     whole: int = WHOLE,
     tiny: float = TINY,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows whose channels are evened out, in whole numbers of steps; what is carried, of `CARRY` steps each; the steps.
+    """Rows whose channels are evened out, in whole numbers of a step; what they carry; and each row's step.
 
-    Each input is its first number, of 8 bits, plus `CARRY` times its second, in steps of its row. The first is enough
-    for what is up to `TYPICAL` times the row's mean magnitude. A row with an infinite or NaN input has the step NaN.
+    An input is (first number + `CARRY` · carried number) · step. The first, of 8 bits, is enough for what is up to
+    `TYPICAL` times the row's mean magnitude, or more where the second would not be enough for the largest. A row with
+    an infinite or NaN input has the step NaN.
 
     Shapes: (rows, in), (in,)  ->  (rows, in), (rows, in), (rows, 1)
 
@@ -216,14 +226,14 @@ def to_steps(
     >>> ((first + 254 * carried) * step).round()
     tensor([[ 1., -2.,  1.,  0.,  1., 30.]])
     """
+    n = rows.size(1)
+    parts = whole // n  # of the largest, in which the mean is measured
     evened = rows * input_scale
     size = evened.abs()
     largest = size.amax(1, keepdim=True).clamp_min_(tiny)
-    parts = whole // rows.size(1)  # of the largest, in which the mean is measured
-    mean = size.mul_(parts * largest.reciprocal()).round_().sum(1, keepdim=True) * (
-        1 / (parts * rows.size(1))
-    )
-    limit = (typical * mean).clamp_(1 / carry, 1)
+    total = size.mul_(parts * largest.reciprocal()).round_().sum(1, keepdim=True)
+    # Of the largest, what the first number is to hold.
+    limit = (total * (typical / (parts * n))).clamp_(1 / carry, 1)
     per_unit = held * (limit * largest).reciprocal_()
     first = evened.mul_(per_unit).round_()
     carried = (first * (1 / carry)).round_()

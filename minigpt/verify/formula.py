@@ -51,9 +51,9 @@ class Precision:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """To whole numbers of steps, a step for each row: 127 are four times its mean, or all of them its largest input.
+    """To whole numbers of a row's step, of which 127 are four times its mean magnitude.
 
-    What is more than 127 is carried into a second number of as many, each of them 254 steps.
+    But no more than its largest, and no less than a 254th of that. (Numbers above 127 carry into a second one.)
     """
     largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-12)
     typical = 4 * x.abs().mean(-1, keepdim=True)

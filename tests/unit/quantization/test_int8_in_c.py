@@ -18,20 +18,37 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("how_many", ["none", "few", "many"])
+@pytest.mark.parametrize("sizes", ["alike", "random", "fifths", "one"])
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 130])
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 64), (96, 50), (768, 256), (3072, 64), (100, 7), (33, 17)])
 @torch.no_grad()
-def test_a_layer_is_the_plain_one_to_the_bit(n_in: int, n_out: int, n_rows: int, how_many: str) -> None:
-    rows = random(n_rows, n_in) * 10.0 ** torch.arange(n_rows).remainder(7).sub(3)[:, None]
-    rows[:, :: {"none": n_in, "few": 40, "many": 5}[how_many]] *= 20  # these carry
-    rows[-1] = 0
+def test_a_layer_is_the_plain_one_to_the_bit(n_in: int, n_out: int, n_rows: int, sizes: str) -> None:
+    rows = random(n_rows, n_in)
+    if sizes == "alike":  # none carries
+        rows = rows.sign() + rows.clamp(-1, 1)
+    elif sizes == "fifths":  # most groups of four carry
+        rows[:, ::5] = 20
+    elif sizes == "one":  # it carries as much as it can
+        rows[:, 3] = 1e5
+    rows *= 10.0 ** torch.arange(n_rows).remainder(7).sub(3)[:, None]
+    if n_rows > 1:
+        rows[n_rows // 2] = 0
     weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8)
     scale, input_scale = random(n_out).abs(), random(n_in, seed=2).abs()
     plain, fast = PlainMatrix(weight, scale), MatrixInC(weight, scale)
     assert torch.equal(fast.weight, weight)
     for bias in (random(n_out, seed=3), None):
         assert torch.equal(fast.affine(rows, input_scale, bias), plain.affine(rows, input_scale, bias))
+
+
+@torch.no_grad()
+def test_rows_that_are_nearly_zero_are_as_in_the_plain_product() -> None:
+    rows = random(40, 100) * 10.0 ** torch.arange(-42.0, -2)[:, None]
+    weight, ones = torch.randint(-127, 128, (50, 100), dtype=torch.int8), torch.ones(100)
+    found, expected = (
+        kind(weight, torch.ones(50)).affine(rows, ones, None) for kind in (MatrixInC, PlainMatrix)
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("n_in", [8, 33, 100, 768])
