@@ -133,6 +133,13 @@ def test_a_pasted_address_takes_effect_at_once(story: Path, open_page: Open) -> 
     assert page.is_visible("#panel-lens")
 
 
+def test_a_pasted_address_is_not_lost_where_the_page_writes_its_own(story: Path, open_page: Open) -> None:
+    """The event comes later than the address, and the state may be written in between."""
+    page = open_page(story)
+    page.evaluate("location.hash = 'view=lens&token=2&layer=1'; writeHash()")
+    until(page, "state.view === 'lens'")
+
+
 def test_views_of_attention_change_the_view_alone(story: Path, open_page: Open) -> None:
     page = open_page(story, "token=12&layer=1&head=0")
 

@@ -66,10 +66,10 @@ function writeHash() {
   }
 }
 
-/** The state that the address asks for, everything else as at first. */
-function readHash() {
+/** The state that an address asks for, everything else as at first. */
+function readHash(address) {
   const read = { ...defaults, cursor: undefined };
-  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+  for (const [name, text] of new URLSearchParams(new URL(address).hash.slice(1))) {
     if (!Object.hasOwn(defaults, name)) continue;
     const kind = typeof defaults[name];
     read[name] = kind === "number" ? Number.parseFloat(text) : kind === "boolean" ? text === "1" : text;

@@ -67,9 +67,10 @@ async function start() {
   strips = runs.map((run) => new Strip(run));
   $("strips").replaceChildren(...strips.map((strip) => strip.root));
   for (const view of views) view.start();
-  set(readHash(), { announce: false });
+  set(readHash(location.href), { announce: false });
   for (const strip of strips) strip.reveal();
-  window.addEventListener("hashchange", () => set(readHash()));
+  // The event's address: the page's own may be that of the last state again, which is written a little after each change.
+  window.addEventListener("hashchange", ({ newURL }) => set(readHash(newURL)));
   let width = 0;
   new ResizeObserver(() => {
     if (Math.abs($("views").clientWidth - width) < 2) return;
