@@ -49,7 +49,7 @@ class Matrix:
 
     shape: torch.Size
 
-    def __call__(self, steps: Tensor) -> Tensor:
+    def __call__(self, numbers: Tensor) -> Tensor:
         """The product of rows of whole numbers from -127 to 127.
 
         Shapes: (rows, in)  ->  (rows, out)
@@ -72,8 +72,8 @@ class PlainMatrix(Matrix):
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.weight, self.shape, self.scale = weight, weight.shape, scale  # int8 (out, in), float32 (out,)
 
-    def __call__(self, steps: Tensor) -> Tensor:
-        return integer_product(steps.to(torch.int8), self.weight).float() * self.scale
+    def __call__(self, numbers: Tensor) -> Tensor:
+        return integer_product(numbers.to(torch.int8), self.weight).float() * self.scale
 
 
 @cache
@@ -110,9 +110,9 @@ class PackedMatrix(Matrix):
         self.packed = _pack(weight, scale)
         give_back_freed_memory()
 
-    def __call__(self, steps: Tensor) -> Tensor:
+    def __call__(self, numbers: Tensor) -> Tensor:
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return call_packed(kernel, steps, 1.0, ZERO, self.packed)
+        return call_packed(kernel, numbers, 1.0, ZERO, self.packed)
 
     @property
     def weight(self) -> Tensor:
