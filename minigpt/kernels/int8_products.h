@@ -38,6 +38,8 @@ typedef struct { /* rows as whole numbers of steps */
     int64_t wide;
 } Rounded;
 
+INLINE Carry *list_of(Rounded x, int64_t row) { return x.carries + row * (x.wide / INPUTS); }
+
 INLINE __m512 to_whole(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
 
 INLINE __m128i to_bytes(__m512 steps) { /* from -127 to 127, as unsigned */
@@ -107,7 +109,7 @@ INLINE void finish(__m512i sum, __m512i carried, const Linear *layer, int64_t ou
     _mm512_mask_storeu_ps(y + out, there, result);
 }
 
-typedef struct {
+typedef struct { /* the sums of first numbers' products, and of carried ones', for rows and blocks of outputs */
     __m512i sums[INT8_ROWS][INT8_BLOCKS], carried[INT8_ROWS][INT8_BLOCKS];
 } Tile;
 
@@ -123,7 +125,7 @@ INLINE void multiply_carried(int n_rows, const int n_blocks, Rounded x, const in
     for (int r = 0; r < n_rows; r++) {
         __m512i sums[INT8_BLOCKS], shifts[INT8_BLOCKS];
         UNROLLED for (int b = 0; b < n_blocks; b++) sums[b] = shifts[b] = _mm512_setzero_si512();
-        const Carry *list = x.carries + r * (x.wide / INPUTS);
+        const Carry *list = list_of(x, r);
         for (const Carry *one = list; one < list + x.n_carries[r]; one++)
             UNROLLED for (int b = 0; b < n_blocks; b++) {
                 const __m512i weights = _mm512_loadu_si512(weight + (b * x.wide / INPUTS + one->group) * LANES * INPUTS);
@@ -194,7 +196,7 @@ static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer,
         const int64_t to = from + each < end ? from + each : end;
         for (int64_t r = 0; r < n_rows; r += INT8_ROWS) {
             const int64_t n = n_rows - r < INT8_ROWS ? n_rows - r : INT8_ROWS;
-            const Rounded few = {x.numbers + r * x.wide, x.carries + r * (x.wide / INPUTS), x.n_carries + r, x.step + r, x.wide};
+            const Rounded few = {x.numbers + r * x.wide, list_of(x, r), x.n_carries + r, x.step + r, x.wide};
             int8_few_rows(n, few, layer, from, to, then, y + r * layer->n_out);
         }
     }
@@ -204,12 +206,12 @@ static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer,
 /* Rounds rows, after a norm if there is one, which goes through `normed`. */
 static void round_shared(const float *x, int64_t n_rows, const Norm *norm, float *normed, const Linear *layer,
                          Rounded *rounded) {
-    const int64_t n = layer->n_in, wide = rounded->wide;
+    const int64_t n = layer->n_in;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < n_rows; r++) {
         const float *row = x + r * n;
         if (norm) normalize(row, norm, normed + r * n), row = normed + r * n;
         rounded->n_carries[r] =
-            round_row(row, layer, rounded->numbers + r * wide, rounded->carries + r * (wide / INPUTS), rounded->step + r);
+            round_row(row, layer, rounded->numbers + r * rounded->wide, list_of(*rounded, r), rounded->step + r);
     }
 }

