@@ -184,7 +184,8 @@ class GPT2(nn.Module):
         if step is not None:
             _check_fit(tokens, cache, self.config)
             return step(tokens)
-        logits = self.unembed(self._read(tokens, cache)[:, -1])
+        n_last = 1 if plain_pass.is_plain(self.final_norm, nn.LayerNorm) else None  # hooks see all tokens
+        logits = self.unembed(self._read(tokens, cache, n_last)[:, -1])
         cache.advance(tokens.size(1))
         return logits
 
@@ -217,14 +218,19 @@ class GPT2(nn.Module):
         cache.advance(tokens.size(1))
         return states
 
-    def _read(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
-        """The pass itself; whoever calls it commits to the cache when all has gone well."""
+    def _read(self, tokens: Tensor, cache: KVCache | NoCache, n_last: int | None = None) -> Tensor:
+        """The pass itself; whoever calls it commits to the cache when all has gone well.
+
+        Shapes: (B, T)  ->  (B, T, D), or (B, n_last, D) if only the last tokens' states are wanted
+        """
         with kernels_for_any_length(tokens.device):
             if isinstance(cache, KVCache) and self._blocks_are_plain():
-                x = plain_pass.through_blocks(self.blocks, *self._embed(tokens, cache), cache)
+                x, mask = self._embed(tokens, cache)
+                x = plain_pass.through_blocks(self.blocks, x, mask, cache, n_last or tokens.size(1))
             else:
                 for x in self._residual_stream(tokens, cache):  # noqa: B007
                     pass  # the last is what counts, and no other is kept in memory
+                x = x if n_last is None else x[:, -n_last:]
         normed: Tensor = self.final_norm(x)
         return normed
 

@@ -15,8 +15,8 @@ from minigpt.linear import Linear
 # Shapes below:  B rows · T new tokens · D n_embd
 
 
-def through_blocks(blocks: Any, x: Tensor, cache: KVCache) -> Tensor | None:
-    """What leaves the last block, where each row's padding hides itself: (B, T, D)  ->  (B, T, D).
+def through_blocks(blocks: Any, x: Tensor, cache: KVCache, n_last: int) -> Tensor | None:
+    """What leaves the last block, where each row's padding hides itself: (B, T, D)  ->  (B, n_last, D).
 
     None if they cannot read x or a layer, or the layers do not fit together: torch's operations can, or say why not.
     """
@@ -27,8 +27,7 @@ def through_blocks(blocks: Any, x: Tensor, cache: KVCache) -> Tensor | None:
     of_blocks = (CBlock * len(blocks))(*(c_block(block._modules, kept) for block in blocks))
     if not c_functions.fit_together(of_blocks, x.size(-1)):
         return None
-    c_functions.through_blocks(x, of_blocks, cache.slots, cache.length, cache.pads())
-    return x
+    return c_functions.through_blocks(x, of_blocks, cache.slots, cache.length, cache.pads(), n_last)
 
 
 def c_block(block: dict[str, Any], kept: list[object]) -> CBlock:

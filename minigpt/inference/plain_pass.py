@@ -127,22 +127,24 @@ IN_C = Tests(_is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tan
 ELSEWHERE = Tests(_is_norm_elsewhere, ATTENTION_IN_C, gelu_form, _is_plain_linear)
 
 
-def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-    """What leaves the last block, as `x = block(x, past, mask)` from block to block.
+def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, n_last: int) -> Tensor:
+    """What leaves the last block for each row's `n_last` last tokens, as `x = block(x, past, mask)` from block to block.
 
-    Shapes: x (B, T, D), which is overwritten; mask as from `attention_mask`  ->  (B, T, D)
+    Where a row gives the same bits in any company, the last block computes no others.
+
+    Shapes: x (B, T, D), which is overwritten; mask as from `attention_mask`  ->  (B, n_last, D)
 
     Raises:
         ValueError: they do not fit the cache.
     """
     cache.check_room(x.size(1))
     if _tests_for(blocks) is IN_C:
-        found = pass_in_c.through_blocks(blocks, x, cache)
+        found = pass_in_c.through_blocks(blocks, x, cache, n_last)
         if found is not None:
             return found
         for block, past in zip(blocks, cache.layers, strict=True):
             x = block(x, past, mask)
-        return x
+        return x[:, -n_last:]
     rows = x.size(0) * x.size(1) if products.is_to_choose(x) else None
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
@@ -150,7 +152,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache) 
     # The first pass reads a prompt: it is long, and the first token shall not wait for the compiler.
     sooner = x.device.type == "cpu" and cache.length > 0
     y: Tensor = scripted.run(functions.through_blocks, *args) if sooner else functions.through_blocks(*args)
-    return y
+    return y[:, -n_last:]
 
 
 def weights(blocks: Any, rows: int | None = None) -> list[BlockWeights]:

@@ -125,11 +125,18 @@ int fit_together(const Block *blocks, int64_t n_layer, int64_t width) {
     return 1;
 }
 
-/* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width); keys and values of layer l
-   begin at `slots + l * layer_stride`, values `value_offset` after the keys. */
+/* Moves each row's last `n_last` tokens of `n` to the front, so that the rows lie one after the other again. */
+static void keep_last(float *x, int64_t n_rows, int64_t n, int64_t n_last, int64_t width) {
+    for (int64_t row = 0; row < n_rows; row++)
+        memmove(x + row * n_last * width, x + (row * n + n - n_last) * width, n_last * width * sizeof(float));
+}
+
+/* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width), and then begins with
+   (n_rows, n_last, width), the last of each row. Keys and values of layer l begin at `slots + l * layer_stride`, values
+   `value_offset` after the keys. */
 int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots, int64_t layer_stride,
                    int64_t value_offset, Strides strides, const int64_t *pad, int64_t length, int64_t n_rows,
-                   int64_t n_new) {
+                   int64_t n_new, int64_t n_last) {
     const int64_t width = blocks->out.n_in, n_head = blocks->n_head, head_dim = width / n_head;
     const int64_t n_tokens = n_rows * n_new;
     const int64_t n_seen = length + n_new;
@@ -159,10 +166,16 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots,
         if (n_new > 1) {
 #pragma omp barrier
         }
-        attend_shared(qkv, 3 * width, head_dim, k, v, strides, pad, n_seen, n_rows, n_new, n_head, head_dim,
+        /* After the last layer's keys and values, only the tokens go on whose results are wanted. */
+        const int64_t n_on = layer == n_layer - 1 ? n_last : n_new, n_tokens_on = n_rows * n_on;
+        if (n_on < n_new) {
+#pragma omp single
+            keep_last(x, n_rows, n_new, n_on, width), keep_last(qkv, n_rows, n_new, n_on, 3 * width);
+        }
+        attend_shared(qkv, 3 * width, head_dim, k, v, strides, pad, n_seen, n_rows, n_on, n_head, head_dim,
                       block->scale, weights + omp_get_thread_num() * QUERIES * room_for(n_seen), mixed);
-        for (int64_t r = 0; r < n_tokens; r += AT_ONCE)
-            add_branches_shared(x + r * width, mixed + r * width, smaller(n_tokens - r, AT_ONCE), block, scratch);
+        for (int64_t r = 0; r < n_tokens_on; r += AT_ONCE)
+            add_branches_shared(x + r * width, mixed + r * width, smaller(n_tokens_on - r, AT_ONCE), block, scratch);
     }
     free_scratch(scratch);
     free(qkv), free(mixed), free(weights);

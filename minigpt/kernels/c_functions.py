@@ -66,7 +66,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "linear": (c_void_p, c_int64, c_void_p, c_void_p),
     "fit_together": (c_void_p, c_int64, c_int64),
     "through_blocks": (
-        c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, CStrides, c_void_p, c_int64, c_int64, c_int64,
+        c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, CStrides, c_void_p, c_int64, c_int64, c_int64, c_int64,
     ),
 }  # fmt: skip
 
@@ -192,10 +192,14 @@ def fit_together(blocks: Any, width: int) -> bool:
     return bool(functions().fit_together(blocks, len(blocks), width))
 
 
-def through_blocks(x: Tensor, blocks: Any, slots: Tensor, length: int, pads: Sequence[int]) -> None:
-    """New tokens through all blocks, which fit together, in place; keys and values go to the slots from `length` on.
+def through_blocks(
+    x: Tensor, blocks: Any, slots: Tensor, length: int, pads: Sequence[int], n_last: int
+) -> Tensor:
+    """New tokens through all blocks, which fit together; keys and values go to the slots from `length` on.
 
-    Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)
+    What leaves the last block is computed for each row's `n_last` last tokens, 1 to T, and lies where x did.
+
+    Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)  ->  (B, n_last, D)
     """
     n_rows, n_new, width = x.shape
     n_head = blocks[0].n_head
@@ -208,5 +212,6 @@ def through_blocks(x: Tensor, blocks: Any, slots: Tensor, length: int, pads: Seq
     layer_stride, value_offset, *strides, _ = slots.stride()
     check_memory(functions().through_blocks(
         x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), numbers(pads),
-        length, n_rows, n_new,
+        length, n_rows, n_new, n_last,
     ))  # fmt: skip
+    return x.view(-1)[: n_rows * n_last * width].view(n_rows, n_last, width)

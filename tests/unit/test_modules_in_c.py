@@ -240,6 +240,32 @@ def test_the_modules_give_the_bits_of_the_whole_pass(kind: str, monkeypatch: pyt
     assert all(map(torch.equal, *steps))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_last_block_computes_only_what_leaves_the_head(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pads = model_of(kind), torch.tensor([3, 0, 100, 9, 139, 140, 150])
+    parts = TOKENS[:, :160].expand(len(pads), -1).split((140, 7, 13), 1)
+    computed, through = [], pass_in_c.through_blocks
+
+    def counted(*args: object) -> Tensor | None:
+        x = through(*args)  # type: ignore[arg-type]
+        assert x is not None
+        computed.append(x.size(1))
+        return x
+
+    monkeypatch.setattr(pass_in_c, "through_blocks", counted)
+    cache = model.new_cache(160, len(pads), pads)
+    states = [model.hidden_states(part, cache) for part in parts]
+    again = model.new_cache(160, len(pads), pads)
+    logits = [model.next_logits(part, again) for part in parts]
+    assert computed == [140, 7, 13, 1, 1, 1]
+    for some, last in zip(states, logits, strict=True):
+        assert torch.equal(model.unembed(some[:, -1]), last)
+    assert torch.equal(cache.slots, again.slots)
+
+
 @pytest.mark.parametrize(
     "options", [{"activation_function": "gelu"}, {"activation_function": "relu"}], ids=str
 )
