@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt.config import GPT2Config
 from minigpt.json_files import counted
-from minigpt.kernels.room import reserve
+from minigpt.kernels.room import MemoryPool
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension
 
@@ -22,7 +22,8 @@ class KVCache:
     `length` is the write position. Slots from `length` on are scratch: a forward pass fills them and commits
     with `advance`, so a pass that fails half-way leaves the cache as it was.
 
-    `pad` (B,), if given, says how many of the first slots of each row are padding.
+    `pad` (B,), if given, says how many of the first slots of each row are padding. `pool` gives the memory, and takes it
+    back when the cache is gone.
 
     Raises:
         ValueError: `pad` is not one whole number for each row, from 0 to below `n_max`.
@@ -40,14 +41,22 @@ class KVCache:
     _alike: numpy.ndarray  # (rows, rows)
 
     def __init__(
-        self, config: GPT2Config, n_max: int, rows: int, *, like: Tensor, pad: Tensor | None = None
+        self,
+        config: GPT2Config,
+        n_max: int,
+        rows: int,
+        *,
+        like: Tensor,
+        pad: Tensor | None = None,
+        pool: MemoryPool | None = None,
     ) -> None:
         if pad is not None:
             check_pad(pad, rows, n_max)
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
         # Not `like.new_empty`: `like` may be sharded, which this is not.
-        self._store(reserve(shape, like.dtype, like.device))
+        self._pool = pool or MemoryPool()
+        self._store(self._pool.reserve(shape, like.dtype, like.device))
         self._pad_rows(pad)
         self._forget_forks()
 
@@ -222,7 +231,7 @@ class KVCache:
         self._view(0)
 
     def _new_slots(self, shape: tuple[int, ...]) -> Tensor:
-        return reserve(shape, self._slots.dtype, self._slots.device)
+        return self._pool.reserve(shape, self._slots.dtype, self._slots.device)
 
     def _store(self, reserved: Tensor, begin: int = 0) -> None:
         self._reserved, self._begin = reserved, begin  # (layer, key | value, B, H, all slots, K)

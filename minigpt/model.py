@@ -24,6 +24,7 @@ from minigpt.errors import InvalidRequest
 from minigpt.inference import graphed_step, plain_pass
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product, products
+from minigpt.kernels.room import MemoryPool
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · D n_embd · V vocab_size
@@ -127,6 +128,7 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.head = TiedHead() if config.tie_word_embeddings else UntiedHead(config)
+        self._cache_memory = MemoryPool()
         self._initialise()
 
     def forward(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
@@ -282,7 +284,8 @@ class GPT2(nn.Module):
 
         Shapes: pad (B,), how many of each row's first tokens will be padding
         """
-        return KVCache(self.config, n_max, rows, like=self.position_embedding.weight, pad=pad)
+        like = self.position_embedding.weight
+        return KVCache(self.config, n_max, rows, like=like, pad=pad, pool=self._cache_memory)
 
     @classmethod
     def from_pretrained(
