@@ -55,6 +55,7 @@ class KVCache:
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
         # Not `like.new_empty`: `like` may be sharded, which this is not.
+        self.blocks_in_c: Any = None  # as `inference.pass_in_c` has made them for the last pass
         self._pool = pool or MemoryPool()
         self._store(self._pool.reserve(shape, like.dtype, like.device))
         self._pad_rows(pad)
@@ -70,10 +71,12 @@ class KVCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, or a pickle: what follows from the memory is left out."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_slots", "step")}
+        made = ("_slots", "step", "blocks_in_c")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.blocks_in_c = None
         self._store(self._reserved, self._begin)
 
     def advance(self, n: int) -> None:

@@ -158,7 +158,7 @@ class Float16Embedding(_Float16, SmallEmbedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Shapes: (B, T)  ->  (B, T, D)."""
-        return self.weight[tokens].float()
+        return F.embedding(tokens, self.weight).float()
 
 
 class Float16:

@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.kernels import c_functions
@@ -301,8 +302,8 @@ class Int8Embedding(_Int8, SmallEmbedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Shapes: (B, T)  ->  (B, T, D)."""
-        scale = self.weight_scale[tokens][..., None]
-        return self.weight[tokens] * scale * self.input_scale
+        scale = F.embedding(tokens, self.weight_scale[:, None])
+        return F.embedding(tokens, self.weight) * scale * self.input_scale
 
 
 class Int8:

@@ -219,10 +219,16 @@ def test_padding_that_does_not_fit_is_refused(pad: list[int], message: str) -> N
             model.new_cache(10, rows=2, pad=torch.tensor(pad))
 
 
+@pytest.mark.parametrize("kind", [None, "float16", "int8"])
 @pytest.mark.parametrize("token", [-1, 23, 10**6])
-def test_an_id_that_the_vocabulary_lacks_is_refused(token: int) -> None:
+def test_an_id_that_the_vocabulary_lacks_is_refused(token: int, kind: str | None) -> None:
     model = tiny_gpt2()
-    with pytest.raises(ValueError, match=rf"tokens must be ids from 0 to 22, got \[{token}\]"):
+    if kind:
+        model.eval().quantize(kind)
+    with (
+        pytest.raises(ValueError, match=rf"tokens must be ids from 0 to 22, got \[{token}\]"),
+        torch.no_grad(),
+    ):
         model(torch.tensor([[1, token]]))
     with pytest.raises(ValueError, match=r"tokens must be int64 or int32 ids, got float32"):
         model(torch.tensor([[1.0]]))

@@ -427,18 +427,104 @@ def test_a_model_that_was_changed_is_the_one_by_torchs_modules(change: Callable[
     for layer in by_torch.modules():
         if isinstance(layer, Linear):
             layer.weight.data = layer.weight.t().contiguous().t()
-    for model in (by_c, by_torch):
+    caches = [model.new_cache(180) for model in (by_c, by_torch)]
+    for model, cache in zip((by_c, by_torch), caches, strict=True):
+        model.next_logits(TOKENS[:, :90], cache)
         torch.manual_seed(0)
         change(model)
     expected = by_torch(TOKENS)
     logits = by_c.unembed(by_c.hidden_states(TOKENS, by_c.new_cache(180)))
-    for found in (by_c(TOKENS), logits):
+    last = [
+        model.next_logits(TOKENS[:, 90:], cache)
+        for model, cache in zip((by_c, by_torch), caches, strict=True)
+    ]
+    for found, right in ((by_c(TOKENS), expected), (logits, expected), last):
         torch.testing.assert_close(
             found.as_subclass(Tensor),
-            expected.as_subclass(Tensor),
+            right.as_subclass(Tensor),
             rtol=1e-5,
             atol=1e-5 * float(expected.std()),
         )
+
+
+def norm_replaced(model: GPT2) -> None:
+    model.blocks[1].mlp_norm.weight = Parameter(random(48))
+
+
+def norm_given_other_memory(model: GPT2) -> None:
+    model.blocks[1].mlp_norm.bias.data = random(48)
+
+
+def norm_changed_in_place(model: GPT2) -> None:
+    model.blocks[2].attn_norm.weight.mul_(1.5)
+
+
+def bias_given_other_memory(model: GPT2) -> None:
+    model.blocks[0].mlp.up.bias.data = random(192)
+
+
+def other_epsilon(model: GPT2) -> None:
+    model.blocks[0].attn_norm.eps = 0.5
+
+
+def other_scale(model: GPT2) -> None:
+    model.blocks[1].attn.sdpa.scale = 0.125
+
+
+def other_linear_layer(model: GPT2) -> None:
+    model.blocks[0].mlp.up = copy.deepcopy(model.blocks[2].mlp.up)
+
+
+def other_block(model: GPT2) -> None:
+    model.blocks[0] = copy.deepcopy(model.blocks[2])
+
+
+CHANGES_IN_C = [
+    norm_replaced, norm_given_other_memory, norm_changed_in_place, bias_given_other_memory, other_epsilon, other_scale,
+    other_linear_layer, other_block,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES_IN_C)
+@torch.no_grad()
+def test_a_change_counts_from_the_next_token_on(
+    kind: str, change: Callable[[GPT2], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the cache of the tokens before it."""
+    model = model_of(kind)
+    cache = model.new_cache(60)
+    model.next_logits(TOKENS[:, :30], cache)
+    unchanged = model.next_logits(TOKENS[:, 30:31], copy.deepcopy(cache))
+    change(model)
+    hook = model.blocks[1].mlp.register_forward_hook(lambda *_: None)
+    expected = model.next_logits(TOKENS[:, 30:31], copy.deepcopy(cache))
+    hook.remove()
+    through = pass_in_c.through_blocks
+    taken: list[bool] = []
+    monkeypatch.setattr(
+        pass_in_c,
+        "through_blocks",
+        lambda *args: (found := through(*args), taken.append(found is not None))[0],
+    )
+    found = model.next_logits(TOKENS[:, 30:31], cache)
+    assert taken == [True]
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, unchanged)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_addresses_of_a_models_parts_are_found_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, make = [], pass_in_c.c_block
+    monkeypatch.setattr(pass_in_c, "c_block", lambda *args: (made.append(args), make(*args))[1])
+    model = model_of(kind)
+    cache = model.new_cache(60)
+    for part in TOKENS[:, :40].split((30, 5, 1, 4), 1):
+        model.next_logits(part, cache)
+    assert len(made) == len(model.blocks)
+    again = pickle.loads(pickle.dumps(cache))
+    assert torch.equal(model.next_logits(TOKENS[:, :9], cache), model.next_logits(TOKENS[:, :9], again))
 
 
 @pytest.mark.parametrize("kind", KINDS)
