@@ -1,6 +1,7 @@
 /* Each new token's weighted mean of the values that it sees, in each head. */
 
 #pragma once
+#include <omp.h>
 #include <string.h>
 
 #include "vectors.h"
@@ -160,37 +161,45 @@ INLINE void attend(const Queries *of, int64_t head_dim) {
         for (int64_t d = 0; d < head_dim; d++) of->y[i * of->y_step + d] *= inverse[i];
 }
 
-/* Every new token in every head. Tokens see the slots from their row's padding on up to their own; padding sees none, but
-   the last token sees itself.
+typedef struct { /* new tokens, and what they look at */
+    const float *q, *k, *v;
+    float *y;                                       /* (rows, tokens, heads, head_dim) */
+    int64_t q_token, q_head;                        /* numbers between one query and the next by token and head */
+    Strides strides;                                /* of keys and values */
+    const int64_t *pad;                             /* of each row */
+    int64_t n_rows, n_new, n_seen, n_head, head_dim; /* a row's last token sees `n_seen` slots */
+    float scale;
+} Attention;
 
-   q lies as (rows, tokens, ...) with `q_token` numbers from one token to the next and `q_head` from one head to the
-   next; y as (rows, tokens, heads, head_dim). Neighbouring queries go to different threads: they take as long. */
-static void attend_shared(const float *q, int64_t q_token, int64_t q_head, const float *k, const float *v,
-                          Strides strides, const int64_t *pad, int64_t n_seen, int64_t n_rows, int64_t n_new,
-                          int64_t n_head, int64_t head_dim, float scale, float *weights, float *y) {
-    const int64_t parts = (n_new + QUERIES - 1) / QUERIES;
+/* Every new token in every head. Tokens see the slots from their row's padding on up to their own; padding sees none, but
+   the last token sees itself. `weights` has room for QUERIES · room_for(n_seen) of each thread.
+
+   Neighbouring queries go to different threads: they take as long. */
+static void attend_shared(const Attention *of, float *weights) {
+    const int64_t parts = (of->n_new + QUERIES - 1) / QUERIES, room = room_for(of->n_seen);
 #pragma omp for schedule(static, 1)
-    for (int64_t i = 0; i < n_rows * n_head * parts; i++) {
-        const int64_t t = i % parts * QUERIES, head = i / parts % n_head, row = i / parts / n_head;
-        const int64_t token = row * n_new + t, begin = pad[row] < n_seen ? pad[row] : n_seen - 1;
-        const int64_t offset = row * strides.row + head * strides.head + begin * strides.slot;
-        const Queries of = {
-            .q = q + token * q_token + head * q_head,
-            .k = k + offset,
-            .v = v + offset,
-            .y = y + (token * n_head + head) * head_dim,
-            .weights = weights,
-            .n_queries = n_new - t < QUERIES ? n_new - t : QUERIES,
-            .q_step = q_token,
-            .y_step = n_head * head_dim,
-            .n_keys = n_seen - n_new + t + 1 - begin,
-            .stride = strides.slot,
-            .room = room_for(n_seen),
-            .scale = scale,
+    for (int64_t i = 0; i < of->n_rows * of->n_head * parts; i++) {
+        const int64_t t = i % parts * QUERIES, head = i / parts % of->n_head, row = i / parts / of->n_head;
+        const int64_t token = row * of->n_new + t, begin = of->pad[row] < of->n_seen ? of->pad[row] : of->n_seen - 1;
+        const Strides step = of->strides;
+        const int64_t offset = row * step.row + head * step.head + begin * step.slot;
+        const Queries some = {
+            .q = of->q + token * of->q_token + head * of->q_head,
+            .k = of->k + offset,
+            .v = of->v + offset,
+            .y = of->y + (token * of->n_head + head) * of->head_dim,
+            .weights = weights + omp_get_thread_num() * QUERIES * room,
+            .n_queries = of->n_new - t < QUERIES ? of->n_new - t : QUERIES,
+            .q_step = of->q_token,
+            .y_step = of->n_head * of->head_dim,
+            .n_keys = of->n_seen - of->n_new + t + 1 - begin,
+            .stride = step.slot,
+            .room = room,
+            .scale = of->scale,
         };
-        if (head_dim == 64)
-            attend(&of, 64); /* that of all of GPT-2's sizes, known to the compiler */
+        if (of->head_dim == 64)
+            attend(&some, 64); /* that of all of GPT-2's sizes, known to the compiler */
         else
-            attend(&of, head_dim);
+            attend(&some, of->head_dim);
     }
 }

@@ -101,14 +101,11 @@ int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
     return 1;
 }
 
-int attention(const float *q, int64_t q_token, int64_t q_head, const float *k, const float *v, Strides strides,
-              const int64_t *pad, int64_t n_seen, int64_t n_rows, int64_t n_new, int64_t n_head, int64_t head_dim,
-              float scale, float *y) {
-    float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(n_seen) * sizeof(float));
+int attention(const Attention *of) {
+    float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(of->n_seen) * sizeof(float));
     if (!weights) return 0;
 #pragma omp parallel
-    attend_shared(q, q_token, q_head, k, v, strides, pad, n_seen, n_rows, n_new, n_head, head_dim, scale,
-                  weights + omp_get_thread_num() * QUERIES * room_for(n_seen), y);
+    attend_shared(of, weights);
     free(weights);
     return 1;
 }
@@ -131,15 +128,21 @@ static void keep_last(float *x, int64_t n_rows, int64_t n, int64_t n_last, int64
         memmove(x + row * n_last * width, x + (row * n + n - n_last) * width, n_last * width * sizeof(float));
 }
 
+typedef struct {
+    float *slots;            /* of keys and values: those of layer l begin `l * layer` numbers on, */
+    int64_t layer, value;    /* its values `value` numbers after its keys */
+    Strides strides;
+    const int64_t *pad;      /* of each row */
+    int64_t length;          /* slots that are in use */
+} Cache;
+
 /* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width), and then begins with
-   (n_rows, n_last, width), the last of each row. Keys and values of layer l begin at `slots + l * layer_stride`, values
-   `value_offset` after the keys. */
-int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots, int64_t layer_stride,
-                   int64_t value_offset, Strides strides, const int64_t *pad, int64_t length, int64_t n_rows,
-                   int64_t n_new, int64_t n_last) {
+   (n_rows, n_last, width), the last of each row. */
+int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *cache, int64_t n_rows, int64_t n_new,
+                   int64_t n_last) {
     const int64_t width = blocks->out.n_in, n_head = blocks->n_head, head_dim = width / n_head;
-    const int64_t n_tokens = n_rows * n_new;
-    const int64_t n_seen = length + n_new;
+    const int64_t n_tokens = n_rows * n_new, n_seen = cache->length + n_new;
+    const Strides step = cache->strides;
     int64_t hidden = 0;
     for (int64_t layer = 0; layer < n_layer; layer++)
         if (blocks[layer].down.n_in > hidden) hidden = blocks[layer].down.n_in;
@@ -150,15 +153,15 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots,
 #pragma omp parallel if (is_room)
     for (int64_t layer = 0; layer < (is_room ? n_layer : 0); layer++) {
         const Block *block = blocks + layer;
-        float *k = slots + layer * layer_stride, *v = k + value_offset;
+        float *k = cache->slots + layer * cache->layer, *v = k + cache->value;
         for (int64_t r = 0; r < n_tokens; r += AT_ONCE)
             linear_shared(x + r * width, smaller(n_tokens - r, AT_ONCE), &block->attn_norm, &block->qkv, STORE, scratch,
                           qkv + r * 3 * width);
         /* With one token each, the thread that writes a head's key is the one that looks at it: no other waits for it. */
 #pragma omp for schedule(static, 1) nowait
         for (int64_t i = 0; i < n_tokens * n_head; i++) {
-            const int64_t token = i / n_head, head = i % n_head, slot = length + token % n_new;
-            const int64_t offset = token / n_new * strides.row + head * strides.head + slot * strides.slot;
+            const int64_t token = i / n_head, head = i % n_head, slot = cache->length + token % n_new;
+            const int64_t offset = token / n_new * step.row + head * step.head + slot * step.slot;
             const float *own = qkv + token * 3 * width + head * head_dim;
             memcpy(k + offset, own + width, head_dim * sizeof(float));
             memcpy(v + offset, own + 2 * width, head_dim * sizeof(float));
@@ -172,8 +175,10 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, float *slots,
 #pragma omp single
             keep_last(x, n_rows, n_new, n_on, width), keep_last(qkv, n_rows, n_new, n_on, 3 * width);
         }
-        attend_shared(qkv, 3 * width, head_dim, k, v, strides, pad, n_seen, n_rows, n_on, n_head, head_dim,
-                      block->scale, weights + omp_get_thread_num() * QUERIES * room_for(n_seen), mixed);
+        const Attention heads = {.q = qkv, .k = k, .v = v, .y = mixed, .q_token = 3 * width, .q_head = head_dim,
+                                 .strides = step, .pad = cache->pad, .n_rows = n_rows, .n_new = n_on, .n_seen = n_seen,
+                                 .n_head = n_head, .head_dim = head_dim, .scale = block->scale};
+        attend_shared(&heads, weights);
         for (int64_t r = 0; r < n_tokens_on; r += AT_ONCE)
             add_branches_shared(x + r * width, mixed + r * width, smaller(n_tokens_on - r, AT_ONCE), block, scratch);
     }

@@ -28,7 +28,7 @@ KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
 PLAIN = (nn.Parameter, Tensor)  # classes whose tensors hold their numbers themselves
 
 
-# The structs of layers.h and attention.h: the same fields in the same order.
+# The structs of layers.h, attention.h and blocks.c: the same fields in the same order.
 
 
 class CNorm(ctypes.Structure):
@@ -56,19 +56,30 @@ class CStrides(ctypes.Structure):
     _fields_ = (("row", c_int64), ("head", c_int64), ("slot", c_int64))
 
 
+class CAttention(ctypes.Structure):
+    _fields_ = (
+        ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("y", c_void_p),
+        ("q_token", c_int64), ("q_head", c_int64), ("strides", CStrides), ("pad", c_void_p),
+        ("n_rows", c_int64), ("n_new", c_int64), ("n_seen", c_int64), ("n_head", c_int64), ("head_dim", c_int64),
+        ("scale", c_float),
+    )  # fmt: skip
+
+
+class CCache(ctypes.Structure):
+    _fields_ = (
+        ("slots", c_void_p), ("layer", c_int64), ("value", c_int64), ("strides", CStrides), ("pad", c_void_p),
+        ("length", c_int64),
+    )  # fmt: skip
+
+
 ARGUMENTS: dict[str, tuple[type, ...]] = {
     "layer_norm": (c_void_p, c_int64, c_void_p, c_void_p),
     "gelu": (c_void_p, c_int64, c_void_p),
-    "attention": (
-        c_void_p, c_int64, c_int64, c_void_p, c_void_p, CStrides, c_void_p,
-        c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p,
-    ),
+    "attention": (c_void_p,),
     "linear": (c_void_p, c_int64, c_void_p, c_void_p),
     "fit_together": (c_void_p, c_int64, c_int64),
-    "through_blocks": (
-        c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, CStrides, c_void_p, c_int64, c_int64, c_int64, c_int64,
-    ),
-}  # fmt: skip
+    "through_blocks": (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64),
+}
 
 
 @cache
@@ -176,10 +187,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float
         q = q.contiguous()
     from_token_to_token = q.stride(0) if n_new == 1 else q.stride(1)
     y = q.new_empty(n_rows, n_new, n_head, head_dim)
-    check_memory(functions().attention(
-        q.data_ptr(), from_token_to_token, q.stride(2), k.data_ptr(), v.data_ptr(), CStrides(*k.stride()[:3]), numbers(pads),
-        k.size(-2), n_rows, n_new, n_head, head_dim, scale, y.data_ptr(),
-    ))  # fmt: skip
+    own_pads = numbers(pads)
+    asked = CAttention(
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), from_token_to_token, q.stride(2),
+        CStrides(*k.stride()[:3]), ctypes.addressof(own_pads), n_rows, n_new, k.size(-2), n_head, head_dim, scale,
+    )  # fmt: skip
+    check_memory(functions().attention(ctypes.byref(asked)))
     return y.transpose(1, 2)
 
 
@@ -209,9 +222,10 @@ def through_blocks(
             f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
             f"and must be {shape} of torch.float32 on the CPU"
         )
-    layer_stride, value_offset, *strides, _ = slots.stride()
+    layer, value, *strides, _ = slots.stride()
+    own_pads = numbers(pads)
+    cache = CCache(slots.data_ptr(), layer, value, CStrides(*strides), ctypes.addressof(own_pads), length)
     check_memory(functions().through_blocks(
-        x.data_ptr(), blocks, len(blocks), slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), numbers(pads),
-        length, n_rows, n_new, n_last,
+        x.data_ptr(), blocks, len(blocks), ctypes.byref(cache), n_rows, n_new, n_last
     ))  # fmt: skip
     return x.view(-1)[: n_rows * n_last * width].view(n_rows, n_last, width)
