@@ -55,20 +55,24 @@ static void free_scratch(Scratch *scratch) {
 /* A layer for at most AT_ONCE rows, after a norm if there is one. */
 static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Epilogue then,
                           Scratch *s, float *y) {
+    if (norm) {
+        /* No thread waits for another: the loop that rounds gives each thread the same rows. */
+#pragma omp for schedule(static) nowait
+        for (int64_t r = 0; r < n_rows; r++) normalize(x + r * norm->n, norm, s->normed + r * norm->n);
+        x = s->normed;
+    }
     if (layer->kind == INT8) {
         Rounded rounded = s->rounded;
         rounded.wide = TO_64(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
-        round_shared(x, n_rows, norm, s->normed, layer, &rounded);
+        round_shared(x, n_rows, layer, &rounded);
         multiply_int8_shared(rounded, n_rows, layer, then, y);
         return;
     }
     if (norm) {
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < n_rows; r++)
-            normalize(x + r * norm->n, norm, s->normed + r * norm->n);
+#pragma omp barrier
     }
     float *widened = s->widened + omp_get_thread_num() * TOGETHER * layer->n_in;
-    multiply_plain_shared(norm ? s->normed : x, n_rows, layer, then, widened, y);
+    multiply_plain_shared(x, n_rows, layer, then, widened, y);
 }
 
 /* Both additions of a block to the residual stream x; y is what the heads give. */

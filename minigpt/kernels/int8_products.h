@@ -203,15 +203,9 @@ static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer,
 #pragma omp barrier
 }
 
-/* Rounds rows, after a norm if there is one, which goes through `normed`. */
-static void round_shared(const float *x, int64_t n_rows, const Norm *norm, float *normed, const Linear *layer,
-                         Rounded *rounded) {
-    const int64_t n = layer->n_in;
+static void round_shared(const float *x, int64_t n_rows, const Linear *layer, Rounded *rounded) {
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < n_rows; r++) {
-        const float *row = x + r * n;
-        if (norm) normalize(row, norm, normed + r * n), row = normed + r * n;
-        rounded->n_carries[r] =
-            round_row(row, layer, rounded->numbers + r * rounded->wide, list_of(*rounded, r), rounded->step + r);
-    }
+    for (int64_t r = 0; r < n_rows; r++)
+        rounded->n_carries[r] = round_row(x + r * layer->n_in, layer, rounded->numbers + r * rounded->wide,
+                                          list_of(*rounded, r), rounded->step + r);
 }
