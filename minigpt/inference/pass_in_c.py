@@ -62,8 +62,8 @@ class BlocksInC:
         self._tensors, self._others = tensors, others
         self._addresses = addresses_of(tensors)
         # The memory stays as it is: another thread may replace a weight while they run, and no new one comes to lie there.
-        self._kept: list[object] = [t.detach() for t in tensors if t is not None]
-        self.structs = (CBlock * len(blocks))(*(c_block(block._modules, self._kept) for block in blocks))
+        self._kept = [t.detach() for t in tensors if t is not None]
+        self.structs = (CBlock * len(blocks))(*(c_block(block._modules) for block in blocks))
 
     def are_made_of(self, tensors: list[Tensor | None], others: list[object]) -> bool:
         return (
@@ -78,43 +78,40 @@ def addresses_of(tensors: list[Tensor | None]) -> list[int]:
     return [t.data_ptr() for t in tensors if t is not None]
 
 
-def c_block(block: dict[str, Any], kept: list[object]) -> CBlock:
-    """A block as the functions in C take it: addresses. `kept` gets what has to stay there while they run."""
+def c_block(block: dict[str, Any]) -> CBlock:
     attn, mlp = block["attn"]._modules, block["mlp"]._modules
     return CBlock(
-        c_norm(block["attn_norm"], kept),
-        c_norm(block["mlp_norm"], kept),
-        c_linear(attn["qkv"], kept),
-        c_linear(attn["out"], kept),
-        c_linear(mlp["up"], kept),
-        c_linear(mlp["down"], kept),
+        c_norm(block["attn_norm"]),
+        c_norm(block["mlp_norm"]),
+        c_linear(attn["qkv"]),
+        c_linear(attn["out"]),
+        c_linear(mlp["up"]),
+        c_linear(mlp["down"]),
         block["attn"].n_head,
         attn["sdpa"].scale,
     )
 
 
-# Where the functions cannot read the tensors of a module, a struct is empty: no other fits it.
+# Where the functions cannot read the tensors of a module where they are, a struct is empty: no other fits it.
 
 
-def c_norm(module: Any, kept: list[object]) -> CNorm:
+def c_norm(module: Any) -> CNorm:
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if not module.can_read_from(weight, bias):
         return CNorm()
-    kept += weight, bias
     return c_functions.norm_of(weight, bias, module.eps)
 
 
-def c_linear(module: Any, kept: list[object]) -> CLinear:
+def c_linear(module: Any) -> CLinear:
     if type(module) is not Linear:
-        layer: CLinear = module.layer() if "bias" in module._buffers else CLinear()
-        kept.append(layer)
+        layer: CLinear = module.layer() if all(map(can_be_read, module._buffers.values())) else CLinear()
         return layer
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None or bias is None or not (is_in_memory(weight) and is_in_memory(bias)):
+    if weight is None or bias is None or not (lies_outputs_first(weight) and is_in_memory(weight)):
         return CLinear()
-    n_in, n_out = weight.shape
-    if not (lies_outputs_first(weight) and bias.shape == (n_out,) and bias.is_contiguous()):
-        return CLinear()
-    kept += weight, bias
-    # Not by `plain_layer`, which asks the same of a transposed view: this is done for each layer of each token.
-    return CLinear(weight.data_ptr(), bias.data_ptr(), n_in, n_out, c_functions.FLOAT32)
+    fits = bias.shape == (weight.size(1),) and can_be_read(bias)
+    return c_functions.plain_layer(weight.t(), bias) if fits else CLinear()
+
+
+def can_be_read(vector: Tensor | None) -> bool:
+    return vector is not None and is_in_memory(vector) and vector.is_contiguous()
