@@ -197,7 +197,8 @@ class GPT2(nn.Module):
         Shapes: (B, T)  ->  (B, T, D)
 
         Raises:
-            ValueError: the tokens do not fit the model's context length, the cache's room, or its rows.
+            ValueError: the tokens are no integer ids of shape (rows, tokens), or do not fit the vocabulary (which is
+                checked on a CPU only), the context length, or the cache's room and rows.
         """
         x = self._read(tokens, cache)
         cache.advance(tokens.size(1))

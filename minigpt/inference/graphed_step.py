@@ -178,9 +178,8 @@ def by_modules(
     cache.slots[..., cache.length :, :] = 0  # a masked value is multiplied by zero, which must not be NaN
     slots = torch.arange(cache.n_max, device=model.device)
     layers = [StaticLayer(of_layer, place) for of_layer in cache.slots]
-    # of attention's scores
     upcast = model.config.reorder_and_upcast_attn
-    dtype = torch.float32 if upcast else model.position_embedding.weight.dtype
+    dtype = torch.float32 if upcast else model.position_embedding.weight.dtype  # of attention's scores
 
     def compute() -> Tensor:
         seen = (slots <= place) & (slots >= pad[:, None]) | (slots == place)  # (B, N)

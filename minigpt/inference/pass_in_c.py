@@ -18,9 +18,10 @@ from minigpt.modules_in_c import LayerNorm
 
 
 def through_blocks(blocks: Any, x: Tensor, cache: KVCache, n_last: int) -> Tensor | None:
-    """What leaves the last block, where each row's padding hides itself: (B, T, D)  ->  (B, n_last, D).
+    """What leaves the last block for each row's `n_last` last tokens: (B, T, D)  ->  (B, n_last, D).
 
-    None if they cannot read x or a layer, or the layers do not fit together: torch's operations can, or say why not.
+    Padding is left out by the cache's counts of it. None if the functions cannot read x or a layer, or the widths of the
+    layers do not fit together: torch's operations compute that, or say what is wrong.
     """
     if not c_functions.can_read(x):
         return None
@@ -35,7 +36,7 @@ def through_blocks(blocks: Any, x: Tensor, cache: KVCache, n_last: int) -> Tenso
 
 
 def made_of(blocks: Any) -> tuple[list[Tensor | None], list[object]]:
-    """What plain blocks are made of: parameters and buffers; and matrices and numbers, of which two are alike if they are one."""
+    """What plain blocks are made of: their parameters and buffers; and their matrices and numbers."""
     tensors: list[Tensor | None] = []
     others: list[object] = []
     for block in blocks:
@@ -53,15 +54,15 @@ def made_of(blocks: Any) -> tuple[list[Tensor | None], list[object]]:
 
 
 class BlocksInC:
-    """Blocks as the functions take them: addresses, which are good for as long as the blocks are made of the same.
+    """Blocks as the functions take them: addresses, which are right for as long as the blocks are made of the same.
 
-    To find that out takes the bundled model 25 µs a token; to make them, 80 with 8-bit weights and 150 with float32.
+    Finding that out takes 25 µs a token with the bundled model; making them takes 80 with 8-bit weights, 150 with float32.
     """
 
     def __init__(self, blocks: Any, tensors: list[Tensor | None], others: list[object]) -> None:
         self._tensors, self._others = tensors, others
         self._addresses = addresses_of(tensors)
-        # The memory stays as it is: another thread may replace a weight while they run, and no new one comes to lie there.
+        # Holds the memory: another thread may replace a weight while they run, and no other tensor is given its address.
         self._kept = [t.detach() for t in tensors if t is not None]
         self.structs = (CBlock * len(blocks))(*(c_block(block._modules) for block in blocks))
 

@@ -6,9 +6,9 @@
 
 #include "vectors.h"
 
-#define QUERIES 8 /* that look at the same keys together, of which */
-#define TILE 4    /* share what is read from the caches, with as many keys */
-#define BLOCK 64  /* keys, which fit into the smallest cache with their values */
+#define QUERIES 8 /* look at the same keys together */
+#define TILE 4    /* queries share what is read of as many keys */
+#define BLOCK 64  /* keys fit into the smallest of the processor's caches with their values */
 
 typedef struct { /* numbers between one key and the next by row, head and slot */
     int64_t row, head, slot;

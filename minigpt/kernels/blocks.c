@@ -126,27 +126,43 @@ int fit_together(const Block *blocks, int64_t n_layer, int64_t width) {
     return 1;
 }
 
+typedef struct {
+    float *slots;         /* of keys and values */
+    int64_t layer_stride; /* numbers between one layer's keys and the next one's */
+    int64_t value_offset; /* numbers between a layer's keys and its values */
+    Strides strides;
+    const int64_t *pad; /* of each row */
+    int64_t length;     /* slots that are in use */
+} Cache;
+
+/* New keys and values, which follow their queries, go to the slots of one layer that come next.
+
+   No thread waits for another: with one token in each row, the one that writes a head's key is the one that reads it. */
+static void store_new_shared(const Attention *of, const Cache *cache, float *k, float *v) {
+    const int64_t width = of->n_head * of->head_dim, size = of->head_dim * sizeof(float);
+#pragma omp for schedule(static, 1) nowait
+    for (int64_t i = 0; i < of->n_rows * of->n_new * of->n_head; i++) {
+        const int64_t token = i / of->n_head, head = i % of->n_head;
+        const int64_t row = token / of->n_new, slot = cache->length + token % of->n_new;
+        const int64_t to = row * of->strides.row + head * of->strides.head + slot * of->strides.slot;
+        const float *own = of->q + token * of->q_token + head * of->q_head;
+        memcpy(k + to, own + width, size);
+        memcpy(v + to, own + 2 * width, size);
+    }
+}
+
 /* Moves each row's last `n_last` tokens of `n` to the front, so that the rows lie one after the other again. */
 static void keep_last(float *x, int64_t n_rows, int64_t n, int64_t n_last, int64_t width) {
     for (int64_t row = 0; row < n_rows; row++)
         memmove(x + row * n_last * width, x + (row * n + n - n_last) * width, n_last * width * sizeof(float));
 }
 
-typedef struct {
-    float *slots;            /* of keys and values: those of layer l begin `l * layer` numbers on, */
-    int64_t layer, value;    /* its values `value` numbers after its keys */
-    Strides strides;
-    const int64_t *pad;      /* of each row */
-    int64_t length;          /* slots that are in use */
-} Cache;
-
 /* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width), and then begins with
    (n_rows, n_last, width), the last of each row. */
 int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *cache, int64_t n_rows, int64_t n_new,
                    int64_t n_last) {
-    const int64_t width = blocks->out.n_in, n_head = blocks->n_head, head_dim = width / n_head;
+    const int64_t width = blocks->out.n_in, n_head = blocks->n_head;
     const int64_t n_tokens = n_rows * n_new, n_seen = cache->length + n_new;
-    const Strides step = cache->strides;
     int64_t hidden = 0;
     for (int64_t layer = 0; layer < n_layer; layer++)
         if (blocks[layer].down.n_in > hidden) hidden = blocks[layer].down.n_in;
@@ -157,34 +173,26 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
 #pragma omp parallel if (is_room)
     for (int64_t layer = 0; layer < (is_room ? n_layer : 0); layer++) {
         const Block *block = blocks + layer;
-        float *k = cache->slots + layer * cache->layer, *v = k + cache->value;
-        for (int64_t r = 0; r < n_tokens; r += AT_ONCE)
-            linear_shared(x + r * width, smaller(n_tokens - r, AT_ONCE), &block->attn_norm, &block->qkv, STORE, scratch,
-                          qkv + r * 3 * width);
-        /* With one token each, the thread that writes a head's key is the one that looks at it: no other waits for it. */
-#pragma omp for schedule(static, 1) nowait
-        for (int64_t i = 0; i < n_tokens * n_head; i++) {
-            const int64_t token = i / n_head, head = i % n_head, slot = cache->length + token % n_new;
-            const int64_t offset = token / n_new * step.row + head * step.head + slot * step.slot;
-            const float *own = qkv + token * 3 * width + head * head_dim;
-            memcpy(k + offset, own + width, head_dim * sizeof(float));
-            memcpy(v + offset, own + 2 * width, head_dim * sizeof(float));
-        }
+        for (int64_t t = 0; t < n_tokens; t += AT_ONCE)
+            linear_shared(x + t * width, smaller(n_tokens - t, AT_ONCE), &block->attn_norm, &block->qkv, STORE, scratch,
+                          qkv + t * 3 * width);
+        float *k = cache->slots + layer * cache->layer_stride, *v = k + cache->value_offset;
+        Attention heads = {.q = qkv, .k = k, .v = v, .y = mixed, .q_token = 3 * width, .q_head = width / n_head,
+                           .strides = cache->strides, .pad = cache->pad, .n_rows = n_rows, .n_new = n_new,
+                           .n_seen = n_seen, .n_head = n_head, .head_dim = width / n_head, .scale = block->scale};
+        store_new_shared(&heads, cache, k, v);
         if (n_new > 1) {
 #pragma omp barrier
         }
-        /* After the last layer's keys and values, only the tokens go on whose results are wanted. */
-        const int64_t n_on = layer == n_layer - 1 ? n_last : n_new, n_tokens_on = n_rows * n_on;
-        if (n_on < n_new) {
+        if (layer == n_layer - 1 && n_last < n_new) { /* of other tokens only keys and values are wanted there */
 #pragma omp single
-            keep_last(x, n_rows, n_new, n_on, width), keep_last(qkv, n_rows, n_new, n_on, 3 * width);
+            keep_last(x, n_rows, n_new, n_last, width), keep_last(qkv, n_rows, n_new, n_last, 3 * width);
+            heads.n_new = n_last;
         }
-        const Attention heads = {.q = qkv, .k = k, .v = v, .y = mixed, .q_token = 3 * width, .q_head = head_dim,
-                                 .strides = step, .pad = cache->pad, .n_rows = n_rows, .n_new = n_on, .n_seen = n_seen,
-                                 .n_head = n_head, .head_dim = head_dim, .scale = block->scale};
         attend_shared(&heads, weights);
-        for (int64_t r = 0; r < n_tokens_on; r += AT_ONCE)
-            add_branches_shared(x + r * width, mixed + r * width, smaller(n_tokens_on - r, AT_ONCE), block, scratch);
+        const int64_t n_left = n_rows * heads.n_new;
+        for (int64_t t = 0; t < n_left; t += AT_ONCE)
+            add_branches_shared(x + t * width, mixed + t * width, smaller(n_left - t, AT_ONCE), block, scratch);
     }
     free_scratch(scratch);
     free(qkv), free(mixed), free(weights);

@@ -67,8 +67,8 @@ class CAttention(ctypes.Structure):
 
 class CCache(ctypes.Structure):
     _fields_ = (
-        ("slots", c_void_p), ("layer", c_int64), ("value", c_int64), ("strides", CStrides), ("pad", c_void_p),
-        ("length", c_int64),
+        ("slots", c_void_p), ("layer_stride", c_int64), ("value_offset", c_int64), ("strides", CStrides),
+        ("pad", c_void_p), ("length", c_int64),
     )  # fmt: skip
 
 
@@ -86,9 +86,9 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
 def functions() -> Any:
     """The library of the functions; None where there is none."""
     library = c_code.library(SOURCE)
-    for name, types in ARGUMENTS.items() if library else ():
-        function = getattr(library, name)
-        function.argtypes = types
+    if library is not None:
+        for name, types in ARGUMENTS.items():
+            getattr(library, name).argtypes = types
     return library
 
 
@@ -222,9 +222,11 @@ def through_blocks(
             f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
             f"and must be {shape} of torch.float32 on the CPU"
         )
-    layer, value, *strides, _ = slots.stride()
+    layer_stride, value_offset, *strides, _ = slots.stride()
     own_pads = numbers(pads)
-    cache = CCache(slots.data_ptr(), layer, value, CStrides(*strides), ctypes.addressof(own_pads), length)
+    cache = CCache(
+        slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), ctypes.addressof(own_pads), length
+    )
     check_memory(functions().through_blocks(
         x.data_ptr(), blocks, len(blocks), ctypes.byref(cache), n_rows, n_new, n_last
     ))  # fmt: skip

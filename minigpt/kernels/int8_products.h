@@ -19,7 +19,7 @@ they are in a list. */
 #define TYPICAL 4
 #define WHOLE (1 << 24)
 #define TINY 1e-30f
-#define ZERO 128 /* where unsigned inputs have their zero */
+#define ZERO_POINT 128 /* where unsigned inputs have their zero */
 
 #define INPUTS 4      /* numbers of 8 bits in one of 32 */
 #define INT8_ROWS 8   /* of a tile, at most */
@@ -43,7 +43,7 @@ INLINE Carry *list_of(Rounded x, int64_t row) { return x.carries + row * (x.wide
 INLINE __m512 to_whole(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
 
 INLINE __m128i to_bytes(__m512 steps) { /* from -127 to 127, as unsigned */
-    return _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_add_ps(steps, _mm512_set1_ps(ZERO))));
+    return _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_add_ps(steps, _mm512_set1_ps(ZERO_POINT))));
 }
 
 /* 16 inputs, evened out. */
@@ -130,7 +130,7 @@ INLINE void multiply_carried(int n_rows, const int n_blocks, Rounded x, const in
             UNROLLED for (int b = 0; b < n_blocks; b++) {
                 const __m512i weights = _mm512_loadu_si512(weight + (b * x.wide / INPUTS + one->group) * LANES * INPUTS);
                 sums[b] = _mm512_dpbusd_epi32(sums[b], _mm512_set1_epi32(one->four), weights);
-                shifts[b] = _mm512_dpbusd_epi32(shifts[b], _mm512_set1_epi8((char)ZERO), weights);
+                shifts[b] = _mm512_dpbusd_epi32(shifts[b], _mm512_set1_epi8((char)ZERO_POINT), weights);
             }
         UNROLLED for (int b = 0; b < n_blocks; b++) tile->carried[r][b] = _mm512_sub_epi32(sums[b], shifts[b]);
     }
@@ -165,24 +165,24 @@ INLINE void int8_tile(const int n_rows, const int n_blocks, Rounded x, const Lin
     finish_all(&tile, n_rows, n_blocks, x, layer, block, then, y);
 }
 
-#define INT8_TILES(n_rows, n_blocks)                                                               \
-    do {                                                                                      \
-        int64_t b = from;                                                                     \
-        for (; b + n_blocks <= to; b += n_blocks) int8_tile(n_rows, n_blocks, x, layer, b, then, y); \
-        for (; b < to; b++) int8_tile(n_rows, 1, x, layer, b, then, y);                            \
-    } while (0)
+/* The blocks [from, to) of outputs: as many together as a tile holds, then one by one. */
+INLINE void int8_tiles(const int n_rows, const int n_blocks, Rounded x, const Linear *layer, int64_t from, int64_t to,
+                       Epilogue then, float *y) {
+    for (; from + n_blocks <= to; from += n_blocks) int8_tile(n_rows, n_blocks, x, layer, from, then, y);
+    for (; from < to; from++) int8_tile(n_rows, 1, x, layer, from, then, y);
+}
 
 /* All of the blocks [from, to) of outputs for up to INT8_ROWS rows of numbers. */
 static void int8_few_rows(int64_t n, Rounded x, const Linear *layer, int64_t from, int64_t to, Epilogue then, float *y) {
     switch (n) {
-        case 1: INT8_TILES(1, 8); break;
-        case 2: INT8_TILES(2, 6); break;
-        case 3: INT8_TILES(3, 4); break;
-        case 4: INT8_TILES(4, 4); break;
-        case 5: INT8_TILES(5, WIDE_BLOCKS); break;
-        case 6: INT8_TILES(6, WIDE_BLOCKS); break;
-        case 7: INT8_TILES(7, WIDE_BLOCKS); break;
-        case 8: INT8_TILES(8, WIDE_BLOCKS); break;
+        case 1: int8_tiles(1, 8, x, layer, from, to, then, y); break;
+        case 2: int8_tiles(2, 6, x, layer, from, to, then, y); break;
+        case 3: int8_tiles(3, 4, x, layer, from, to, then, y); break;
+        case 4: int8_tiles(4, 4, x, layer, from, to, then, y); break;
+        case 5: int8_tiles(5, WIDE_BLOCKS, x, layer, from, to, then, y); break;
+        case 6: int8_tiles(6, WIDE_BLOCKS, x, layer, from, to, then, y); break;
+        case 7: int8_tiles(7, WIDE_BLOCKS, x, layer, from, to, then, y); break;
+        case 8: int8_tiles(8, WIDE_BLOCKS, x, layer, from, to, then, y); break;
     }
 }
 

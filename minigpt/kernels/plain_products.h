@@ -8,9 +8,9 @@ are multiplied. The sum of each output is added up in one order, whatever rows a
 
 #include "layers.h"
 
-#define PLAIN_ROWS 8     /* of a tile, and */
-#define PLAIN_OUTPUTS 12 /* at most: with 24 sums there are registers left for inputs and weights */
-#define SUMS (2 * LANES) /* for which there is room */
+#define PLAIN_ROWS 8     /* of a tile, at most */
+#define PLAIN_OUTPUTS 12 /* of a tile, at most; with 24 sums there are registers left for inputs and weights */
+#define SUMS (2 * LANES) /* of a tile, for which there is room */
 #define TOGETHER 24      /* outputs whose weights stay in the processor's caches, while many rows are multiplied by them */
 
 INLINE const void *weight_at(const Linear *layer, const Kind kind, int64_t out, int64_t i) {
@@ -41,10 +41,11 @@ INLINE void add_products(__m512 sums[SUMS], const Kind kind, const int n_rows, c
 COMPILED_ONCE void finish_sums(__m512 sums[SUMS], const Kind kind, int n_rows, int n_outputs, const float *x,
                                const Linear *layer, int64_t out, Epilogue then, float *y) {
     const int64_t n_in = layer->n_in, whole = n_in / LANES * LANES;
-    for (int r = 0; whole < n_in && r < n_rows; r++)
-        for (int o = 0; o < n_outputs; o++)
-            add_products(sums + r * n_outputs + o, kind, 1, 1, 0, x + r * n_in, layer, out + o, whole,
-                         lanes_left(n_in - whole));
+    if (whole < n_in)
+        for (int r = 0; r < n_rows; r++)
+            for (int o = 0; o < n_outputs; o++)
+                add_products(sums + r * n_outputs + o, kind, 1, 1, 0, x + r * n_in, layer, out + o, whole,
+                             lanes_left(n_in - whole));
     float found[SUMS + LANES];
     for (int i = 0; i < n_rows * n_outputs; i += LANES) _mm512_storeu_ps(found + i, sums_of(sums + i));
     const __mmask16 there = lanes_left(n_outputs);
@@ -137,10 +138,11 @@ static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *
                 plain_many_rows(x, n_rows, layer, from, to, then, y);
         }
     /* Not in the tiles: of 16 numbers at once, they have at most 12. */
-    for (int64_t r = 0; then == GELU && r < n_rows; r++)
-        for (int64_t out = begin; out < end; out += LANES) {
-            float *some = y + r * layer->n_out + out;
-            gelu_of_some(some, end - out, some);
-        }
+    if (then == GELU)
+        for (int64_t r = 0; r < n_rows; r++)
+            for (int64_t out = begin; out < end; out += LANES) {
+                float *some = y + r * layer->n_out + out;
+                gelu_of_some(some, end - out, some);
+            }
 #pragma omp barrier
 }

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 32 << 20  # bytes of memory that weights share: about a layer of gpt2
-KEPT = 256 << 20  # bytes of memory for keys and values, at most, that stay where nobody needs them
+SMALLEST = 32 << 20  # bytes: less memory glibc keeps and hands out again by itself
+MAX_SPARE = 256 << 20  # bytes of memory, at most, that a pool keeps while no cache needs it
 ALIGNMENT = 64  # bytes: a line of the cache, and what vector instructions like
 
 
@@ -59,10 +60,10 @@ class MemoryPool:
         return MemoryPool, ()
 
     def reserve(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor with any numbers in it; what torch reserves if it is small, for glibc keeps such memory itself."""
+        """A tensor with any numbers in it."""
         count = math.prod(shape)
         n_bytes = count * dtype.itemsize
-        if n_bytes < CHUNK or not has_huge_pages(device):
+        if n_bytes < SMALLEST or not has_huge_pages(device):
             return torch.empty(shape, dtype=dtype, device=device)
         try:
             pages = self._spare.pop()  # of two threads, one gets it
@@ -76,7 +77,7 @@ class MemoryPool:
         return torch.frombuffer(lent, dtype=dtype, count=count).view(shape)
 
     def _take_back(self, pages: mmap.mmap) -> None:
-        if len(pages) <= KEPT:
+        if len(pages) <= MAX_SPARE:
             self._spare.append(pages)
 
 

@@ -77,8 +77,6 @@ class MatrixInC(PlainMatrix):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight.contiguous())
-        self._layer = c_functions.plain_layer(self.weight, None)
-        self._bias: Tensor | None = None
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         if c_functions.may_run() and c_functions.is_itself(rows):
@@ -86,10 +84,8 @@ class MatrixInC(PlainMatrix):
         return super().affine(rows, bias)
 
     def layer(self, bias: Tensor | None) -> CLinear:
-        """The layer as the functions take it: made anew only if its bias is another than the last time."""
-        if self._bias is not bias or self._layer.bias != (None if bias is None else bias.data_ptr()):
-            self._bias, self._layer = bias, c_functions.plain_layer(self.weight, bias)
-        return self._layer
+        """The layer as the functions take it."""
+        return c_functions.plain_layer(self.weight, bias)
 
 
 def affine(rows: Tensor, packed: Packed, bias: Tensor) -> Tensor:

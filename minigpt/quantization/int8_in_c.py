@@ -11,7 +11,8 @@ from minigpt.kernels.c_functions import CLinear, as_numbers
 from minigpt.quantization.huge_pages import give_back_freed_memory
 
 OUTPUTS, INPUTS = 16, 4  # of a weight, that lie together: LANES and INPUTS in C
-WIDE = 64  # inputs: of a row there is always a multiple
+PADDED_TO = 64  # inputs: a row has a multiple of so many, TO_64 in C
+ZERO_POINT = 128  # added to each input, so that none is negative: the same in C
 
 
 class MatrixInC:
@@ -19,13 +20,11 @@ class MatrixInC:
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.shape, self.scale = weight.shape, scale.contiguous()
-        self._shift = (128 * weight.sum(1, dtype=torch.int32)).contiguous()
+        self._shift = (ZERO_POINT * weight.sum(1, dtype=torch.int32)).contiguous()
         n_out, n_in = weight.shape
-        whole = F.pad(weight, (0, -n_in % WIDE, 0, -n_out % OUTPUTS))
+        whole = F.pad(weight, (0, -n_in % PADDED_TO, 0, -n_out % OUTPUTS))
         blocks = whole.view(len(whole) // OUTPUTS, OUTPUTS, -1, INPUTS)
         self._blocks = blocks.transpose(1, 2).contiguous()  # (out / 16, in / 4, 16, 4)
-        self._layer = CLinear()
-        self._layer.kept = (None, None)
         give_back_freed_memory()
 
     def affine(self, rows: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -33,23 +32,14 @@ class MatrixInC:
         return c_functions.linear(rows, self.layer(input_scale, bias))
 
     def layer(self, input_scale: Tensor, bias: Tensor | None) -> CLinear:
-        """The layer as the functions take it: made anew only if its tensors are others than the last time."""
-        known = self._layer
-        if (
-            known.kept[0] is input_scale
-            and known.kept[1] is bias
-            and known.input_scale == input_scale.data_ptr()
-            and known.bias == (None if bias is None else bias.data_ptr())
-        ):
-            return known
+        """The layer as the functions take it."""
         n_out, n_in = self.shape
         scales, biases = as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out)
         layer = CLinear(
             self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, c_functions.INT8,
             self._shift.data_ptr(), self.scale.data_ptr(), scales.data_ptr(),
         )  # fmt: skip
-        layer.kept = (input_scale, bias, scales, biases, self._blocks, self._shift, self.scale)
-        self._layer = layer
+        layer.kept = (scales, biases, self._blocks, self._shift, self.scale)
         return layer
 
     @property

@@ -92,13 +92,13 @@ def test_keys_and_values_are_the_same_in_memory_of_their_own(monkeypatch: pytest
         return [*seen, model.next_logits(tokens[:, 5:], cache)]
 
     usual = passes()
-    monkeypatch.setattr(room, "CHUNK", 1000)
+    monkeypatch.setattr(room, "SMALLEST", 1000)
     assert all(map(torch.equal, passes(), usual))
 
 
 @needs_linux
 def test_the_memory_of_a_cache_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CHUNK", 1000)
+    monkeypatch.setattr(room, "SMALLEST", 1000)
     pool = MemoryPool()
 
     def reserved(n: int) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_the_memory_of_a_cache_is_used_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_of_one_model_one_piece_of_memory_is_kept_and_none_that_is_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "KEPT", 48 << 20)
+    monkeypatch.setattr(room, "MAX_SPARE", 48 << 20)
     before, pool = mapped(), MemoryPool()
     tensors = [pool.reserve((n << 20,), torch.int8, CPU) for n in (48, 44, 40, 49, 300)]
     assert mapped() - before > 470 << 20
@@ -142,7 +142,7 @@ def test_of_one_model_one_piece_of_memory_is_kept_and_none_that_is_large(
 @needs_linux
 @torch.no_grad()
 def test_a_model_gives_the_same_in_memory_that_was_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CHUNK", 1000)
+    monkeypatch.setattr(room, "SMALLEST", 1000)
     torch.manual_seed(0)
     model = GPT2(SMALL).eval()
     long, short = torch.randint(SMALL.vocab_size, (2, 30)), torch.randint(SMALL.vocab_size, (2, 9))
