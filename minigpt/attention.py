@@ -128,10 +128,10 @@ class Float32ScaledDotProductAttention(ScaledDotProductAttention):
 
 
 class RowByRowAttention(ScaledDotProductAttention):
-    """The same for each row by itself, its padding cut off: so that what a row gives alone it gives to the bit.
+    """The same for each row by itself, without its padding, so that it gives the same bits in any batch.
 
-    A kernel adds up in another order where a row begins later, and in float32 no more than a last bit differs. Weights
-    that round what they are multiplied by can make a whole step of it.
+    With padding before it, a kernel adds up in another order. In float32 that changes no more than a last bit, but layers
+    that round their inputs can make a whole quantization step of it.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

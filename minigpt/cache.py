@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigpt.config import GPT2Config
 from minigpt.json_files import counted
-from minigpt.kernels.room import MemoryPool
+from minigpt.kernels.memory import MemoryPool
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · H heads · K head dimension
 
@@ -37,8 +37,8 @@ class KVCache:
     (3, torch.Size([1, 2, 3, 4]))
     """
 
-    # Of each two rows, how many of the first slots are known to hold the same: those from before they forked.
-    _alike: numpy.ndarray  # (rows, rows)
+    # [i, j]: how many of the first slots are known to hold the same in rows i and j: those from before they forked.
+    _n_shared: numpy.ndarray  # (rows, rows)
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class KVCache:
         self._pool = pool or MemoryPool()
         # Not `like.new_empty`: `like` may be sharded, which this is not.
         self._store(self._pool.reserve(shape, like.dtype, like.device))
-        self._pad_rows(pad)
+        self._set_pad(pad)
         self._forget_forks()
 
     @property
@@ -90,7 +90,7 @@ class KVCache:
 
     @property
     def layers(self) -> list[LayerCache]:
-        """Each layer's share. Made anew, for one that the cache held would hold the cache, and its memory, in turn."""
+        """Each layer's share. Made anew each time: kept, they and the cache would hold each other, and the memory."""
         return [LayerCache(self, self._slots[layer]) for layer in range(len(self._slots))]
 
     def pads(self) -> list[int]:
@@ -112,7 +112,7 @@ class KVCache:
             raise ValueError(f"cannot rewind to {length}: the cache holds {counted(self.length, 'tokens')}")
         if length < self.length:
             self.length = length
-            self._alike = self._alike.clip(max=length)
+            self._n_shared = self._n_shared.clip(max=length)
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of old row `rows[i]`: a repeat forks a row, an omission drops it.
@@ -126,16 +126,16 @@ class KVCache:
             self._store(more)
         else:
             # Row by row: to index with lists of rows takes more than twice as long.
-            begins = {i: int(self._alike[i, row]) for i, row in enumerate(rows) if i != row}
+            begins = {i: int(self._n_shared[i, row]) for i, row in enumerate(rows) if i != row}
             new = {i: self._slots[:, :, rows[i], :, n : self.length].clone() for i, n in begins.items()}
             for i, begin in begins.items():
                 self._slots[:, :, i, :, begin : self.length] = new[i]
             if len(rows) < self.rows:
                 self._store(self._reserved[:, :, : len(rows)], self._begin)
         if self.pad is not None:
-            self._pad_rows(self.pad[list(rows)])
-        self._alike = self._alike[numpy.ix_(rows, rows)]
-        self._alike[numpy.equal.outer(rows, rows)] = self.length
+            self._set_pad(self.pad[list(rows)])
+        self._n_shared = self._n_shared[numpy.ix_(rows, rows)]
+        self._n_shared[numpy.equal.outer(rows, rows)] = self.length
 
     def align(self, pad: Sequence[int], length: int) -> None:
         """Row i's tokens move to begin at slot `pad[i]`; then all from slot `length` on are forgotten.
@@ -188,9 +188,9 @@ class KVCache:
         """
         longest, end = other.length - other.least_pad, self._begin + self.length
         if longest > end:
-            self._move(longest)
+            self._move_to_end_at(longest)
         elif longest > self.length:
-            self._view(end - longest)
+            self._begin_at(end - longest)
         pad = self.pads()
         for i, (row, start) in enumerate(zip(rows, other.pads(), strict=True)):
             pad[row] = self.length - (other.length - start)
@@ -202,9 +202,9 @@ class KVCache:
     def make_room(self) -> None:
         """Makes room for one token more, if there is padding in all rows: its slots are used again."""
         if self.least_pad:
-            self._view(self._begin + self.least_pad)
+            self._begin_at(self._begin + self.least_pad)
         if self.length == self.n_max:
-            self._move(self.length)
+            self._move_to_end_at(self.length)
 
     def grow(self, n_max: int) -> None:
         """Reserves room for `n_max` tokens in each row."""
@@ -217,21 +217,21 @@ class KVCache:
         """The memory that is reserved."""
         return self._reserved.nbytes
 
-    def _view(self, begin: int) -> None:
-        """Of all slots that are reserved, those from `begin` on are in use; what is new among them is padding."""
+    def _begin_at(self, begin: int) -> None:
+        """Makes `begin` the first slot in use; slots that this adds in front become padding."""
         added = self._begin - begin
         self._store(self._reserved, begin)
         self._slots[..., : max(0, added), :] = 0  # whatever was there might be NaN, which no mask hides
         self.length += added
         self._set_pads([pad + added for pad in self.pads()])
 
-    def _move(self, end: int) -> None:
-        """All slots in use move within what is reserved, so that `end` is the one to be written next."""
+    def _move_to_end_at(self, end: int) -> None:
+        """Moves the slots in use within what is reserved, so that `end` is the one to be written next."""
         begin = end - self.length
         tokens = self._slots[..., : self.length, :].clone()  # where they go may overlap
         self._reserved[..., begin:end, :] = tokens
         self._store(self._reserved, begin)
-        self._view(0)
+        self._begin_at(0)
 
     def _new_slots(self, shape: tuple[int, ...]) -> Tensor:
         return self._pool.reserve(shape, self._slots.dtype, self._slots.device)
@@ -243,13 +243,13 @@ class KVCache:
         self.n_max = self._slots.size(-2)
 
     def _set_pads(self, pads: Sequence[int]) -> None:
-        self._pad_rows(torch.tensor(pads) if any(pads) else None)
+        self._set_pad(torch.tensor(pads) if any(pads) else None)
         self._forget_forks()
 
     def _forget_forks(self) -> None:
-        self._alike = numpy.zeros((self.rows, self.rows), dtype=int)
+        self._n_shared = numpy.zeros((self.rows, self.rows), dtype=int)
 
-    def _pad_rows(self, pad: Tensor | None) -> None:
+    def _set_pad(self, pad: Tensor | None) -> None:
         self.pad = None if pad is None else pad.to(self._slots.device)
         # Kept as a number, so that asking for the longest row costs no wait for the device.
         self.least_pad = 0 if pad is None else int(pad.min())

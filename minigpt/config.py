@@ -202,7 +202,7 @@ class GPT2Config:
 
 
 def quantization_of(values: Mapping[str, Any]) -> str | None:
-    """Which kind of small weights a config.json of ours says that its model has, or None."""
+    """Which kind of quantized weights a config.json of ours says that its model has, or None."""
     entry = values.get("quantization_config")
     if not isinstance(entry, dict) or entry.get("quant_method") != OWN_METHOD:
         return None

@@ -1,8 +1,6 @@
-"""A linear layer in GPT-2's Conv1D layout (transposed weight), and what other kinds of weights must do."""
+"""A linear layer in GPT-2's Conv1D layout: its weight is transposed."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +31,3 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         n_in, n_out = self.weight.shape
         return f"in={n_in}, out={n_out}"
-
-
-class SmallMatrix(Protocol):
-    """A weight in fewer bits, in whatever form its kernel reads; see `minigpt.quantization`."""
-
-    shape: torch.Size  # of the weight: (out, in)
-
-    @property
-    def weight(self) -> Tensor:
-        """The plain tensor that a file keeps: (out, in)."""

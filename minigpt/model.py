@@ -24,7 +24,7 @@ from minigpt.errors import InvalidRequest
 from minigpt.inference import graphed_step, plain_pass
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product, products
-from minigpt.kernels.room import MemoryPool
+from minigpt.kernels.memory import MemoryPool
 from minigpt.linear import Linear
 
 # Shapes below:  B rows · T new tokens · S tokens in view (cached + new) · D n_embd · V vocab_size
@@ -114,7 +114,7 @@ class GPT2(nn.Module):
     torch.Size([1, 3, 100])
     """
 
-    quantization: str | None = None  # the kind of small weights that it has, if it has
+    quantization: str | None = None  # "int8" or "float16" if the weights are quantized
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -392,9 +392,7 @@ def _check_tensor(name: str, value: object) -> None:
 def _check_place(device: object, dtype: object) -> None:
     """Refuses what weights cannot be loaded to, before anything is fetched or read."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidRequest(
-            f"dtype must be one of torch's of floating-point numbers, as torch.float32, got {dtype!r}"
-        )
+        raise InvalidRequest(f"dtype must be a floating-point torch.dtype, as torch.float32, got {dtype!r}")
     try:
         torch.empty(0, device=device)  # type: ignore[call-overload]
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -22,7 +22,7 @@ from minigpt.kernels.c_functions import attention, can_read, is_in_memory
 # Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNormInC(nn.LayerNorm):
     """A layer norm by the function in C."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,14 +50,14 @@ class LayerNorm(nn.LayerNorm):
         )
 
     @classmethod
-    def like(cls, norm: nn.LayerNorm) -> LayerNorm:
+    def like(cls, norm: nn.LayerNorm) -> LayerNormInC:
         """The same with the same parameters."""
         new = cls(norm.weight.shape[0], eps=norm.eps, device="meta")
         new.weight, new.bias = norm.weight, norm.bias
         return new.train(norm.training)
 
 
-def tanh_gelu(x: Tensor) -> Tensor:
+def tanh_gelu_in_c(x: Tensor) -> Tensor:
     """GELU's tanh form by the function in C."""
     if not can_read(x):
         return F.gelu(x, approximate="tanh")
@@ -70,9 +70,9 @@ def tanh_gelu(x: Tensor) -> Tensor:
 def gelu_form(activation: Any) -> str | None:
     """Which form of GELU an activation function is, in the word of `F.gelu`; None for any other.
 
-    Of these `tanh_gelu` may replace "tanh".
+    Of these `tanh_gelu_in_c` may replace "tanh".
     """
-    if activation is tanh_gelu:
+    if activation is tanh_gelu_in_c:
         return "tanh"
     if activation is F.gelu:
         return "none"
@@ -81,7 +81,7 @@ def gelu_form(activation: Any) -> str | None:
     return None
 
 
-class Attention(ScaledDotProductAttention):
+class AttentionInC(ScaledDotProductAttention):
     """Attention by the function in C, each row by itself; by torch's kernel under a mask of somebody's own."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -103,13 +103,13 @@ class Attention(ScaledDotProductAttention):
         return pads_of(mask.expand(len(q), -1, -1, -1), n_new, n_seen) if mask.dim() == 4 else None
 
 
-class AttentionRowByRow(Attention, RowByRowAttention):
+class RowByRowAttentionInC(AttentionInC, RowByRowAttention):
     """The same, but where torch's kernel is called, it is called for each row by itself."""
 
 
-TORCHS_ATTENTION = (ScaledDotProductAttention, RowByRowAttention)
-ATTENTION_IN_C = (Attention, AttentionRowByRow)
-NORMS = (nn.LayerNorm, LayerNorm)
+TORCH_ATTENTION = (ScaledDotProductAttention, RowByRowAttention)
+ATTENTION_IN_C = (AttentionInC, RowByRowAttentionInC)
+NORMS = (nn.LayerNorm, LayerNormInC)
 
 
 def put_into_all(blocks: Iterable[Any]) -> None:
@@ -120,17 +120,17 @@ def put_into_all(blocks: Iterable[Any]) -> None:
             put_into(block)
 
 
-def put_into(block: Any, kind_of_attention: type[Attention] = Attention) -> bool:
+def put_into(block: Any, kind_of_attention: type[AttentionInC] = AttentionInC) -> bool:
     """The same for one block, if it is made of modules that can be replaced; returns whether it is."""
     sdpa = block.attn.sdpa
-    replaced = {sdpa: TORCHS_ATTENTION + ATTENTION_IN_C, block.attn_norm: NORMS, block.mlp_norm: NORMS}
+    replaced = {sdpa: TORCH_ATTENTION + ATTENTION_IN_C, block.attn_norm: NORMS, block.mlp_norm: NORMS}
     is_known = gelu_form(block.mlp.activation) == "tanh" and all(
         type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
         for module, kinds in replaced.items()
     )
     if is_known:
         block.attn.sdpa = kind_of_attention(sdpa.scale, sdpa.dropout).train(sdpa.training)
-        block.attn_norm = LayerNorm.like(block.attn_norm)
-        block.mlp_norm = LayerNorm.like(block.mlp_norm)
-        block.mlp.activation = tanh_gelu
+        block.attn_norm = LayerNormInC.like(block.attn_norm)
+        block.mlp_norm = LayerNormInC.like(block.mlp_norm)
+        block.mlp.activation = tanh_gelu_in_c
     return is_known

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minigpt.json_files import expect, field, parse, read_object, shown
-from minigpt.kernels import Room
+from minigpt.kernels import WeightMemory
 from minigpt.kernels.products import wants_outputs_first
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
@@ -123,7 +123,7 @@ class Checkpoint:
         """Puts every tensor into its place in a model that was built on "meta", one module after the other.
 
         Without a `dtype`: float32 on a CPU, the file's own elsewhere. What is not float32 in the model has its dtype
-        from there: the small weights of a quantized one.
+        from there: the quantized weights of a quantized one.
 
         Raises:
             ValueError: tensors are missing, or have other shapes; each is named.
@@ -135,7 +135,7 @@ class Checkpoint:
             del tensors[HEAD]
         self._check(tensors, state)
         own = torch.float32 if device.type == "cpu" else tensors[EMBEDDING].dtype
-        room = Room(device)
+        room = WeightMemory(device)
         for part, names in groupby(state, key=lambda name: name.rpartition(".")[0]):
             leaves = {
                 name.rpartition(".")[2]: tensors[name].read(_place(name, state[name], dtype or own, room))
@@ -164,12 +164,12 @@ class Checkpoint:
                 )
 
 
-def _place(name: str, like: Tensor, dtype: torch.dtype, room: Room) -> Tensor:
+def _place(name: str, like: Tensor, dtype: torch.dtype, room: WeightMemory) -> Tensor:
     """Where one of the model's tensors goes, in the order in which this machine multiplies it fastest."""
     shape = tuple(like.shape)
     is_linear = name.startswith("blocks.") and len(shape) == 2
     if like.dtype != torch.float32 or not (is_linear or name in (EMBEDDING, HEAD)):
-        kept = dtype if like.dtype == torch.float32 else like.dtype  # small weights keep their own
+        kept = dtype if like.dtype == torch.float32 else like.dtype  # quantized weights keep their own
         return torch.empty(shape, dtype=kept, device=room.device)
     if is_linear and wants_outputs_first(shape, dtype, room.device):
         return room.reserve(shape[::-1], dtype).t()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minigpt.cli.machine import cpu_name
-from minigpt.kernels import Room, c_functions
+from minigpt.kernels import WeightMemory, c_functions
 from minigpt.kernels.products import product_by
 
 SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768))  # in, out
@@ -37,7 +37,7 @@ WAYS = {  # how a weight lies, and the kernel
 
 def new_weights(outputs_first: bool) -> list[Tensor]:
     """Weights as (out, in), which lie in memory as they are, or the other way round."""
-    room = Room(torch.device("cpu"))
+    room = WeightMemory(torch.device("cpu"))
     shapes = [shape[::-1] if outputs_first else shape for shape in SHAPES * LAYERS]
     weights = [room.reserve(shape, torch.float32).normal_() for shape in shapes]
     return [weight if outputs_first else weight.t() for weight in weights]

@@ -12,7 +12,7 @@ from torch import Tensor
 from minigpt.attention import fused_attention, row_by_row
 from minigpt.kernels import products
 from minigpt.quantization import float16, int8
-from minigpt.quantization.small import Packed
+from minigpt.quantization.modules import Packed
 
 # Shapes below:  B rows · T new tokens · N slots of the cache · S tokens in view · D n_embd · H heads · K head dimension
 
@@ -28,9 +28,9 @@ class Norm(NamedTuple):
 class Layer(NamedTuple):
     """A linear layer: with a plain weight, or one that is packed."""
 
-    kind: str  # the kernel of `products.affine`; "float16" or "int8"
     bias: Tensor
     weight: Tensor | None = None  # (in, out)
+    kernel: str = "mkl"  # of `products.affine`, which multiplies by it
     packed: Optional[Packed] = None  # noqa: UP045  # it knows no `|`
     input_scale: Tensor | None = None  # of int8: (in,)
 
@@ -88,7 +88,8 @@ def add_branches_in_parts(x: Tensor, y: Tensor, block: BlockWeights, at_once: in
     four times as wide, stays in the processor's caches. A product of integers gives a row the same bits in any company;
     one of floating-point numbers may not, and MKL is faster with all rows at once.
     """
-    if block.mlp_up.kind != "int8" or len(x) <= at_once:
+    is_int8 = block.mlp_up.input_scale is not None
+    if not is_int8 or len(x) <= at_once:
         add_branches(x, y, block)
     else:
         for begin in range(0, len(x), at_once):
@@ -113,7 +114,7 @@ def linear(x: Tensor, layer: Layer) -> Tensor:
     """Shapes: (rows, in)  ->  (rows, out)."""
     weight, packed, input_scale = layer.weight, layer.packed, layer.input_scale
     if weight is not None:
-        return products.affine(layer.kind, x, weight, layer.bias)
+        return products.affine(layer.kernel, x, weight, layer.bias)
     assert packed is not None
     if input_scale is None:
         return float16.affine(x, packed, layer.bias)

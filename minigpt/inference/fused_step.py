@@ -166,7 +166,7 @@ def _can_begin_early(device: torch.device) -> bool:
 def _embedding(
     tokens, place, pad, token_embedding, position_embedding, x, vocab_size, n_embd, WIDTH: tl.constexpr
 ):
-    """One row; an id that is none becomes NaN, as which it reaches the logits."""
+    """One row. An id outside the vocabulary gives NaN, which reaches the logits."""
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
     token, position = tl.load(tokens + row), tl.maximum(tl.load(place) - tl.load(pad + row), 0)
     known = tl.minimum(tl.maximum(token, 0), vocab_size - 1)

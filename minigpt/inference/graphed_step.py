@@ -28,7 +28,7 @@ from minigpt.inference import plain_pass
 
 # Steps before the recording, which takes about as long as one. In them libraries reserve what they need, and kernels and
 # blocks are compiled.
-BEFORE = 1
+WARM_UP_STEPS = 1
 DEVICES = ("cuda",)  # whose kernels take longer to be launched than to run
 OURS = ("minigpt", "torch")  # packages whose modules do nothing but compute
 FUSED_ROWS = 3  # up to which `fused_step` is faster than cuBLAS, for all of GPT-2's sizes
@@ -95,7 +95,7 @@ class GraphedStep:
             self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=model.device)
             self._place = torch.zeros(1, dtype=torch.long, device=model.device)
             self._pad = torch.zeros(cache.rows, dtype=torch.long, device=model.device)
-        self._pad_there: Tensor | None = None  # what was copied to it; None: zeros
+        self._copied_pad: Tensor | None = None  # what was copied to it; None: zeros
         modules = list(model.modules())
         self._parts = [module.__dict__ for module in modules]
         functions = [part["activation"] for part in self._parts if "activation" in part]
@@ -143,15 +143,15 @@ class GraphedStep:
         """Puts this step's numbers where the computation reads them."""
         self._tokens.copy_(tokens)
         self._place.fill_(self._cache.length)
-        if self._pad_there is not self._cache.pad:
-            self._pad_there = self._cache.pad
-            self._pad.copy_(torch.zeros_like(self._pad) if self._pad_there is None else self._pad_there)
+        if self._copied_pad is not self._cache.pad:
+            self._copied_pad = self._cache.pad
+            self._pad.copy_(torch.zeros_like(self._pad) if self._copied_pad is None else self._copied_pad)
 
     def _compute_or_record(self) -> Tensor:
         device = self._tokens.device
         self._calls += 1
         with torch.cuda.device_of(self._tokens), kernels_for_any_length(device):  # type: ignore[no-untyped-call]
-            if device.type != "cuda" or self._calls <= BEFORE:
+            if device.type != "cuda" or self._calls <= WARM_UP_STEPS:
                 return self._compute()
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             # Other threads may compute meanwhile, but not record.

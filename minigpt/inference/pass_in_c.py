@@ -10,9 +10,9 @@ from torch import Tensor
 from minigpt.cache import KVCache
 from minigpt.kernels import c_functions
 from minigpt.kernels.c_functions import CBlock, CLinear, CNorm, is_in_memory
-from minigpt.kernels.products import lies_outputs_first
+from minigpt.kernels.products import is_output_major
 from minigpt.linear import Linear
-from minigpt.modules_in_c import LayerNorm
+from minigpt.modules_in_c import LayerNormInC
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
@@ -45,7 +45,7 @@ def made_of(blocks: Any) -> tuple[list[Tensor | None], list[object]]:
         attn_norm, mlp_norm = own["attn_norm"], own["mlp_norm"]
         others += own["attn"].n_head, attn["sdpa"].scale, attn_norm.eps, mlp_norm.eps
         for module in (attn_norm, mlp_norm, attn["qkv"], attn["out"], mlp["up"], mlp["down"]):
-            if type(module) in (Linear, LayerNorm):
+            if type(module) in (Linear, LayerNormInC):
                 tensors += module._parameters.values()
             else:
                 tensors += module._buffers.values()
@@ -108,7 +108,7 @@ def c_linear(module: Any) -> CLinear:
         layer: CLinear = module.layer() if all(map(can_be_read, module._buffers.values())) else CLinear()
         return layer
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None or bias is None or not (lies_outputs_first(weight) and is_in_memory(weight)):
+    if weight is None or bias is None or not (is_output_major(weight) and is_in_memory(weight)):
         return CLinear()
     fits = bias.shape == (weight.size(1),) and can_be_read(bias)
     return c_functions.plain_layer(weight.t(), bias) if fits else CLinear()

@@ -25,16 +25,12 @@ from minigpt.inference.block_functions import BlockWeights, Layer, Norm
 from minigpt.kernels import products
 from minigpt.kernels.c_functions import may_run
 from minigpt.linear import Linear
-from minigpt.modules_in_c import ATTENTION_IN_C, TORCHS_ATTENTION, gelu_form, tanh_gelu
+from minigpt.modules_in_c import ATTENTION_IN_C, TORCH_ATTENTION, gelu_form, tanh_gelu_in_c
 from minigpt.quantization import float16, int8
 
 # Shapes below:  B rows · T new tokens · D n_embd
 
-# Of each class of linear layers with packed weights, the kind in `block_functions`.
-PACKED_KINDS: dict[type[nn.Module], str] = {
-    float16.Float16Linear: "float16",
-    int8.Int8Linear: "int8",
-}
+QUANTIZED = (float16.Float16Linear, int8.Int8Linear)
 
 
 def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
@@ -90,7 +86,7 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
 def _tests_for(blocks: Iterable[Any]) -> Tests:
     """What all blocks must pass: the first one's norm tells whether they compute in C."""
     norm = next(iter(blocks))._modules.get("attn_norm")
-    if type(norm) is not modules_in_c.LayerNorm:
+    if type(norm) is not modules_in_c.LayerNormInC:
         return OF_TORCH
     return IN_C if norm.is_readable() and may_run() else ELSEWHERE
 
@@ -100,29 +96,29 @@ def _is_torchs_norm(module: Any) -> bool:
 
 
 def _is_norm_in_c(module: Any) -> bool:
-    return is_plain(module, modules_in_c.LayerNorm)
+    return is_plain(module, modules_in_c.LayerNormInC)
 
 
 def _is_norm_elsewhere(module: Any) -> bool:
-    return is_plain(module, modules_in_c.LayerNorm) and not (module.is_readable() and may_run())
+    return is_plain(module, modules_in_c.LayerNormInC) and not (module.is_readable() and may_run())
 
 
 def _is_plain_linear(module: Any) -> bool:
     kind = type(module)
-    if kind is not Linear and (kind not in PACKED_KINDS or not hasattr(module.matrix, "packed")):
+    if kind is not Linear and (kind not in QUANTIZED or not hasattr(module.matrix, "packed")):
         return False
     return is_plain(module, kind)
 
 
 def _is_linear_in_c(module: Any) -> bool:
     kind = type(module)
-    return (kind is Linear or (kind in PACKED_KINDS and hasattr(module.matrix, "layer"))) and is_plain(
+    return (kind is Linear or (kind in QUANTIZED and hasattr(module.matrix, "layer"))) and is_plain(
         module, kind
     )
 
 
-OF_TORCH = Tests(_is_torchs_norm, TORCHS_ATTENTION, gelu_form, _is_plain_linear)
-IN_C = Tests(_is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tanh_gelu, _is_linear_in_c)
+OF_TORCH = Tests(_is_torchs_norm, TORCH_ATTENTION, gelu_form, _is_plain_linear)
+IN_C = Tests(_is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tanh_gelu_in_c, _is_linear_in_c)
 # The modules that call functions in C, where they call torch's: on a GPU, or with weights of another dtype.
 ELSEWHERE = Tests(_is_norm_elsewhere, ATTENTION_IN_C, gelu_form, _is_plain_linear)
 
@@ -145,7 +141,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, 
         for block, past in zip(blocks, cache.layers, strict=True):
             x = block(x, past, mask)
         return x[:, -n_last:]
-    rows = x.size(0) * x.size(1) if products.is_to_choose(x) else None
+    rows = x.size(0) * x.size(1) if products.can_replace_torch(x) else None
     attn = blocks[0].attn
     pads = cache.pads() if mask is not None and isinstance(attn.sdpa, RowByRowAttention) else None
     args = (x, weights(blocks, rows), attn.n_head, cache.slots, cache.length, mask, pads)
@@ -183,8 +179,8 @@ def _layer(module: Any, rows: int | None) -> Layer:
     if type(module) is Linear:
         own: Any = module._parameters
         weight = own["weight"]
-        lies_well = products.lies_outputs_first(weight)
+        lies_well = products.is_output_major(weight)
         kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
-        return Layer(products.if_readable(kernel, weight, own["bias"]), own["bias"], weight)
+        return Layer(own["bias"], weight, products.or_mkl(kernel, weight, own["bias"]))
     own = module._buffers
-    return Layer(PACKED_KINDS[type(module)], own["bias"], None, module.matrix.packed, own.get("input_scale"))
+    return Layer(own["bias"], packed=module.matrix.packed, input_scale=own.get("input_scale"))

@@ -24,8 +24,8 @@ import torch
 
 from minigpt.atomic import all_or_none
 
-# No more than the instructions that `runs_here` asks for, so that a home folder on several machines does no harm. Nothing
-# that gives other bits than the code says: products and sums are not fused but where it says so.
+# Only instructions that `runs_here` asks for: several machines may share a home folder. And no contraction: to fuse a
+# product and a sum that the code keeps apart would change last bits.
 FLAGS = (
     "-O3", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma",

@@ -109,10 +109,10 @@ def can_read(*tensors: Tensor) -> bool:
 
 def is_in_memory(tensor: Tensor) -> bool:
     """Whether it is float32 numbers in the processor's memory."""
-    return tensor.dtype is torch.float32 and tensor.is_cpu and is_itself(tensor)
+    return tensor.dtype is torch.float32 and tensor.is_cpu and holds_its_values(tensor)
 
 
-def is_itself(tensor: Tensor) -> bool:
+def holds_its_values(tensor: Tensor) -> bool:
     """Whether its memory holds its numbers: it is of no other class, layout or sign, which torch keeps elsewhere."""
     return (
         type(tensor) in PLAIN

@@ -62,7 +62,7 @@ static int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
     return n;
 }
 
-/* One row, as `int8.to_steps`; how long its list is. */
+/* One row, as `int8.quantize_rows`; how long its list is. */
 static int32_t round_row(const float *x, const Linear *layer, uint8_t *numbers, Carry *list, float *step) {
     const int64_t n = layer->n_in;
     const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));

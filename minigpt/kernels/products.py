@@ -53,7 +53,7 @@ def _processor() -> str:
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-MKL_IS_FAST = "Intel" in _processor()
+IS_INTEL = "Intel" in _processor()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,23 +69,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
     """The kernel for x · weightᵀ + bias, by the name that `product_by` knows; "mkl" is torch's own choice."""
-    if not is_to_choose(x) or weight.dtype != torch.float32:
+    if not can_replace_torch(x) or weight.dtype != torch.float32:
         return "mkl"
     kernel = fastest_for(math.prod(x.shape[:-1]), weight.numel(), weight.is_contiguous())
-    return if_readable(kernel, x, weight, bias)
+    return or_mkl(kernel, x, weight, bias)
 
 
 def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
     """The same where other kernels give the same, by a weight's number of elements and how they lie in memory."""
     if outputs_first and not torch.compiler.is_compiling() and float32_in_c():
         return "in C"
-    if not MKL_IS_FAST:
+    if not IS_INTEL:
         return "in blocks, transposed" if outputs_first and rows <= FEW_ROWS_AMD else "onednn"
     in_blocks = size >= SMALL and outputs_first and FEW_ROWS_INTEL < rows < MANY_ROWS_INTEL
     return "in blocks" if in_blocks else "mkl"
 
 
-def if_readable(kernel: str, *tensors: Tensor | None) -> str:
+def or_mkl(kernel: str, *tensors: Tensor | None) -> str:
     """The kernel, or torch's own choice where it is our function in C and cannot read the tensors."""
     readable = kernel != "in C" or all(t is None or c_functions.is_in_memory(t) for t in tensors)
     return kernel if readable else "mkl"
@@ -93,10 +93,10 @@ def if_readable(kernel: str, *tensors: Tensor | None) -> str:
 
 def float32_in_c() -> bool:
     """Whether functions in C are to compute with weights of float32: on Intel's processors they were not measured yet."""
-    return not MKL_IS_FAST and c_functions.available()
+    return not IS_INTEL and c_functions.available()
 
 
-def is_to_choose(x: Tensor) -> bool:
+def can_replace_torch(x: Tensor) -> bool:
     """Whether other kernels than torch's own choice give the same here: they know neither gradients nor autocast."""
     if not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
@@ -169,7 +169,7 @@ def _with_rest(y: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return y if whole == len(weight) else torch.cat([y, F.linear(rows, weight[whole:])], dim=1)
 
 
-def lies_outputs_first(weight: Tensor) -> bool:
+def is_output_major(weight: Tensor) -> bool:
     """Whether each output's weights, of an (in, out) weight, lie together in memory, one output after the other."""
     return weight.stride() == (1, weight.size(0))
 
@@ -180,4 +180,4 @@ def wants_outputs_first(shape: tuple[int, ...], dtype: torch.dtype, device: torc
         return True  # `inference.fused_step` reads them so
     if not ONEDNN or device.type != "cpu" or dtype != torch.float32:
         return False
-    return not MKL_IS_FAST or shape[0] * shape[1] >= SMALL
+    return not IS_INTEL or shape[0] * shape[1] >= SMALL

@@ -16,12 +16,12 @@ from minigpt.attention import RowByRowAttention
 from minigpt.errors import InvalidRequest
 from minigpt.kernels import c_functions
 from minigpt.linear import Linear
-from minigpt.modules_in_c import AttentionRowByRow
+from minigpt.modules_in_c import RowByRowAttentionInC
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16
 from minigpt.quantization.huge_pages import in_huge_pages
 from minigpt.quantization.int8 import Int8
-from minigpt.quantization.small import Small, SmallTiedHead
+from minigpt.quantization.modules import QuantizedModule, QuantizedTiedHead
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
@@ -36,7 +36,7 @@ class Kind(Protocol):
 
     def linear(self, weight: Tensor, bias: Tensor, largest_input: Tensor) -> nn.Module: ...
     def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module: ...
-    def embedding(self, weight: Tensor, largest_input: Tensor) -> Small: ...
+    def embedding(self, weight: Tensor, largest_input: Tensor) -> QuantizedModule: ...
 
 
 KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
@@ -89,24 +89,27 @@ def quantize(model: GPT2, kind: str) -> None:
     else:
         inputs = dict.fromkeys([*layers, "head"], torch.empty(0))
     with in_huge_pages():
-        replace(model, KINDS[kind], inputs)
+        replace_modules(model, KINDS[kind], inputs)
     model.quantization = kind
 
 
 def prepare(model: GPT2, kind: str) -> None:
-    """Puts modules for small weights into a model on "meta", which is going to be loaded."""
+    """Puts modules for quantized weights into a model on "meta", which is going to be loaded."""
+    # Only shapes count there: a tensor with a number for each input stands for the largest inputs.
     inputs = {name: cast(Linear, model.get_submodule(name)).weight[:, 0] for name in layer_names(model)}
-    replace(model, KINDS[kind], {**inputs, "head": model.final_norm.weight})
+    replace_modules(model, KINDS[kind], {**inputs, "head": model.final_norm.weight})
 
 
-def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
-    """Puts a small module in the place of every large one; each old weight is let go of before the next."""
+def replace_modules(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
+    """Puts a quantized module in the place of each linear layer, embedding and head, one after the other, so that only
+    one weight is there twice.
+    """
     for name in layer_names(model):
         layer = cast(Linear, model.get_submodule(name))
         model.set_submodule(name, kind.linear(layer.weight.detach().t(), layer.bias.detach(), inputs[name]))
     embedding = kind.embedding(model.token_embedding.weight.detach(), inputs["head"])
     if model.config.tie_word_embeddings:
-        model.set_submodule("head", SmallTiedHead(embedding.multiply))
+        model.set_submodule("head", QuantizedTiedHead(embedding.multiply))
     else:
         own = cast(Tensor, model.head.weight).detach()
         model.set_submodule("head", kind.head(own, inputs["head"]))
@@ -121,7 +124,7 @@ def replace(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
 
 def compute_row_by_row(block: Any) -> None:
     """Puts into a block what gives each row the bits that it gives alone; in C, where all of the block can be."""
-    if not (c_functions.available() and modules_in_c.put_into(block, AttentionRowByRow)):
+    if not (c_functions.available() and modules_in_c.put_into(block, RowByRowAttentionInC)):
         sdpa = block.attn.sdpa
         block.attn.sdpa = RowByRowAttention(sdpa.scale, sdpa.dropout)
 

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from minigpt.kernels import c_functions
 from minigpt.kernels.c_functions import CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
+from minigpt.quantization.modules import (
+    Packed,
+    QuantizedEmbedding,
+    QuantizedHead,
+    QuantizedLinear,
+    QuantizedModule,
+    call_packed,
+)
 
 MOST = torch.finfo(torch.float16).max
 
@@ -79,7 +86,7 @@ class MatrixInC(PlainMatrix):
         super().__init__(weight.contiguous())
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        if c_functions.may_run() and c_functions.is_itself(rows):
+        if c_functions.may_run() and c_functions.holds_its_values(rows):
             return c_functions.linear(rows, self.layer(bias))
         return super().affine(rows, bias)
 
@@ -112,23 +119,23 @@ def matrix(weight: Tensor) -> Matrix:
     return PackedMatrix(weight) if can_pack() else PlainMatrix(weight)
 
 
-class _Float16(Small):
+class _Float16(QuantizedModule):
     """A module with a float16 weight (out, in)."""
 
     matrix: Matrix
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.take(weight)
+        self.set_weight(weight)
 
-    def take(self, weight: Tensor) -> None:
+    def set_weight(self, weight: Tensor) -> None:
         self.matrix = matrix(weight)
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         return self.matrix.affine(rows, bias)
 
 
-class Float16Linear(_Float16, SmallLinear):
+class Float16Linear(_Float16, QuantizedLinear):
     """A linear layer with a float16 weight."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -141,15 +148,15 @@ class Float16Linear(_Float16, SmallLinear):
         return matrix.layer(self._buffers["bias"])  # type: ignore[no-any-return]
 
 
-class Float16Head(_Float16, SmallHead):
+class Float16Head(_Float16, QuantizedHead):
     """The head of an untied model with a float16 weight."""
 
 
-class Float16Embedding(_Float16, SmallEmbedding):
+class Float16Embedding(_Float16, QuantizedEmbedding):
     """A table of float16 embeddings: to look up as it is, and as a matrix for a tied head."""
 
-    def take(self, weight: Tensor) -> None:
-        super().take(weight)
+    def set_weight(self, weight: Tensor) -> None:
+        super().set_weight(weight)
         self.weight = weight
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -168,7 +175,7 @@ class Float16:
     def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module:
         return Float16Head(_to_half(weight))
 
-    def embedding(self, weight: Tensor, largest_input: Tensor) -> Small:
+    def embedding(self, weight: Tensor, largest_input: Tensor) -> QuantizedModule:
         return Float16Embedding(_to_half(weight))
 
 

@@ -1,7 +1,7 @@
 """Packed weights in huge pages: fbgemm takes its memory from the C library, in pages of 4 KiB.
 
 Decoding reads every weight for every token, and looking up where so many pages lie takes time: weights of 16 bits
-are multiplied up to 1.2 times as fast from pages of 2 MiB. `Room` gives such pages to tensors; what fbgemm packs is
+are multiplied up to 1.2 times as fast from pages of 2 MiB. `WeightMemory` gives such pages to tensors; what fbgemm packs is
 moved to them here, by the kernel, without changing its address. Only Linux (since 6.1) does that; elsewhere nothing
 is done.
 

@@ -30,8 +30,15 @@ from torch import Tensor, nn
 from minigpt.kernels import c_functions
 from minigpt.kernels.c_functions import CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
-from minigpt.quantization.int8_in_c import MatrixInC
-from minigpt.quantization.small import Packed, Small, SmallEmbedding, SmallHead, SmallLinear, call_packed
+from minigpt.quantization.int8_in_c import ZERO_POINT, MatrixInC
+from minigpt.quantization.modules import (
+    Packed,
+    QuantizedEmbedding,
+    QuantizedHead,
+    QuantizedLinear,
+    QuantizedModule,
+    call_packed,
+)
 
 # Shapes below:  in, out the widths of a layer · V vocab_size · D n_embd
 
@@ -39,7 +46,6 @@ LARGEST = 127  # steps that 8 bits hold
 CARRY = 2 * LARGEST  # steps of a second number: half of one is what the first holds
 TYPICAL = 4  # times the mean: what the first is to hold
 WHOLE = 2**24  # up to which float32 holds every whole number: their sum is the same in any order
-ZERO = 128  # where the kernel, which takes unsigned inputs, has its zero
 EXACT = 1024  # products of 8-bit integers whose sum is below WHOLE: 1024 * 127 * 128
 MOST = 2**17  # inputs of a layer: the sum of their products is to fit into 32 bits
 TINY = 1e-30  # instead of the largest magnitude of a row or channel that is all zeros
@@ -62,7 +68,7 @@ class Matrix:
 
         Shapes: (rows, in), (in,), (out,)  ->  (rows, out)
         """
-        first, carried, step = to_steps(rows, input_scale)
+        first, carried, step = quantize_rows(rows, input_scale)
         of_first, of_carried = self(torch.cat([first, carried])).chunk(2)
         return scale_back(torch.add(of_first, of_carried, alpha=CARRY), step, bias)
 
@@ -113,7 +119,7 @@ class PackedMatrix(Matrix):
 
     def __call__(self, numbers: Tensor) -> Tensor:
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return call_packed(kernel, numbers, 1.0, ZERO, self.packed)
+        return call_packed(kernel, numbers, 1.0, ZERO_POINT, self.packed)
 
     @property
     def weight(self) -> Tensor:
@@ -191,20 +197,25 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
 
 
 def affine(
-    rows: Tensor, packed: Packed, input_scale: Tensor, bias: Tensor, zero: int = ZERO, carry: int = CARRY
+    rows: Tensor,
+    packed: Packed,
+    input_scale: Tensor,
+    bias: Tensor,
+    zero: int = ZERO_POINT,
+    carry: int = CARRY,
 ) -> Tensor:
     """As `PackedMatrix.affine`.
 
     Shapes: (rows, in), (in,), (out,)  ->  (rows, out)
     """
-    first, carried, step = to_steps(rows, input_scale)
+    first, carried, step = quantize_rows(rows, input_scale)
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
     of_first, of_carried = multiply(torch.cat([first, carried]), 1.0, zero, packed).chunk(2)
     product = torch.add(of_first, of_carried, alpha=carry)
     return scale_back(product, step, bias)
 
 
-def to_steps(
+def quantize_rows(
     rows: Tensor,
     input_scale: Tensor,
     held: int = LARGEST,
@@ -221,7 +232,7 @@ def to_steps(
 
     Shapes: (rows, in), (in,)  ->  (rows, in), (rows, in), (rows, 1)
 
-    >>> first, carried, step = to_steps(torch.tensor([[1.0, -2, 1, 0, 1, 30]]), torch.ones(6))
+    >>> first, carried, step = quantize_rows(torch.tensor([[1.0, -2, 1, 0, 1, 30]]), torch.ones(6))
     >>> first, carried
     (tensor([[  5., -11.,   5.,   0.,   5., -91.]]), tensor([[0., -0., 0., 0., 0., 1.]]))
     >>> ((first + 254 * carried) * step).round()
@@ -249,7 +260,7 @@ def scale_back(product: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
     return product.mul_(step) if bias is None else torch.addcmul(bias, product, step, out=product)
 
 
-class _Int8(Small):
+class _Int8(QuantizedModule):
     """A module with a weight of 8 bits (out, in)."""
 
     matrix: AnyMatrix
@@ -263,9 +274,9 @@ class _Int8(Small):
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("bias", bias)
-        self.take(weight)
+        self.set_weight(weight)
 
-    def take(self, weight: Tensor) -> None:
+    def set_weight(self, weight: Tensor) -> None:
         self.matrix = matrix(weight, self.weight_scale)
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -274,7 +285,9 @@ class _Int8(Small):
     def matrix_for(self, rows: Tensor) -> AnyMatrix:
         """The matrix, or the plain one where functions in C cannot read the rows, or somebody has to see operations."""
         matrix = self.matrix
-        if isinstance(matrix, MatrixInC) and not (c_functions.may_run() and c_functions.is_itself(rows)):
+        if isinstance(matrix, MatrixInC) and not (
+            c_functions.may_run() and c_functions.holds_its_values(rows)
+        ):
             return PlainMatrix(matrix.weight, matrix.scale)
         return matrix
 
@@ -285,19 +298,19 @@ class _Int8(Small):
         return matrix.layer(own["input_scale"], own["bias"])  # type: ignore[no-any-return]
 
 
-class Int8Linear(_Int8, SmallLinear):
+class Int8Linear(_Int8, QuantizedLinear):
     """A linear layer with a weight of 8 bits."""
 
 
-class Int8Head(_Int8, SmallHead):
+class Int8Head(_Int8, QuantizedHead):
     """The head of an untied model with a weight of 8 bits."""
 
 
-class Int8Embedding(_Int8, SmallEmbedding):
+class Int8Embedding(_Int8, QuantizedEmbedding):
     """A table of 8-bit embeddings: to look up as it is, and packed for a tied head."""
 
-    def take(self, weight: Tensor) -> None:
-        super().take(weight)
+    def set_weight(self, weight: Tensor) -> None:
+        super().set_weight(weight)
         self.weight = weight
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -317,5 +330,5 @@ class Int8:
     def head(self, weight: Tensor, largest_input: Tensor) -> nn.Module:
         return Int8Head(*round_weight(weight, largest_input))
 
-    def embedding(self, weight: Tensor, largest_input: Tensor) -> Small:
+    def embedding(self, weight: Tensor, largest_input: Tensor) -> QuantizedModule:
         return Int8Embedding(*round_weight(weight, largest_input))

@@ -12,7 +12,7 @@ from minigpt.quantization.huge_pages import give_back_freed_memory
 
 OUTPUTS, INPUTS = 16, 4  # of a weight, that lie together: LANES and INPUTS in C
 PADDED_TO = 64  # inputs: a row has a multiple of so many, TO_64 in C
-ZERO_POINT = 128  # added to each input, so that none is negative: the same in C
+ZERO_POINT = 128  # added to each input, for kernels that take unsigned ones: the same in C
 
 
 class MatrixInC:

@@ -31,7 +31,7 @@ EPILOG = """examples:
   minigpt verify                        the bundled model
   minigpt verify gpt2                   GPT-2 from the Hugging Face hub
   minigpt verify my-model/ --json       a directory; one JSON object
-  minigpt verify gpt2 --quantize int8   small weights, with their larger bounds
+  minigpt verify gpt2 --quantize int8   quantized weights, with their larger bounds
   minigpt verify gpt2 --device cuda --dtype bfloat16      as it will run
 """
 

@@ -34,7 +34,7 @@ class RoundedModel(StoredModel):
 
 
 def matrices(model: GPT2, stored: StoredModel) -> dict[str, Any]:
-    """The modules with small weights, by the file's names of their matrices."""
+    """The modules with quantized weights, by the file's names of their matrices."""
     names = {theirs: ours for theirs, ours in places(stored).items() if theirs.endswith(LINEAR)}
     modules: dict[str, Any] = {
         theirs: model.get_submodule(ours.removesuffix(".weight")) for theirs, ours in names.items()

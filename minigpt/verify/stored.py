@@ -75,7 +75,7 @@ class StoredModel:
 
     @property
     def quantization(self) -> str | None:
-        """The kind of small weights that the file holds, as minigpt's own config.json says it."""
+        """The kind of quantized weights that the file holds, as minigpt's own config.json says it."""
         kind: str | None = (self._config.get("quantization_config") or {}).get("weights")
         return kind
 

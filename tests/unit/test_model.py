@@ -124,7 +124,7 @@ def test_a_loaded_model_is_stored_without_gaps(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_tensors_are_loaded_as_they_were_saved(tmp_path, dtype):
-    """They lie in memory of their own kind: see `kernels.room`."""
+    """They lie in memory of their own kind: see `kernels.memory`."""
     large = GPT2(GPT2Config(vocab_size=3000, n_positions=16, n_embd=768, n_layer=1, n_head=12)).to(dtype)
     large.save_pretrained(tmp_path)
     loaded = copy.deepcopy(GPT2.from_pretrained(tmp_path, dtype=dtype))
@@ -277,8 +277,8 @@ def test_what_is_no_tensor_or_no_config_is_refused(call: Callable[[GPT2], object
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ({"dtype": "float32"}, "dtype must be one of torch's of floating-point numbers, .* got 'float32'"),
-        ({"dtype": torch.int8}, "dtype must be one of torch's of floating-point numbers, .* got torch.int8"),
+        ({"dtype": "float32"}, "dtype must be a floating-point torch.dtype, .* got 'float32'"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point torch.dtype, .* got torch.int8"),
         ({"device": "gpu"}, r"device='gpu' cannot be used here \(.*\): take 'cpu', or"),
         ({"device": 3.5}, "device=3.5 cannot be used here"),
     ],

@@ -28,7 +28,7 @@ from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c
 from minigpt.kernels import c_functions, products
 from minigpt.linear import Linear
-from minigpt.modules_in_c import Attention, LayerNorm, tanh_gelu
+from minigpt.modules_in_c import AttentionInC, LayerNormInC, tanh_gelu_in_c
 from minigpt.quantization import float16
 from minigpt.quantization.int8_in_c import MatrixInC
 
@@ -44,7 +44,7 @@ NEAR = {"float32": 1e-5, "float16": 1e-5, "int8": 0.05}
 @pytest.fixture(autouse=True)
 def float32_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Intel's processors, too."""
-    monkeypatch.setattr(products, "MKL_IS_FAST", False)
+    monkeypatch.setattr(products, "IS_INTEL", False)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -152,15 +152,15 @@ def test_layer_norm_and_gelu_are_torchs_to_rounding(width: int) -> None:
     x, norm = random(2, 3, width) * 5 + 1, torch.nn.LayerNorm(width, eps=1e-5)
     norm.weight.copy_(random(width))
     norm.bias.copy_(random(width, seed=2))
-    torch.testing.assert_close(LayerNorm.like(norm)(x), norm(x), rtol=1e-5, atol=3e-6)
-    torch.testing.assert_close(tanh_gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(LayerNormInC.like(norm)(x), norm(x), rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(tanh_gelu_in_c(x), F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
 def test_gelu_of_numbers_without_measure() -> None:
     x = torch.tensor([1e30, -1e30, 0.0, -0.0, torch.nan, 1e4, -1e4, 1e-30])
     expected = torch.tensor([1e30, 0.0, 0.0, 0.0, torch.nan, 1e4, 0.0, 5e-31])
-    torch.testing.assert_close(tanh_gelu(x), expected, equal_nan=True)
+    torch.testing.assert_close(tanh_gelu_in_c(x), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("head_dim", [4, 16, 20, 64, 80])
@@ -176,7 +176,7 @@ def test_attention_is_the_formula(head_dim: int, n_new: int, n_seen: int, pads: 
     pad = torch.tensor(pads)
     mask = attention_mask(n_new, n_seen, pad, q.device)
     assert mask is not None
-    found = Attention(0.3, 0.0).eval()(q, k, v, mask)
+    found = AttentionInC(0.3, 0.0).eval()(q, k, v, mask)
     is_token = (torch.arange(n_seen - n_new, n_seen) >= pad.clamp_max(n_seen - 1)[:, None])[
         :, None, :, None
     ]  # (B, 1, T, 1)
@@ -189,7 +189,7 @@ def test_under_somebodys_own_mask_attention_is_torchs() -> None:
     q, k, v = random(2, 3, 4, 16), random(2, 3, 9, 16, seed=2), random(2, 3, 9, 16)
     own = random(2, 1, 4, 9) > 0
     own[..., 0] = True
-    attend = Attention(0.3, 0.0).eval()
+    attend = AttentionInC(0.3, 0.0).eval()
     torch.testing.assert_close(
         attend(q, k, v, own), attention_pattern(q, k, own, 0.3) @ v, rtol=1e-5, atol=1e-6
     )
@@ -271,8 +271,8 @@ def test_the_last_block_computes_only_what_leaves_the_head(
 @torch.no_grad()
 def test_other_activation_functions_keep_torchs_modules(kind: str, options: dict[str, object]) -> None:
     model = model_of(kind, **options)
-    assert not any(isinstance(module, LayerNorm | Attention) for module in model.modules())
-    assert model.blocks[0].mlp.activation is not tanh_gelu
+    assert not any(isinstance(module, LayerNormInC | AttentionInC) for module in model.modules())
+    assert model.blocks[0].mlp.activation is not tanh_gelu_in_c
     assert kind == "float32" or is_any_weight_in_c(model)
     whole = model(TOKENS[:, :20])
     cache = model.new_cache(20)
@@ -303,7 +303,7 @@ def test_a_model_is_near_to_the_one_by_torchs_kernels(
     monkeypatch.setattr(c_functions, "available", lambda: False)
     by_torch = loaded(new_model(), tmp_path) if kind == "float32" else model_of(kind)
     assert not is_any_weight_in_c(by_torch)
-    assert not any(isinstance(module, LayerNorm | Attention) for module in by_torch.modules())
+    assert not any(isinstance(module, LayerNormInC | AttentionInC) for module in by_torch.modules())
     for other in (by_torch, copy.deepcopy(by_c)):
         assert (expected - other(TOKENS)).abs().max() < NEAR[kind] * expected.std()
 
@@ -311,13 +311,13 @@ def test_a_model_is_near_to_the_one_by_torchs_kernels(
 @torch.no_grad()
 def test_a_loaded_model_computes_in_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, expected = loaded(new_model(), tmp_path), new_model()(TOKENS)
-    assert type(model.blocks[2].attn.sdpa) is Attention
+    assert type(model.blocks[2].attn.sdpa) is AttentionInC
     assert not torch.equal(model(TOKENS), expected)
     torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5 * float(expected.std()))
     for dtype in (torch.bfloat16, torch.float64):
-        assert type(GPT2.from_pretrained(tmp_path, dtype=dtype).blocks[2].attn.sdpa) is not Attention
-    monkeypatch.setattr(products, "MKL_IS_FAST", True)
-    assert type(GPT2.from_pretrained(tmp_path).blocks[2].attn.sdpa) is not Attention
+        assert type(GPT2.from_pretrained(tmp_path, dtype=dtype).blocks[2].attn.sdpa) is not AttentionInC
+    monkeypatch.setattr(products, "IS_INTEL", True)
+    assert type(GPT2.from_pretrained(tmp_path).blocks[2].attn.sdpa) is not AttentionInC
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -573,7 +573,7 @@ def test_inputs_without_numbers_of_their_own_are_torchs(name: str) -> None:
     pairs = [
         (block.mlp.up, lambda x: F.linear(x, block.mlp.up.weight.t(), block.mlp.up.bias)),
         (block.attn_norm, lambda x: torch.nn.LayerNorm.forward(block.attn_norm, x)),
-        (tanh_gelu, lambda x: F.gelu(x, approximate="tanh")),
+        (tanh_gelu_in_c, lambda x: F.gelu(x, approximate="tanh")),
     ]
     for ours, theirs in pairs:
         if name == "fake":  # they are not mixed with others
@@ -603,7 +603,7 @@ def test_tangents_go_through() -> None:
     block = model_of("float32").requires_grad_(False).blocks[0]
     with forward_ad.dual_level():
         x = forward_ad.make_dual(random(2, 48), random(2, 48, seed=2))
-        for part in (block.attn_norm, tanh_gelu):
+        for part in (block.attn_norm, tanh_gelu_in_c):
             assert forward_ad.unpack_dual(part(x)).tangent is not None
 
 

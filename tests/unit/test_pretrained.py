@@ -85,7 +85,7 @@ def test_training_and_scoring_use_it(tmp_path: Path) -> None:
         ({"quantize": "int4"}, "quantize='int4' is not supported; there are"),
         ({"quantize": "int8", "dtype": torch.float16}, "is for the CPU and float32 activations"),
         ({"device": "tpu"}, "device='tpu' cannot be used here"),
-        ({"dtype": "float32"}, "dtype must be one of torch's"),
+        ({"dtype": "float32"}, "dtype must be a floating-point"),
         ({"name_or_dir": 5}, "a model is a directory, a name on the hub"),
     ],
 )

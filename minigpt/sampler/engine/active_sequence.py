@@ -71,7 +71,7 @@ class ActiveSequence:
         self.finish_reason = self.request.finish_reason(self.tokens)
 
     def last_event(self) -> TokenGenerated:
-        """That the last token was added."""
+        """The event that reports the last token."""
         trace = self.traces[-1] if self.traces else None
         return TokenGenerated(self.prompt_index, self.index, self.tokens[-1], self.logprobs[-1], trace)
 

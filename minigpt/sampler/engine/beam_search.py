@@ -46,7 +46,7 @@ class Hypothesis:
     traces: tuple[TokenTrace, ...] = ()  # of each token, if the request asks for them
 
     def extension(self) -> BeamExtension:
-        """That the last step made it."""
+        """The event that reports the last step."""
         trace = self.traces[-1] if self.traces else None
         return BeamExtension(self.parent, self.tokens[-1], self.score, self.finish_reason, self.group, trace)
 

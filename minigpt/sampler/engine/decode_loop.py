@@ -112,7 +112,7 @@ def added(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> 
 
 
 def finished(group: Sequence[ActiveSequence]) -> Iterator[Finished]:
-    """That a prompt is done, if all its texts are."""
+    """The event that reports a prompt as done, if all its texts are."""
     if all(sequence.finish_reason for sequence in group):
         ranked = sorted((sequence.completion() for sequence in group), key=lambda done: -done.score)
         yield Finished(group[0].prompt_index, ranked)

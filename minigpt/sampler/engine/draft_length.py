@@ -16,6 +16,8 @@ EVIDENCE = 3  # draft tokens that must have been judged, where that costs nothin
 MEMORY = 0.85  # how much each step leaves of what earlier ones said about a text
 FORGETTING = 0.98  # ... where nothing was drafted, so that in time it is tried again
 MOST = 8  # draft tokens that are remembered: long drafts must not outweigh a text that turns to something new
+ASSUMED_COST = 1 / 16  # of a plain step: what a draft token is assumed to add until that is measured
+ASSUMED_WEIGHT = 4  # how strongly what is measured is held to that
 
 
 @dataclass
@@ -66,12 +68,14 @@ class StepCost:
         """
         base = median(self.plain)
         if not self.drafted:
-            return lambda k: base * (1 + k / 16)
+            return lambda k: base * (1 + k * ASSUMED_COST)
         mean_k = fmean(k for k, _ in self.drafted)
         center = median(seconds for _, seconds in self.drafted)
-        # Least squares, held near base / 16 as long as all steps had about as many draft tokens.
-        squares = 4 + sum((k - mean_k) ** 2 for k, _ in self.drafted)
-        products = 4 * base / 16 + sum((k - mean_k) * (t - center) for k, t in self.drafted)
+        # Least squares, held near base * ASSUMED_COST as long as all steps had about as many draft tokens.
+        squares = ASSUMED_WEIGHT + sum((k - mean_k) ** 2 for k, _ in self.drafted)
+        products = ASSUMED_WEIGHT * base * ASSUMED_COST + sum(
+            (k - mean_k) * (t - center) for k, t in self.drafted
+        )
         slope = max(0.0, products / squares)
         return lambda k: max(base, center + slope * (k - mean_k)) if k else base
 

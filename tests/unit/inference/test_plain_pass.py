@@ -292,7 +292,7 @@ def test_what_cannot_be_read_is_refused_as_ever(steps: list[int]) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @torch.no_grad()
 def test_a_linear_layer_is_the_same_product(rows: int, intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "MKL_IS_FAST", intel)
+    monkeypatch.setattr(products, "IS_INTEL", intel)
     x, bias = torch.randn(rows, 1024), torch.randn(600)
     for weight in (torch.randn(1024, 600), torch.randn(600, 1024).t()):  # as they lie on Intel, and elsewhere
         product = products.affine(products.fastest(x, weight.t()), x, weight, bias)

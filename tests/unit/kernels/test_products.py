@@ -23,7 +23,7 @@ needs_c = pytest.mark.skipif(not c_functions.available(), reason="needs a C comp
 def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if "in C" not in request.param:
         monkeypatch.setattr(c_functions, "available", lambda: False)
-    monkeypatch.setattr(products, "MKL_IS_FAST", request.param == "intel")
+    monkeypatch.setattr(products, "IS_INTEL", request.param == "intel")
     monkeypatch.setattr(products, "SMALL", 1000)
     return str(request.param)
 
@@ -69,7 +69,7 @@ def test_a_slice_of_a_larger_tensor_is_multiplied_as_its_copy(maker: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("mkl_is_fast", "rows", "lies", "kernel"),
+    ("is_intel", "rows", "lies", "kernel"),
     [
         (True, 1, "(in, out)", "mkl"),
         (True, 8, "(in, out)", "mkl"),
@@ -85,14 +85,14 @@ def test_a_slice_of_a_larger_tensor_is_multiplied_as_its_copy(maker: str) -> Non
 )
 @torch.no_grad()
 def test_the_kernel_is_the_one_that_was_measured_to_be_fastest(
-    mkl_is_fast: bool, rows: int, lies: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+    is_intel: bool, rows: int, lies: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "MKL_IS_FAST", mkl_is_fast)
+    monkeypatch.setattr(products, "IS_INTEL", is_intel)
     monkeypatch.setattr(c_functions, "available", lambda: False)
     weight = torch.zeros(1024, 512) if lies == "(out, in)" else torch.zeros(512, 1024).t()
     assert products.fastest(torch.zeros(rows, 512), weight) == kernel
     small = weight[:64] if lies == "(out, in)" else weight[:64].t().contiguous().t()
-    assert products.fastest(torch.zeros(rows, 512), small) == ("mkl" if mkl_is_fast else kernel)
+    assert products.fastest(torch.zeros(rows, 512), small) == ("mkl" if is_intel else kernel)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 200])
@@ -102,9 +102,9 @@ def test_c_is_chosen_where_each_outputs_weights_lie_together(
 ) -> None:
     monkeypatch.setattr(c_functions, "available", lambda: True)
     x, weight = torch.zeros(rows, 512), torch.zeros(1024, 512)
-    monkeypatch.setattr(products, "MKL_IS_FAST", True)
+    monkeypatch.setattr(products, "IS_INTEL", True)
     assert products.fastest(x, weight) != "in C"
-    monkeypatch.setattr(products, "MKL_IS_FAST", False)
+    monkeypatch.setattr(products, "IS_INTEL", False)
     assert products.fastest(x, weight) == "in C"
     assert products.fastest(x, torch.zeros(512, 1024).t()) == "onednn"
 

@@ -18,8 +18,8 @@ from minigpt.quantization.int8 import (
     Int8Linear,
     PackedMatrix,
     PlainMatrix,
+    quantize_rows,
     round_weight,
-    to_steps,
 )
 
 needs_packing = pytest.mark.skipif(
@@ -86,7 +86,7 @@ def test_inputs_are_whole_numbers_of_a_step_and_what_they_carry(large: str, fact
     n_in = 1500  # so that one that is much larger is more than 1,016 times the mean
     rows = random(50, n_in) * sizes(large, n_in) * 10.0 ** torch.arange(50).remainder(9).sub(4)[:, None]
     rows[:, 3] *= factor
-    first, carried, step = to_steps(rows, torch.full((n_in,), 0.5))
+    first, carried, step = quantize_rows(rows, torch.full((n_in,), 0.5))
     for numbers in (first, carried):
         assert torch.equal(numbers, numbers.round())
         assert numbers.abs().amax() <= 127

@@ -1,4 +1,4 @@
-"""Models with small weights: how much is lost, saved = loaded, cached = uncached, and what is refused by name."""
+"""Models with quantized weights: how much is lost, saved = loaded, cached = uncached, and what is refused by name."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_a_quantized_weight_that_is_not_the_nearest_is_found(tmp_path: Path, kin
         module = model.get_submodule(name)
         weight = module.matrix.weight.clone()
         weight[0, 0] = 0 if weight[0, 0] != 0 else 1
-        module.take(weight)
+        module.set_weight(weight)
 
     files = save(tmp_path / "plain")
     GPT2.from_pretrained(files, quantize=kind).save_pretrained(tmp_path / "small")

@@ -1,14 +1,12 @@
-"""What modules with small weights have in common, whichever kind of weights it is."""
+"""Modules with quantized weights: what they have in common, whichever kind of weights it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-
-from minigpt.linear import SmallMatrix
 
 # A packed weight; TorchScript (see `inference.scripted`) knows it by this name.
 if TYPE_CHECKING:
@@ -31,15 +29,25 @@ def call_packed(kernel: Any, *args: object) -> Tensor:
     return product
 
 
-class Small(nn.Module):
-    """A module with a `SmallMatrix`: on the CPU, with float32 around it, and not to be trained.
+class QuantizedMatrix(Protocol):
+    """A weight in fewer bits, in whatever form its kernel reads."""
+
+    shape: torch.Size  # of the weight: (out, in)
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain tensor that a file keeps: (out, in)."""
+
+
+class QuantizedModule(nn.Module):
+    """A module with a `QuantizedMatrix`: on the CPU, with float32 around it, and not to be trained.
 
     In a state dict and in files the weight is a plain tensor under its usual name.
     """
 
-    matrix: SmallMatrix
+    matrix: QuantizedMatrix
 
-    def take(self, weight: Tensor) -> None:
+    def set_weight(self, weight: Tensor) -> None:
         """Makes the kernel's form of a weight (out, in)."""
         raise NotImplementedError
 
@@ -62,7 +70,7 @@ class Small(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         others = {name: value for name, value in state.items() if name != "matrix"}
         super().__setstate__(others)  # type: ignore[no-untyped-call]
-        self.take(state["matrix"])
+        self.set_weight(state["matrix"])
 
     def extra_repr(self) -> str:
         n_out, n_in = self.matrix.shape
@@ -82,7 +90,7 @@ class Small(nn.Module):
             return
         if name in unexpected:  # torch knows of no such tensor here
             unexpected.remove(name)
-        self.take(state[name])
+        self.set_weight(state[name])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         tried = fn(torch.zeros(1))
@@ -95,8 +103,8 @@ class Small(nn.Module):
         return applied
 
 
-class SmallLinear(Small):
-    """x · weightᵀ + bias with a small weight."""
+class QuantizedLinear(QuantizedModule):
+    """x · weightᵀ + bias with a quantized weight."""
 
     bias: Tensor
 
@@ -105,23 +113,23 @@ class SmallLinear(Small):
         return self.multiply(x, self.bias)
 
 
-class SmallHead(Small):
-    """Logits by a small matrix of the head's own."""
+class QuantizedHead(QuantizedModule):
+    """Logits by a quantized matrix of the head's own."""
 
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
         """Shapes: (..., D)  ->  (..., V)."""
         return self.multiply(x)
 
 
-class SmallEmbedding(Small):
-    """Embeddings by a small matrix, which may be that of a tied head, too."""
+class QuantizedEmbedding(QuantizedModule):
+    """Embeddings by a quantized matrix, which may be that of a tied head, too."""
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.matrix.shape))
 
 
-class SmallTiedHead(nn.Module):
-    """Logits by the small table of embeddings; like `TiedHead` it has no weights of its own."""
+class QuantizedTiedHead(nn.Module):
+    """Logits by the quantized table of embeddings; like `TiedHead` it has no weights of its own."""
 
     def __init__(self, multiply: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

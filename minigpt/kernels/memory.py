@@ -18,7 +18,7 @@ MAX_SPARE = 256 << 20  # bytes of memory, at most, that a pool keeps while no ca
 ALIGNMENT = 64  # bytes: a line of the cache, and what vector instructions like
 
 
-class Room:
+class WeightMemory:
     """Memory for the weights of one model, on Linux in huge pages.
 
     Decoding reads every weight for every token. In pages of 4 KiB it also waits for where they lie: 12% at the

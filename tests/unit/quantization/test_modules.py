@@ -1,4 +1,4 @@
-"""What modules with small weights have in common."""
+"""What modules with quantized weights have in common."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from minigpt import GPT2, GPT2Config
-from minigpt.kernels import Room, room
-from minigpt.kernels.room import MemoryPool
+from minigpt.kernels import WeightMemory, memory
+from minigpt.kernels.memory import MemoryPool
 
 SMALL = GPT2Config(vocab_size=61, n_positions=48, n_embd=64, n_layer=2, n_head=4)
 CPU = torch.device("cpu")
@@ -22,8 +22,8 @@ needs_linux = pytest.mark.skipif(
 
 
 def test_weights_share_memory_and_touch_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CHUNK", 1000)
-    place = Room(CPU)
+    monkeypatch.setattr(memory, "CHUNK", 1000)
+    place = WeightMemory(CPU)
     shapes = [(3, 5), (7, 9), (20, 20), (1, 1), (2, 2, 2), (11, 13)]
     dtypes = [torch.float32, torch.float16, torch.float64, torch.int8, torch.bfloat16, torch.float32]
     tensors = [place.reserve(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
@@ -44,7 +44,7 @@ def mapped() -> int:
 @needs_linux
 def test_memory_is_given_back_when_its_weights_are_gone() -> None:
     before = mapped()
-    place = Room(CPU)
+    place = WeightMemory(CPU)
     tensors = [place.reserve((1024, 1024), torch.float32) for _ in range(40)]  # 160 MB
     assert mapped() - before > 150 << 20
     del tensors[4:]  # all but some of the first chunk
@@ -53,8 +53,8 @@ def test_memory_is_given_back_when_its_weights_are_gone() -> None:
 
 @needs_linux
 def test_a_kernel_without_huge_pages_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt.kernels.room.mmap.MADV_HUGEPAGE", 9999)  # no such advice: EINVAL
-    weight = Room(CPU).reserve((1024, 1024), torch.float32)
+    monkeypatch.setattr("minigpt.kernels.memory.mmap.MADV_HUGEPAGE", 9999)  # no such advice: EINVAL
+    weight = WeightMemory(CPU).reserve((1024, 1024), torch.float32)
     assert weight.fill_(2).sum() == 2 << 20
 
 
@@ -63,9 +63,9 @@ def test_weights_for_which_there_is_no_memory_are_reported(monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("minigpt.kernels.room.mmap.mmap", fail)
+    monkeypatch.setattr("minigpt.kernels.memory.mmap.mmap", fail)
     with pytest.raises(MemoryError, match="no 33,554,432 bytes of memory left"):
-        Room(CPU).reserve((1024, 1024), torch.float32)
+        WeightMemory(CPU).reserve((1024, 1024), torch.float32)
     with pytest.raises(MemoryError, match="no 67,108,864 bytes of memory left"):
         MemoryPool().reserve((4096, 4096), torch.float32, CPU)
 
@@ -92,13 +92,13 @@ def test_keys_and_values_are_the_same_in_memory_of_their_own(monkeypatch: pytest
         return [*seen, model.next_logits(tokens[:, 5:], cache)]
 
     usual = passes()
-    monkeypatch.setattr(room, "SMALLEST", 1000)
+    monkeypatch.setattr(memory, "SMALLEST", 1000)
     assert all(map(torch.equal, passes(), usual))
 
 
 @needs_linux
 def test_the_memory_of_a_cache_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SMALLEST", 1000)
+    monkeypatch.setattr(memory, "SMALLEST", 1000)
     pool = MemoryPool()
 
     def reserved(n: int) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_the_memory_of_a_cache_is_used_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_of_one_model_one_piece_of_memory_is_kept_and_none_that_is_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "MAX_SPARE", 48 << 20)
+    monkeypatch.setattr(memory, "MAX_SPARE", 48 << 20)
     before, pool = mapped(), MemoryPool()
     tensors = [pool.reserve((n << 20,), torch.int8, CPU) for n in (48, 44, 40, 49, 300)]
     assert mapped() - before > 470 << 20
@@ -142,7 +142,7 @@ def test_of_one_model_one_piece_of_memory_is_kept_and_none_that_is_large(
 @needs_linux
 @torch.no_grad()
 def test_a_model_gives_the_same_in_memory_that_was_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SMALLEST", 1000)
+    monkeypatch.setattr(memory, "SMALLEST", 1000)
     torch.manual_seed(0)
     model = GPT2(SMALL).eval()
     long, short = torch.randint(SMALL.vocab_size, (2, 30)), torch.randint(SMALL.vocab_size, (2, 9))
