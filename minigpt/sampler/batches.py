@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.engine.inference import in_inference
+from minigpt.sampler.engine.evaluation_mode import in_evaluation_mode
 from minigpt.sampler.engine.scheduler import Scheduler, rows_and_memory
 from minigpt.sampler.events import Failed, Finished, LanguageModel, Request
 from minigpt.sampler.running import ready, run
@@ -64,7 +64,7 @@ def continuously(
         reader = strategy.row_reader(model)
         assert reader is not None
         try:
-            for event in in_inference(models, Scheduler(reader, strategy, rows, memory).run(noted())):
+            for event in in_evaluation_mode(models, Scheduler(reader, strategy, rows, memory).run(noted())):
                 at_work.pop(event.prompt_index, None)
                 yield event
         except InvalidRequest:

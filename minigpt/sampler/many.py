@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar, Unpack
 
 from minigpt.errors import InvalidRequest
 from minigpt.sampler.batches import decode_many
-from minigpt.sampler.engine.inference import check_second_model
+from minigpt.sampler.engine.second_model import check_second_model
 from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
 from minigpt.sampler.requests import Lengths, Limits, checked_strategy, prepare
 from minigpt.sampler.running import windowed

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from minigpt.errors import InvalidRequest
-from minigpt.sampler.engine.inference import check_second_model, in_inference
+from minigpt.sampler.engine.evaluation_mode import in_evaluation_mode
+from minigpt.sampler.engine.second_model import check_second_model
 from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.processors.grammar_mask import grammar_of
@@ -19,7 +20,7 @@ def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -
     if not requests:
         return iter(())
     models = [model, *(second.model for second in strategy.models())]
-    return in_inference(models, strategy.decode(model, requests))
+    return in_evaluation_mode(models, strategy.decode(model, requests))
 
 
 def ready(model: LanguageModel, request: Request, strategy: Strategy) -> Request:

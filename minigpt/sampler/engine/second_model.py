@@ -1,18 +1,13 @@
-"""The models of a run: fit to be used together, and computing with dropout off and no graph."""
+"""A second model of a run: a draft or an amateur, fit to be used with the first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Sequence
 
 from minigpt.errors import InvalidRequest
-from minigpt.lazy import torch
 from minigpt.options import flag_of
 from minigpt.sampler.events import LanguageModel, PromptTooLong, Request, misfit
 from minigpt.sampler.strategy import SecondModel
-
-E = TypeVar("E")  # events
 
 
 def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequence[Request]) -> None:
@@ -33,35 +28,3 @@ def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequ
         sizes = len(longest.prompt), longest.max_new_tokens, n_positions
         why = misfit(prompt, *sizes, f"the {named} model")
         raise PromptTooLong(f"{why}: shorten the prompt, or ask for fewer new tokens")
-
-
-def in_inference(models: Sequence[LanguageModel], events: Iterator[E]) -> Iterator[E]:
-    """Passes events on, computing each with dropout off and no graph.
-
-    Between two events the models are in whatever mode the caller puts them, which changes nothing of the text.
-    """
-    modules = [module for model in models for module in _modules(model)]
-    while True:
-        with torch.inference_mode(), _evaluating(modules):
-            event = next(events, None)
-        if event is None:
-            return
-        yield event
-
-
-def _modules(model: LanguageModel) -> Iterator[torch.nn.Module]:
-    """All of a model's modules, as of a window that slides over one; none of what is no such module."""
-    return model.modules() if hasattr(model, "modules") else iter(())
-
-
-@contextmanager
-def _evaluating(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    training = [module for module in modules if module.training]
-    # By their dictionaries: to assign an attribute of a module calls Python code, in which Ctrl-C may strike.
-    try:
-        for module in training:
-            module.__dict__["training"] = False
-        yield
-    finally:
-        for module in training:
-            module.__dict__["training"] = True
