@@ -224,7 +224,7 @@ class GPT2(nn.Module):
     def _read(self, tokens: Tensor, cache: KVCache | NoCache, n_last: int | None = None) -> Tensor:
         """The pass itself; whoever calls it commits to the cache when all has gone well.
 
-        Shapes: (B, T)  ->  (B, T, D), or (B, n_last, D) if only the last tokens' states are wanted
+        Shapes: (B, T)  ->  (B, T, D), or (B, n_last, D) where no hook has to see more than the last tokens
         """
         with kernels_for_any_length(tokens.device):
             if isinstance(cache, KVCache) and self._blocks_are_plain():
@@ -233,7 +233,6 @@ class GPT2(nn.Module):
             else:
                 for x in self._residual_stream(tokens, cache):  # noqa: B007
                     pass  # the last is what counts, and no other is kept in memory
-                x = x if n_last is None else x[:, -n_last:]
         normed: Tensor = self.final_norm(x)
         return normed
 
@@ -270,6 +269,8 @@ class GPT2(nn.Module):
             x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         except IndexError:  # torch's own message names neither the id nor the limit
             wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][:5].tolist()
+            if not wrong:  # it is a hook's error
+                raise
             raise ValueError(
                 f"tokens must be ids from 0 to {self.config.vocab_size - 1}, got {wrong}"
             ) from None

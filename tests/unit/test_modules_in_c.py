@@ -414,7 +414,36 @@ class Named(Tensor):
     """A tensor of somebody's own class."""
 
 
-CHANGES = [narrower, wider, without_a_bias, negated, of_another_class, pruned, parametrized]
+# Of the same memory, other views.
+
+
+def narrower_view(model: GPT2) -> None:
+    mlp = model.blocks[0].mlp
+    mlp.up.weight.data, mlp.up.bias.data = mlp.up.weight.data[:, :64], mlp.up.bias.data[:64]
+    mlp.down.weight.data = mlp.down.weight.data[:64]
+
+
+def transposed_view(model: GPT2) -> None:
+    model.blocks[1].attn.out.weight.data = model.blocks[1].attn.out.weight.data.t()
+
+
+def negated_view(model: GPT2) -> None:
+    model.blocks[1].mlp.up.bias.data = torch._neg_view(model.blocks[1].mlp.up.bias.data)
+
+
+def stretched_view(model: GPT2) -> None:
+    for vector in (
+        model.blocks[0].attn_norm.weight,
+        model.blocks[2].mlp_norm.bias,
+        model.blocks[2].attn.qkv.bias,
+    ):
+        vector.data = vector.data[:1].expand(len(vector))
+
+
+CHANGES = [
+    narrower, wider, without_a_bias, negated, of_another_class, pruned, parametrized,
+    narrower_view, transposed_view, negated_view, stretched_view,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -477,9 +506,16 @@ def other_block(model: GPT2) -> None:
     model.blocks[0] = copy.deepcopy(model.blocks[2])
 
 
+def norm_with_names_swapped(model: GPT2) -> None:
+    norm = model.blocks[1].mlp_norm
+    weight, bias = norm.weight, norm.bias
+    del norm.weight, norm.bias
+    norm.bias, norm.weight = weight, bias
+
+
 CHANGES_IN_C = [
     norm_replaced, norm_given_other_memory, norm_changed_in_place, bias_given_other_memory, other_epsilon, other_scale,
-    other_linear_layer, other_block,
+    other_linear_layer, other_block, norm_with_names_swapped,
 ]  # fmt: skip
 
 

@@ -208,6 +208,13 @@ def test_a_hook_changes_what_it_returns() -> None:
     assert not torch.allclose(logits_of(model, 1)[1:], plain[1:])
 
 
+def test_an_error_of_a_hook_is_its_own() -> None:
+    model = new_model()
+    model.position_embedding.register_forward_hook(lambda *_: [][0])
+    with pytest.raises(IndexError, match="list index out of range"):
+        logits_of(model, 1)
+
+
 def test_what_a_hook_keeps_stays_as_it_is() -> None:
     model, kept = new_model(), []
     model.blocks[0].mlp.down.register_forward_hook(lambda *args: kept.append((args[-1], args[-1].clone())))
@@ -218,13 +225,14 @@ def test_what_a_hook_keeps_stays_as_it_is() -> None:
 @pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
 def test_hooks_on_all_modules_see_every_token(register: object) -> None:
     model = new_model()
-    seen: list[nn.Module] = []
-    hook = register(lambda module, *_: seen.append(module))  # type: ignore[operator]
+    seen: list[tuple[nn.Module, torch.Size]] = []
+    hook = register(lambda module, inputs, *_: seen.append((module, inputs[0].shape)))  # type: ignore[operator]
     try:
         logits_of(model, 1)
     finally:
         hook.remove()
-    assert seen.count(model.blocks[2].mlp.up) == 5
+    for part in (model.blocks[2].mlp.up, model.final_norm):
+        assert [shape[-2] for module, shape in seen if module is part] == list(PARTS)
 
 
 class Twice(nn.Module):
