@@ -54,7 +54,8 @@ class KVCache:
             check_pad(pad, rows, n_max)
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
-        self.blocks_in_c: Any = None  # as `inference.pass_in_c` has made them for the last pass
+        # As `inference.pass_in_c` has made them for the last pass; they hold the weights.
+        self.blocks_in_c: Any = None
         self._pool = pool or MemoryPool()
         # Not `like.new_empty`: `like` may be sharded, which this is not.
         self._store(self._pool.reserve(shape, like.dtype, like.device))

@@ -104,6 +104,8 @@ class Parser(argparse.ArgumentParser):
         """What was probably meant by an argument that is none, after a space; nothing where that is open."""
         if not unknown.startswith("-"):
             return " (a text of several words needs quotes)"
+        if unknown.partition("=")[0] in self.actions():
+            return " (flags come before --)"
         meant = meant_flag(unknown.partition("=")[0], self.actions())
         return f" ({meant})" if meant else ""
 

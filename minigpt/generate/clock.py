@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from minigpt.cli.machine import peak_memory
 from minigpt.json_files import counted
-
-if TYPE_CHECKING:
-    from minigpt.sampler.events import Request
 
 
 class Clock:
@@ -34,12 +29,15 @@ class Clock:
     def stop(self) -> None:
         self._end = self._now()
 
-    def timing(self, requests: Sequence[Request], lengths: list[int]) -> dict[str, float | int | None]:
+    def timing(self, read: int, lengths: list[int]) -> dict[str, float | int | None]:
         """Prompt tokens per second until all prompts are read, new ones from there to the end.
 
         Each text's first token comes out of reading its prompt, so the rate is that of the others.
+
+        Args:
+            read: how many tokens of prompts were read.
+            lengths: how many new tokens each text has.
         """
-        read = sum(len(request.prompt) for request in requests)
         later = sum(lengths) - len(lengths)
         rest = self._end - self._read if self._read else 0.0
         return {
@@ -52,8 +50,8 @@ class Clock:
             "peak_memory_bytes": peak_memory(),
         }
 
-    def summary(self, requests: Sequence[Request], lengths: list[int], seed: int | None) -> str:
-        timing = self.timing(requests, lengths)
+    def summary(self, read: int, lengths: list[int], seed: int | None) -> str:
+        timing = self.timing(read, lengths)
 
         def rate(name: str) -> str:
             value = timing[name]
@@ -62,7 +60,7 @@ class Clock:
             return f" at {value:,.0f} tok/s" if value >= 10 else f" at {value:.1f} tok/s"
 
         parts = [
-            f"prompt {counted(int(timing['prompt_tokens'] or 0), 'tokens')}{rate('prompt_tokens_per_s')}",
+            f"prompt {counted(read, 'tokens')}{rate('prompt_tokens_per_s')}",
             f"generated {sum(lengths)}{rate('generated_tokens_per_s')}",
             f"first token after {timing['first_token_s'] or timing['total_s']:.2f} s",
             f"peak memory {(timing['peak_memory_bytes'] or 0) / 1e6:.0f} MB",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from minigpt.errors import InvalidRequest
 from minigpt.generate.clock import Clock
 from minigpt.generate.screen import EventObserver
+from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import (
     Completion,
     Event,
@@ -133,6 +134,14 @@ class Session:
         traces = [event.trace for event in events if event.trace]
         taken_back = self.requests[prompt_index].taken_back
         return Completion(tokens, logprobs, sum(logprobs), reason, traces=traces, taken_back=taken_back)
+
+    def n_read(self) -> int:
+        """How many tokens of the prompts the model reads."""
+        return sum(len(request.prompt) - self.n_beyond_window(request) for request in self.requests)
+
+    def n_beyond_window(self, request: Request) -> int:
+        """How many of a prompt's tokens a sliding window leaves out."""
+        return self.model.start(len(request.prompt)) if isinstance(self.model, Sliding) else 0
 
     def lengths(self) -> list[int]:
         """How many new tokens each text has."""

@@ -100,9 +100,8 @@ def observers(
 
 def note_dropped_tokens(session: Session) -> None:
     """Says which prompt tokens the model will not see: nothing exceeds the context length silently."""
-    model = session.model
     for request in session.requests:
-        unread = model.start(len(request.prompt)) if isinstance(model, Sliding) else request.dropped
+        unread = session.n_beyond_window(request) + request.dropped
         if unread:
             n = len(request.prompt) + len(request.taken_back) + request.dropped
             cli.note("generate", f"left out the {unread:,} oldest of {n:,} prompt tokens")
@@ -123,12 +122,12 @@ def show(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, tex
     for prompt_index, error in session.failures.items():
         cli.note("generate", Failure(FAILED, f"prompt {prompt_index} failed: {error}"))
     if not settings.quiet:
-        summary = session.clock.summary(session.requests, session.lengths(), session.strategy.seed_in_use)
+        summary = session.clock.summary(session.n_read(), session.lengths(), session.strategy.seed_in_use)
         cli.note("generate", ", ".join([summary, *_slides(session.model)]))
 
 
 def _as_json(settings: GenerateSettings, tokenizer: Tokenizer, session: Session, texts: Sequence[str]) -> str:
-    timing = session.clock.timing(session.requests, session.lengths())
+    timing = session.clock.timing(session.n_read(), session.lengths())
     written = (
         Written(
             texts[result.prompt_index], session.requests[result.prompt_index], result.completion,

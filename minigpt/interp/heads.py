@@ -8,6 +8,7 @@ from html import escape
 import torch
 from torch import Tensor
 
+from minigpt.errors import InvalidRequest
 from minigpt.interp.dense import head_weights
 from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
@@ -34,6 +35,9 @@ class HeadStatistics:
 
     def top(self, name: str, n: int = 3) -> list[tuple[int, int, float]]:
         """The heads with the largest value of a statistic: (layer, head, value)."""
+        names = [field.name for field in fields(self)]
+        if name not in names:
+            raise InvalidRequest(f"there is no statistic {name!r}: there are {', '.join(names)}")
         values: Tensor = getattr(self, name)
         order = values.nan_to_num(-1).flatten().argsort(descending=True)[:n].tolist()
         return [(i // values.size(1), i % values.size(1), float(values.flatten()[i])) for i in order]

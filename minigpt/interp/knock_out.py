@@ -53,8 +53,9 @@ def knock_out(
     tensor([0., 0., 0., 0., 0.])
     """
     require_watchable(model)
-    where = Places.of(model, heads, queries, rows)
-    hidden = as_indices("position", keys, model.config.n_positions)
+    n_positions = model.config.n_positions
+    where = Places.of(model, heads, as_indices("position", queries, n_positions, "queries"), rows)
+    hidden = as_indices("position", keys, n_positions, "keys")
     chosen = as_indices("layer", layers, model.config.n_layer)
     if where.positions is None or hidden is None:
         raise ValueError("a knockout needs queries that shall not see, and keys that shall not be seen")

@@ -162,13 +162,16 @@ def one_point(config: GPT2Config, pattern: str) -> str:
     return names[0]
 
 
-def as_indices(what: str, indices: Any, n: int | None = None) -> list[int] | None:
+def as_indices(
+    what: str, indices: Any, n: int | None = None, argument: str | None = None
+) -> list[int] | None:
     """The numbers of some heads, layers, positions or rows as a list; None is all of them.
 
     Args:
         what: "head", "layer", "position" or "row".
         indices: a list, a range, or a tensor of whole numbers.
         n: how many the model has, if that is known.
+        argument: what the caller knows them by; "heads" for "head", and so on, unless given.
 
     Raises:
         NoSuchIndex: one of them is not from 0 to n - 1; negative numbers do not count from the end.
@@ -179,19 +182,23 @@ def as_indices(what: str, indices: Any, n: int | None = None) -> list[int] | Non
     """
     if indices is None:
         return None
+    argument = argument or f"{what}s"
     plain = indices.tolist() if hasattr(indices, "tolist") else indices  # of a tensor, or an array
     if isinstance(plain, int):
-        raise InvalidRequest(f"{what}s={plain} must be a list of numbers: write [{plain}]")
+        raise InvalidRequest(f"{argument}={plain} must be a list of numbers: write [{plain}]")
     chosen = _whole_numbers(plain)
     if chosen is None:
         raise InvalidRequest(
-            f"{what}s={indices!r:.60} must be whole numbers in a list, such as [0, 2] or range(2)"
+            f"{argument}={indices!r:.60} must be whole numbers in a list, such as [0, 2] or range(2)"
         )
     if not chosen:
-        raise InvalidRequest(f"{what}s=[] chooses nothing; leave it out for all of them")
+        raise InvalidRequest(f"{argument}=[] chooses nothing; leave it out for all of them")
     wrong = [i for i in chosen if i < 0 or (n is not None and i >= n)]
     if wrong:
-        there = f"{what}s are counted from 0" if n is None else f"this model has {what}s 0 to {n - 1}"
+        if n is None or wrong[0] < 0:
+            there = f"{what}s are counted from 0"
+        else:
+            there = f"this model has {what}s 0 to {n - 1}"
         raise NoSuchIndex(f"there is no {what} {wrong[0]}: {there}")
     return chosen
 

@@ -495,6 +495,7 @@ def test_what_a_sliding_window_never_sees_is_told(story: Path) -> None:
     )
     result = call(*asked)
     assert f"left out the 10 oldest of {WINDOW + 7} prompt tokens\n" in result.err
+    assert f"prompt {WINDOW - 3} tokens" in result.err
     assert "slid" not in result.err.replace("slide", "")
     assert "left out" not in call(*asked, "--quiet").err
 

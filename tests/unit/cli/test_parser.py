@@ -45,6 +45,11 @@ def test_training_knows_the_names_of_other_libraries(flag: str, meant: str) -> N
         train_parser().parse(["--data", "x", "--out", "y", flag, "3"])
 
 
+def test_a_flag_after_two_hyphens_is_told_its_place() -> None:
+    with pytest.raises(Failure, match=r"unrecognized arguments: --top-k 5 \(flags come before --\)"):
+        generate_flags.parser().parse(["--", "-5 plus 3 is", "--top-k", "5"])
+
+
 @pytest.mark.parametrize("flag", ["--zzz", "-t"])  # one letter is the beginning of too many
 def test_what_resembles_nothing_gets_no_advice(flag: str) -> None:
     with pytest.raises(Failure, match=rf"^unrecognized arguments: {flag} 3; see --help$"):

@@ -329,7 +329,9 @@ def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
         (lambda: ablate(MODEL, "blocks.5.mlp.out"), KeyError, "no point matches 'blocks.5.mlp.out'"),
         (lambda: ablate(MODEL, "blocks.0.attn.z", heads=[2]), IndexError, "there is no head 2"),
         (lambda: ablate(MODEL, "blocks.0.mlp.out", heads=[0]), ValueError, "which has no heads"),
-        (lambda: ablate(MODEL, "embed", positions=[-1]), IndexError, "there is no position -1"),
+        (lambda: ablate(MODEL, "embed", positions=[-1]), IndexError, "no position -1: positions are counted from 0"),
+        (lambda: knock_out(MODEL, 3, [0]), ValueError, r"queries=3 must be a list of numbers: write \[3\]"),  # type: ignore[arg-type]
+        (lambda: knock_out(MODEL, [3], 0), ValueError, r"keys=0 must be a list of numbers: write \[0\]"),  # type: ignore[arg-type]
         (lambda: ablate(MODEL, "embed", positions=[7]), IndexError, "position 7 was never read: .* positions 0 to 6"),
         (lambda: ablate(MODEL, "embed", positions=[]), ValueError, r"positions=\[\] chooses nothing"),
         (lambda: ablate(MODEL, "embed", rows=[1]), IndexError, "row 1 was never read: the batch had rows 0 to 0"),

@@ -9,6 +9,7 @@ import torch
 from circuit import induction_circuit, repeated
 from fakes import tiny_gpt2
 
+from minigpt.errors import InvalidRequest
 from minigpt.interp import record, record_text
 from minigpt.interp.dense import head_weights
 from minigpt.interp.heads import HeadStatistics, head_statistics, per_query, rollout, value_weighted
@@ -21,6 +22,13 @@ PATTERNS = "blocks.*.attn.pattern"
 
 def statistics(*texts: list[int]) -> HeadStatistics:
     return head_statistics(record_text(MODEL, list(texts), PATTERNS))
+
+
+def test_a_statistic_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"no statistic 'previous': there are entropy, .*, previous_token, "
+    ):
+        statistics(TEXT).top("previous")
 
 
 def test_the_circuit_s_heads_have_the_scores_that_they_were_made_for() -> None:
