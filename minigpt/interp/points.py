@@ -224,6 +224,14 @@ def meant_points(name: str, names: Sequence[str]) -> str:
 
 
 def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> str:
-    hint = meant_points(pattern, names) or f"points are {', '.join(BY_NAME)}"
+    of_any_layer = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in [pattern, *names]}
+    known, last = sorted({of_any_layer[name] for name in names}), max(layer_of(name) or 0 for name in names)
+    if f"blocks.*.{pattern}" in known:
+        hint = f"did you mean blocks.*.{pattern}?"
+    elif of_any_layer[pattern] in known and (layer_of(pattern) or 0) > last:
+        hint = f"layers are 0 to {last}"
+    else:
+        near = meant_points(pattern, known if "*" in pattern else names)
+        hint = near or f"points are {', '.join(BY_NAME)}"
     where = "" if layers is None else f" in layers {list(layers)}"
     return f"no point matches {pattern!r}{where}; {hint} (points of layer L begin with blocks.L.)"

@@ -163,11 +163,13 @@ INLINE void attend(const Queries *of, int64_t head_dim) {
 
 typedef struct { /* new tokens, and what they look at */
     const float *q, *k, *v;
-    float *y;                                       /* (rows, tokens, heads, head_dim) */
-    int64_t q_token, q_head;                        /* numbers between one query and the next by token and head */
-    Strides strides;                                /* of keys and values */
-    const int64_t *pad;                             /* of each row */
-    int64_t n_rows, n_new, n_seen, n_head, head_dim; /* a row's last token sees `n_seen` slots */
+    float *y;               /* (rows, tokens, heads, head_dim) */
+    int64_t q_token, q_head; /* numbers between one query and the next by token and head */
+    Strides strides;        /* of keys and values */
+    const int64_t *pad;     /* of each row */
+    int64_t n_rows, n_new;
+    int64_t n_seen; /* slots that a row's last token sees, its padding included */
+    int64_t n_head, head_dim;
     float scale;
 } Attention;
 

@@ -331,8 +331,14 @@ def test_recording_one_layer_keeps_one_layer_however_deep_the_model() -> None:
     ("points", "options", "error", "message"),
     [
         (["blocks.0.attn.patern"], {}, KeyError, "did you mean blocks.0.attn.pattern"),
-        (["blocks.7.attn.q"], {}, KeyError, r"no point matches 'blocks.7.attn.q'"),
-        (["attn.q"], {}, KeyError, "points of layer L begin with blocks.L."),
+        (["blocks.*.attn.patern"], {}, KeyError, r"did you mean blocks.\*.attn.pattern"),
+        (["blocks.7.attn.q"], {}, KeyError, r"no point matches 'blocks.7.attn.q'; layers are 0 to 1"),
+        (
+            ["attn.q"],
+            {},
+            KeyError,
+            r"did you mean blocks.\*.attn.q\? \(points of layer L begin with blocks.L.",
+        ),
         (["blocks.*"], {}, KeyError, "no point matches"),
         ([["logits", "embed"]], {}, ValueError, r"points are names, each an argument of its own, got \["),
         (["blocks.*.attn.q"], {"heads": 1}, ValueError, r"heads=1 must be a list of numbers: write \[1\]"),
