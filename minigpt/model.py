@@ -269,8 +269,6 @@ class GPT2(nn.Module):
             x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         except IndexError:  # torch's own message names neither the id nor the limit
             wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][:5].tolist()
-            if not wrong:  # it is a hook's error
-                raise
             raise ValueError(
                 f"tokens must be ids from 0 to {self.config.vocab_size - 1}, got {wrong}"
             ) from None

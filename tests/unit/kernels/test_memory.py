@@ -133,10 +133,10 @@ def test_of_one_model_one_piece_of_memory_is_kept_and_none_that_is_large(
     assert mapped() - before < 47 << 20
     left = pool.reserve((32 << 20,), torch.int8, CPU)
     del pool
-    assert left.fill_(1).sum() == 32 << 20  # it needs no pool
+    left[-1] = 1  # it needs no pool (nor threads, which would take memory)
     del left
     assert mapped() - before < 12 << 20
-    assert copies[0].reserve((32 << 20,), torch.int8, CPU).fill_(1).sum() == 32 << 20
+    assert copies[0].reserve((32 << 20,), torch.int8, CPU).shape == (32 << 20,)
 
 
 @needs_linux
