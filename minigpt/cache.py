@@ -59,7 +59,7 @@ class KVCache:
         self._pool = pool or MemoryPool()
         # Not `like.new_empty`: `like` may be sharded, which this is not.
         self._store(self._pool.reserve(shape, like.dtype, like.device))
-        self._set_pad(pad)
+        self._set_pad_tensor(pad)
         self._forget_forks()
 
     @property
@@ -134,7 +134,7 @@ class KVCache:
             if len(rows) < self.rows:
                 self._store(self._reserved[:, :, : len(rows)], self._begin)
         if self.pad is not None:
-            self._set_pad(self.pad[list(rows)])
+            self._set_pad_tensor(self.pad[list(rows)])
         self._n_shared = self._n_shared[numpy.ix_(rows, rows)]
         self._n_shared[numpy.equal.outer(rows, rows)] = self.length
 
@@ -244,13 +244,13 @@ class KVCache:
         self.n_max = self._slots.size(-2)
 
     def _set_pads(self, pads: Sequence[int]) -> None:
-        self._set_pad(torch.tensor(pads) if any(pads) else None)
+        self._set_pad_tensor(torch.tensor(pads) if any(pads) else None)
         self._forget_forks()
 
     def _forget_forks(self) -> None:
         self._n_shared = numpy.zeros((self.rows, self.rows), dtype=int)
 
-    def _set_pad(self, pad: Tensor | None) -> None:
+    def _set_pad_tensor(self, pad: Tensor | None) -> None:
         self.pad = None if pad is None else pad.to(self._slots.device)
         # Kept as a number, so that asking for the longest row costs no wait for the device.
         self.least_pad = 0 if pad is None else int(pad.min())

@@ -1,4 +1,4 @@
-"""Kernels for the CPU: who multiplies (`products`), where weights lie in memory (`room`), functions in C (`blocks.c`)."""
+"""Kernels for the CPU: which one multiplies (`products`), where weights lie in memory (`memory`), functions in C (`blocks.c`)."""
 
 from minigpt.kernels.memory import WeightMemory
 from minigpt.kernels.products import product

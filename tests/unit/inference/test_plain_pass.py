@@ -19,7 +19,7 @@ from minigpt.quantization import float16, int8
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
 
-PACKED = [  # the kinds of weights that this processor has a kernel for; of others, `Small` calls the plain product
+PACKED = [  # the kinds of weights that this processor has a kernel for; of others, `QuantizedModule` calls the plain product
     pytest.param("float16", marks=pytest.mark.skipif(not float16.can_pack(), reason="needs fbgemm")),
     pytest.param("int8", marks=pytest.mark.skipif(not int8.packing_is_exact(), reason="needs VNNI")),
     pytest.param(
