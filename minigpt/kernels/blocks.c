@@ -106,11 +106,11 @@ int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
 }
 
 int attention(const Attention *of) {
-    float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(of->n_seen) * sizeof(float));
-    if (!weights) return 0;
+    float *room = new_room_for(of->n_seen, of->head_dim);
+    if (!room) return 0;
 #pragma omp parallel
-    attend_shared(of, weights);
-    free(weights);
+    attend_shared(of, room);
+    free(room);
     return 1;
 }
 
@@ -168,8 +168,8 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
         if (blocks[layer].down.n_in > hidden) hidden = blocks[layer].down.n_in;
     Scratch *scratch = new_scratch(n_tokens, width, hidden);
     float *qkv = malloc(n_tokens * 3 * width * sizeof(float)), *mixed = malloc(n_tokens * width * sizeof(float));
-    float *weights = malloc(omp_get_max_threads() * QUERIES * room_for(n_seen) * sizeof(float));
-    const int is_room = scratch && qkv && mixed && weights;
+    float *room = new_room_for(n_seen, width / n_head);
+    const int is_room = scratch && qkv && mixed && room;
 #pragma omp parallel if (is_room)
     for (int64_t layer = 0; layer < (is_room ? n_layer : 0); layer++) {
         const Block *block = blocks + layer;
@@ -189,12 +189,12 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
             keep_last(x, n_rows, n_new, n_last, width), keep_last(qkv, n_rows, n_new, n_last, 3 * width);
             heads.n_new = n_last;
         }
-        attend_shared(&heads, weights);
+        attend_shared(&heads, room);
         const int64_t n_left = n_rows * heads.n_new;
         for (int64_t t = 0; t < n_left; t += AT_ONCE)
             add_branches_shared(x + t * width, mixed + t * width, smaller(n_left - t, AT_ONCE), block, scratch);
     }
     free_scratch(scratch);
-    free(qkv), free(mixed), free(weights);
+    free(qkv), free(mixed), free(room);
     return is_room;
 }

@@ -1,6 +1,6 @@
 """C code of the package, compiled on the machine that runs it and kept for the next time.
 
-A wheel of Python alone runs everywhere, and has no kernels of its own. Where there is a C compiler, two seconds make a
+A wheel of Python alone runs everywhere, and has no kernels of its own. Where there is a C compiler, a few seconds make a
 library of them; where there is none, torch's kernels are used.
 """
 

@@ -52,14 +52,15 @@ INLINE __m512 evened(const float *x, const Linear *layer, int64_t i) {
     return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
 }
 
-/* Adds the groups that carry something, of 16 inputs from the i-th on; how long the list is then. */
-static int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
-    int32_t fours[LANES / INPUTS];
-    _mm_storeu_si128((__m128i *)fours, to_bytes(carried));
-    const __mmask16 any = _mm512_cmp_ps_mask(carried, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-    for (int g = 0; g < LANES / INPUTS; g++)
-        if (any >> g * INPUTS & 0xf) list[n++] = (Carry){fours[g], i / INPUTS + g};
-    return n;
+/* Adds the groups that carry something, of 16 inputs from the i-th on; how long the list is then. Carries behind its end
+   are written, too. */
+INLINE int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
+    const __m128i fours = to_bytes(carried);
+    const __mmask8 any = _mm_cmpneq_epi32_mask(fours, _mm_set1_epi8((char)ZERO_POINT));
+    const __m256i groups = _mm256_add_epi64(_mm256_set1_epi64x(i / INPUTS), _mm256_setr_epi64x(0, 1, 2, 3));
+    const __m256i carries = _mm256_or_si256(_mm256_cvtepu32_epi64(fours), _mm256_slli_epi64(groups, 32));
+    _mm256_storeu_si256((__m256i *)(list + n), _mm256_maskz_compress_epi64(any, carries));
+    return n + __builtin_popcount(any);
 }
 
 /* One row, as `int8.quantize_rows`; how long its list is. */

@@ -184,6 +184,25 @@ def test_attention_is_the_formula(head_dim: int, n_new: int, n_seen: int, pads: 
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("head_dim", [4, 20, 64, 80])
+@pytest.mark.parametrize("n_new", [2, 7, 8, 15, 16, 17, 70])
+@torch.no_grad()
+def test_queries_together_have_the_bits_of_each_alone(head_dim: int, n_new: int) -> None:
+    """Side by side in a register's lanes, four by four or one by one; and what a query may not see does not touch it."""
+    n_seen, pads = 90, [0, 3, 84]
+    q = random(len(pads), 2, n_new, head_dim)
+    k, v = random(len(pads), 2, n_seen, head_dim, seed=2), random(len(pads), 2, n_seen, head_dim, seed=3)
+    k[0, 0, -1] = v[0, 0, -1] = torch.nan  # only the last token sees it
+    together = c_functions.attention(q, k, v, pads, 0.3)
+    for i in range(n_new):
+        n = n_seen - n_new + i + 1
+        alone = c_functions.attention(q[:, :, i : i + 1], k[:, :, :n], v[:, :, :n], pads, 0.3)[:, :, 0]
+        for row, pad in enumerate(pads):
+            expected = alone[row] if n > pad else torch.zeros_like(alone[row])  # padding sees nothing
+            assert torch.equal(together[row, :, i].nan_to_num(), expected.nan_to_num())
+    assert not together[:, :, :-1].isnan().any()
+
+
 @torch.no_grad()
 def test_under_somebodys_own_mask_attention_is_torchs() -> None:
     q, k, v = random(2, 3, 4, 16), random(2, 3, 9, 16, seed=2), random(2, 3, 9, 16)
