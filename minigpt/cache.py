@@ -54,8 +54,9 @@ class KVCache:
             check_pad(pad, rows, n_max)
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
-        # As `inference.pass_in_c` has made them for the last pass; they hold the weights.
+        # As `inference` has made them for the last pass; they hold the weights.
         self.blocks_in_c: Any = None
+        self.model_in_c: Any = None
         self._pool = pool or MemoryPool()
         # Not `like.new_empty`: `like` may be sharded, which this is not.
         self._store(self._pool.reserve(shape, like.dtype, like.device))
@@ -72,12 +73,12 @@ class KVCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, or a pickle: what follows from the memory is left out."""
-        made = ("_slots", "step", "blocks_in_c")
+        made = ("_slots", "step", "blocks_in_c", "model_in_c")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.blocks_in_c = None
+        self.blocks_in_c = self.model_in_c = None
         self._store(self._reserved, self._begin)
 
     def advance(self, n: int) -> None:

@@ -21,9 +21,10 @@ from minigpt.attention import CausalAttention, attention_mask, kernels_for_any_l
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
 from minigpt.errors import InvalidRequest
-from minigpt.inference import graphed_step, plain_pass
+from minigpt.inference import graphed_step, plain_pass, whole_model_in_c
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product, products
+from minigpt.kernels.c_functions import is_in_memory
 from minigpt.kernels.memory import MemoryPool
 from minigpt.linear import Linear
 
@@ -186,10 +187,19 @@ class GPT2(nn.Module):
         if step is not None:
             _check_fit(tokens, cache, self.config)
             return step(tokens)
-        n_last = 1 if plain_pass.is_plain(self.final_norm, nn.LayerNorm) else None  # hooks see all tokens
-        logits = self.unembed(self._read(tokens, cache, n_last)[:, -1])
+        logits = self._next_logits_in_c(tokens, cache)
+        if logits is None:
+            n_last = 1 if _is_plain(self.final_norm, *modules_in_c.NORMS) else None  # hooks see all tokens
+            logits = self.unembed(self._read(tokens, cache, n_last)[:, -1])
         cache.advance(tokens.size(1))
         return logits
+
+    def _next_logits_in_c(self, tokens: Tensor, cache: KVCache) -> Tensor | None:
+        """By one function in C; None where that cannot be, or the modules have to be called."""
+        if not (isinstance(cache, KVCache) and plain_pass.are_in_c(self.blocks) and self.is_plain()):
+            return None
+        _check_fit(tokens, cache, self.config)
+        return whole_model_in_c.next_logits(self, tokens, cache)
 
     def hidden_states(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
         """Everything but the head.
@@ -238,14 +248,14 @@ class GPT2(nn.Module):
 
     def is_plain(self) -> bool:
         """Whether every part computes just what its class says, as `plain_pass` has it, and is not differentiated."""
-        kinds = {
-            self.token_embedding: nn.Embedding,
-            self.position_embedding: nn.Embedding,
-            self.final_norm: nn.LayerNorm,
-            self.head: TiedHead if self.config.tie_word_embeddings else UntiedHead,
-        }
-        return self._blocks_are_plain() and all(
-            plain_pass.is_plain(module, kind) for module, kind in kinds.items()
+        return (
+            type(self) is GPT2
+            and not self.training
+            and self._blocks_are_plain()
+            and _is_plain(self.token_embedding, nn.Embedding, *quantization.EMBEDDINGS)
+            and _is_plain(self.position_embedding, nn.Embedding)
+            and _is_plain(self.final_norm, *modules_in_c.NORMS)
+            and _is_plain(self.head, TiedHead, UntiedHead, *quantization.HEADS)
         )
 
     def _blocks_are_plain(self) -> bool:
@@ -322,8 +332,8 @@ class GPT2(nn.Module):
         with quantization.in_huge_pages() if stored else nullcontext():
             checkpoint.fill(model, dtype, torch.device(device))
         model.quantization = stored
-        if not stored and products.float32_in_c():
-            modules_in_c.put_into_all(model.blocks)
+        if not stored and products.float32_in_c() and is_in_memory(model.final_norm.weight):
+            modules_in_c.put_into_all(model)
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 
     def quantize(self, kind: str) -> Self:
@@ -378,6 +388,10 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer))
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=std)
+
+
+def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    return type(module) in kinds and plain_pass.is_plain(module, type(module))
 
 
 def _check_tensor(name: str, value: object) -> None:

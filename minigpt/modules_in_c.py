@@ -7,7 +7,7 @@ or not. With other dtypes, on other devices, for gradients and under `torch.comp
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -112,15 +112,15 @@ ATTENTION_IN_C = (AttentionInC, RowByRowAttentionInC)
 NORMS = (nn.LayerNorm, LayerNormInC)
 
 
-def put_into_all(blocks: Iterable[Any]) -> None:
-    """Puts the modules into blocks in the place of torch's, if their weights are float32 on a CPU."""
-    for block in blocks:
-        weight = block.attn_norm.weight
-        if weight.dtype == torch.float32 and weight.device.type == "cpu":
-            put_into(block)
+def put_into_all(model: Any, kind_of_attention: type[AttentionInC] = AttentionInC) -> None:
+    """Puts the modules into a model in the place of torch's, into each block of which all can be replaced."""
+    are_in_blocks = [put_into(block, kind_of_attention) for block in model.blocks]
+    norm = model.final_norm
+    if all(are_in_blocks) and type(norm) in NORMS and not (norm._forward_hooks or norm._forward_pre_hooks):
+        model.final_norm = LayerNormInC.like(norm)
 
 
-def put_into(block: Any, kind_of_attention: type[AttentionInC] = AttentionInC) -> bool:
+def put_into(block: Any, kind_of_attention: type[AttentionInC]) -> bool:
     """The same for one block, if it is made of modules that can be replaced; returns whether it is."""
     sdpa = block.attn.sdpa
     replaced = {sdpa: TORCH_ATTENTION + ATTENTION_IN_C, block.attn_norm: NORMS, block.mlp_norm: NORMS}

@@ -123,6 +123,11 @@ IN_C = Tests(_is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tan
 ELSEWHERE = Tests(_is_norm_elsewhere, ATTENTION_IN_C, gelu_form, _is_plain_linear)
 
 
+def are_in_c(blocks: Iterable[Any]) -> bool:
+    """Whether blocks, if they are plain, compute in C."""
+    return _tests_for(blocks) is IN_C
+
+
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, n_last: int) -> Tensor:
     """What leaves the last block for each row's `n_last` last tokens, as `x = block(x, past, mask)` from block to block.
 
@@ -134,7 +139,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, 
         ValueError: they do not fit the cache.
     """
     cache.check_room(x.size(1))
-    if _tests_for(blocks) is IN_C:
+    if are_in_c(blocks):
         found = pass_in_c.through_blocks(blocks, x, cache, n_last)
         if found is not None:
             return found

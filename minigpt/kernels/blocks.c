@@ -12,6 +12,7 @@ It ends with a barrier; that of `omp for` is one, too. */
 #include <string.h>
 
 #include "attention.h"
+#include "embeddings.h"
 #include "int8_products.h"
 #include "plain_products.h"
 
@@ -94,15 +95,20 @@ void gelu(const float *x, int64_t n, float *y) {
 
 /* The rest return whether there was memory for them. */
 
-int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
+/* A layer, after a norm if there is one. */
+static int linear_after(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, float *y) {
     Scratch *scratch = new_scratch(n_rows, layer->n_in, 0);
     if (!scratch) return 0;
 #pragma omp parallel
     for (int64_t r = 0; r < n_rows; r += AT_ONCE)
-        linear_shared(x + r * layer->n_in, smaller(n_rows - r, AT_ONCE), NULL, layer, STORE, scratch,
+        linear_shared(x + r * layer->n_in, smaller(n_rows - r, AT_ONCE), norm, layer, STORE, scratch,
                       y + r * layer->n_out);
     free_scratch(scratch);
     return 1;
+}
+
+int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
+    return linear_after(x, n_rows, NULL, layer, y);
 }
 
 int attention(const Attention *of) {
@@ -197,4 +203,36 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
     free_scratch(scratch);
     free(qkv), free(mixed), free(room);
     return is_room;
+}
+
+typedef struct {
+    Table tokens, positions;
+    const Block *blocks;
+    int64_t n_layer;
+    Norm final_norm;
+    Linear head;
+} Model;
+
+enum { NO_MEMORY, DONE, NOT_IN_TABLES };
+
+/* The logits of what follows each row: tokens are (n_rows, n_new), logits (n_rows, outputs of the head). NOT_IN_TABLES if
+   there is no embedding of a token or a position. */
+int next_logits(const int64_t *tokens, const Model *of, const Cache *cache, int64_t n_rows, int64_t n_new, float *logits) {
+    const int64_t width = of->final_norm.n;
+    float *x = malloc(n_rows * n_new * width * sizeof(float));
+    if (!x) return NO_MEMORY;
+    int result = DONE;
+    for (int64_t i = 0; i < n_rows * n_new && result == DONE; i++) {
+        const int64_t slot = cache->length + i % n_new, pad = cache->pad[i / n_new];
+        const int64_t position = slot < pad ? 0 : slot - pad;
+        if (tokens[i] < 0 || tokens[i] >= of->tokens.n || position >= of->positions.n)
+            result = NOT_IN_TABLES;
+        else
+            embed(&of->tokens, tokens[i], &of->positions, position, x + i * width);
+    }
+    if (result == DONE && !(through_blocks(x, of->blocks, of->n_layer, cache, n_rows, n_new, 1) &&
+                            linear_after(x, n_rows, &of->final_norm, &of->head, logits)))
+        result = NO_MEMORY;
+    free(x);
+    return result;
 }

@@ -24,11 +24,12 @@ from minigpt.kernels import c_code
 
 SOURCE = Path(__file__).with_name("blocks.c")
 FLOAT32, FLOAT16, INT8 = range(3)  # kinds of weights
+NOT_IN_TABLES = 2  # what `next_logits` returns where an embedding is missing
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
 PLAIN = (nn.Parameter, Tensor)  # classes whose tensors hold their numbers themselves
 
 
-# The structs of layers.h, attention.h and blocks.c: the same fields in the same order.
+# The structs of layers.h, attention.h, embeddings.h and blocks.c: the same fields in the same order.
 
 
 class CNorm(ctypes.Structure):
@@ -66,9 +67,27 @@ class CAttention(ctypes.Structure):
 
 
 class CCache(ctypes.Structure):
+    kept: object  # whose memory it points to
+
     _fields_ = (
         ("slots", c_void_p), ("layer_stride", c_int64), ("value_offset", c_int64), ("strides", CStrides),
         ("pad", c_void_p), ("length", c_int64),
+    )  # fmt: skip
+
+
+class CTable(ctypes.Structure):
+    _fields_ = (
+        ("weight", c_void_p), ("n", c_int64), ("width", c_int64), ("kind", c_int64),
+        ("scale", c_void_p), ("input_scale", c_void_p),
+    )  # fmt: skip
+
+
+class CModel(ctypes.Structure):
+    kept: object  # whose memory it points to
+
+    _fields_ = (
+        ("tokens", CTable), ("positions", CTable), ("blocks", ctypes.POINTER(CBlock)), ("n_layer", c_int64),
+        ("final_norm", CNorm), ("head", CLinear),
     )  # fmt: skip
 
 
@@ -79,6 +98,7 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "linear": (c_void_p, c_int64, c_void_p, c_void_p),
     "fit_together": (c_void_p, c_int64, c_int64),
     "through_blocks": (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64),
+    "next_logits": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
 }
 
 
@@ -215,8 +235,23 @@ def through_blocks(
     Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)  ->  (B, n_last, D)
     """
     n_rows, n_new, width = x.shape
+    cache = c_cache(slots, length, pads, n_rows, blocks, len(blocks), width)
+    check_memory(functions().through_blocks(
+        x.data_ptr(), blocks, len(blocks), ctypes.byref(cache), n_rows, n_new, n_last
+    ))  # fmt: skip
+    return x.view(-1)[: n_rows * n_last * width].view(n_rows, n_last, width)
+
+
+def c_cache(
+    slots: Tensor, length: int, pads: Sequence[int], n_rows: int, blocks: Any, n_layer: int, width: int
+) -> CCache:
+    """A cache as the functions take it.
+
+    Raises:
+        ValueError: it is not one of these blocks for so many rows.
+    """
     n_head = blocks[0].n_head
-    shape = (len(blocks), 2, n_rows, n_head, slots.size(-2), width // n_head)
+    shape = (n_layer, 2, n_rows, n_head, slots.size(-2), width // n_head)
     if slots.shape != shape or not is_in_memory(slots) or slots.stride(-1) != 1:
         raise ValueError(
             f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
@@ -227,7 +262,34 @@ def through_blocks(
     cache = CCache(
         slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), ctypes.addressof(own_pads), length
     )
-    check_memory(functions().through_blocks(
-        x.data_ptr(), blocks, len(blocks), ctypes.byref(cache), n_rows, n_new, n_last
-    ))  # fmt: skip
-    return x.view(-1)[: n_rows * n_last * width].view(n_rows, n_last, width)
+    cache.kept = own_pads
+    return cache
+
+
+def table(weight: Tensor, scale: Tensor | None = None, input_scale: Tensor | None = None) -> CTable | None:
+    """Embeddings as the functions read them: float32 or float16 (n, D); or int8, with scales (n,) and (D,)."""
+    vectors = [t for t in (scale, input_scale) if t is not None]
+    lie_well = all(t.is_cpu and t.is_contiguous() and holds_its_values(t) for t in (weight, *vectors))
+    if not lie_well or any(t.dtype != torch.float32 for t in vectors):
+        return None
+    kind = INT8 if vectors else KINDS[weight.dtype]
+    return CTable(weight.data_ptr(), *weight.shape, kind, *(t.data_ptr() for t in vectors))
+
+
+def next_logits(
+    tokens: Tensor, model: CModel, slots: Tensor, length: int, pads: Sequence[int]
+) -> Tensor | None:
+    """The logits of what follows each row, whose new tokens are these; keys and values go to the slots from `length` on.
+
+    None if a token or a position has no embedding.
+
+    Shapes: tokens int64 (B, T), slots as for `through_blocks`  ->  (B, V)
+    """
+    n_rows, n_new = tokens.shape
+    cache = c_cache(slots, length, pads, n_rows, model.blocks, model.n_layer, model.final_norm.n)
+    logits = slots.new_empty(n_rows, model.head.n_out)
+    found = functions().next_logits(
+        tokens.data_ptr(), ctypes.byref(model), ctypes.byref(cache), n_rows, n_new, logits.data_ptr()
+    )
+    check_memory(found)
+    return logits if found != NOT_IN_TABLES else None

@@ -16,17 +16,17 @@ from minigpt.attention import RowByRowAttention
 from minigpt.errors import InvalidRequest
 from minigpt.kernels import c_functions
 from minigpt.linear import Linear
-from minigpt.modules_in_c import RowByRowAttentionInC
+from minigpt.modules_in_c import AttentionInC, RowByRowAttentionInC
 from minigpt.quantization.calibration import largest_inputs
-from minigpt.quantization.float16 import Float16
+from minigpt.quantization.float16 import Float16, Float16Embedding, Float16Head
 from minigpt.quantization.huge_pages import in_huge_pages
-from minigpt.quantization.int8 import Int8
+from minigpt.quantization.int8 import Int8, Int8Embedding, Int8Head
 from minigpt.quantization.modules import QuantizedModule, QuantizedTiedHead
 
 if TYPE_CHECKING:
     from minigpt.model import GPT2
 
-__all__ = ["KINDS", "Kind", "check_request", "in_huge_pages", "prepare", "quantize"]
+__all__ = ["EMBEDDINGS", "HEADS", "KINDS", "Kind", "check_request", "in_huge_pages", "prepare", "quantize"]
 
 
 class Kind(Protocol):
@@ -40,6 +40,8 @@ class Kind(Protocol):
 
 
 KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
+EMBEDDINGS = (Float16Embedding, Int8Embedding)
+HEADS = (QuantizedTiedHead, Float16Head, Int8Head)
 
 
 def check(kind: str) -> None:
@@ -114,19 +116,19 @@ def replace_modules(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
         own = cast(Tensor, model.head.weight).detach()
         model.set_submodule("head", kind.head(own, inputs["head"]))
     model.set_submodule("token_embedding", embedding)
-    for block in model.blocks:
-        if kind.rounds_inputs:
-            compute_row_by_row(block)
-        elif c_functions.available():
-            modules_in_c.put_into(block)
+    if c_functions.available():
+        modules_in_c.put_into_all(model, RowByRowAttentionInC if kind.rounds_inputs else AttentionInC)
+    if kind.rounds_inputs:
+        for block in model.blocks:
+            attend_row_by_row(block.attn)
     model.eval().requires_grad_(False)  # new modules are in training mode
 
 
-def compute_row_by_row(block: Any) -> None:
-    """Puts into a block what gives each row the bits that it gives alone; in C, where all of the block can be."""
-    if not (c_functions.available() and modules_in_c.put_into(block, RowByRowAttentionInC)):
-        sdpa = block.attn.sdpa
-        block.attn.sdpa = RowByRowAttention(sdpa.scale, sdpa.dropout)
+def attend_row_by_row(attn: Any) -> None:
+    """Has attention give each row the bits that it gives alone."""
+    sdpa = attn.sdpa
+    if not isinstance(sdpa, RowByRowAttention):
+        attn.sdpa = RowByRowAttention(sdpa.scale, sdpa.dropout)
 
 
 def layer_names(model: GPT2) -> list[str]:

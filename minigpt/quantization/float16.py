@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CLinear
+from minigpt.kernels.c_functions import CLinear, CTable
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.modules import (
     Packed,
@@ -134,6 +134,11 @@ class _Float16(QuantizedModule):
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         return self.matrix.affine(rows, bias)
 
+    def layer(self) -> CLinear:
+        """The layer as the functions in C take it."""
+        matrix: Any = self.matrix
+        return matrix.layer(self._buffers.get("bias"))  # type: ignore[no-any-return]
+
 
 class Float16Linear(_Float16, QuantizedLinear):
     """A linear layer with a float16 weight."""
@@ -141,11 +146,6 @@ class Float16Linear(_Float16, QuantizedLinear):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__(weight)
         self.register_buffer("bias", bias)
-
-    def layer(self) -> CLinear:
-        """The layer as the functions in C take it."""
-        matrix: Any = self.matrix
-        return matrix.layer(self._buffers["bias"])  # type: ignore[no-any-return]
 
 
 class Float16Head(_Float16, QuantizedHead):
@@ -162,6 +162,9 @@ class Float16Embedding(_Float16, QuantizedEmbedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """Shapes: (B, T)  ->  (B, T, D)."""
         return F.embedding(tokens, self.weight).float()
+
+    def table(self) -> CTable | None:
+        return c_functions.table(self.weight)
 
 
 class Float16:

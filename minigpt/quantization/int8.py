@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CLinear
+from minigpt.kernels.c_functions import CLinear, CTable
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.int8_in_c import ZERO_POINT, MatrixInC
 from minigpt.quantization.modules import (
@@ -317,6 +317,9 @@ class Int8Embedding(_Int8, QuantizedEmbedding):
         """Shapes: (B, T)  ->  (B, T, D)."""
         scale = F.embedding(tokens, self.weight_scale[:, None])
         return F.embedding(tokens, self.weight) * scale * self.input_scale
+
+    def table(self) -> CTable | None:
+        return c_functions.table(self.weight, self.weight_scale, self.input_scale)
 
 
 class Int8:

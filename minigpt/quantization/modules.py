@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from minigpt.kernels.c_functions import CTable
+
 # A packed weight; TorchScript (see `inference.scripted`) knows it by this name.
 if TYPE_CHECKING:
     Packed = torch.ScriptObject
@@ -124,6 +126,10 @@ class QuantizedHead(QuantizedModule):
 class QuantizedEmbedding(QuantizedModule):
     """Embeddings by a quantized matrix, which may be that of a tied head, too."""
 
+    def table(self) -> CTable | None:
+        """The embeddings as the functions in C read them; None if they cannot."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.matrix.shape))
 
@@ -134,6 +140,9 @@ class QuantizedTiedHead(nn.Module):
     def __init__(self, multiply: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self._multiply = multiply  # of the embedding
+
+    def is_tied_to(self, embedding: QuantizedEmbedding) -> bool:
+        return self._multiply == embedding.multiply
 
     def forward(self, x: Tensor, token_embedding: Tensor) -> Tensor:
         """Shapes: (..., D)  ->  (..., V)."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from minigpt import GPT2, GPT2Config, modules_in_c
 from minigpt.attention import ScaledDotProductAttention, attention_mask, attention_pattern
 from minigpt.cache import KVCache
-from minigpt.inference import pass_in_c
+from minigpt.inference import pass_in_c, whole_model_in_c
 from minigpt.kernels import c_functions, products
 from minigpt.linear import Linear
 from minigpt.modules_in_c import AttentionInC, LayerNormInC, tanh_gelu_in_c
 from minigpt.quantization import float16
 from minigpt.quantization.int8_in_c import MatrixInC
+from minigpt.quantization.modules import QuantizedModule, QuantizedTiedHead
 
 if not c_functions.available():
     pytest.skip("needs a C compiler, and a processor with AVX-512 VNNI", allow_module_level=True)
@@ -67,7 +69,7 @@ def model_of(kind: str, **options: object) -> GPT2:
     for layer in model.modules():
         if isinstance(layer, Linear):
             layer.weight.data = layer.weight.t().contiguous().t()  # as a loaded one lies
-    modules_in_c.put_into_all(model.blocks)
+    modules_in_c.put_into_all(model)
     return model
 
 
@@ -239,22 +241,42 @@ def test_a_padded_row_gives_the_bits_that_it_gives_alone(kind: str) -> None:
         assert torch.equal(logits[row, pad:], model(TOKENS[:, : 150 - pad])[0])
 
 
+def passes_of(where: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens leave each pass that a function of this name computes from now on."""
+    read, compute = [], getattr(where, name)
+
+    def counted(*args: object) -> Tensor | None:
+        found: Tensor | None = compute(*args)
+        if found is not None:
+            read.append(found.size(1) if found.dim() == 3 else 1)
+        return found
+
+    monkeypatch.setattr(where, name, counted)
+    return read
+
+
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_the_modules_give_the_bits_of_the_whole_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, read = model_of(kind), []
-    through = pass_in_c.through_blocks
-    monkeypatch.setattr(
-        pass_in_c, "through_blocks", lambda *args: (read.append(args[1].size(1)), through(*args))[1]
-    )
-    steps = []
-    for _ in range(2):
-        cache = model.new_cache(180)
-        steps.append([model.next_logits(part, cache) for part in TOKENS.split((140, 5, 1, 34), 1)])
-        hook = model.blocks[1].mlp.register_forward_hook(lambda *_: None)
-    hook.remove()
-    assert read == [140, 5, 1, 34]
-    assert all(map(torch.equal, *steps))
+def test_the_modules_give_the_bits_of_the_whole_pass(
+    kind: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(kind, tie_word_embeddings=tied)
+    of_model = passes_of(whole_model_in_c, "next_logits", monkeypatch)
+    of_blocks = passes_of(pass_in_c, "through_blocks", monkeypatch)
+    pads = torch.tensor([3, 0, 100, 9, 139, 140, 150])
+    parts = TOKENS.expand(len(pads), -1).split((140, 5, 1, 34), 1)
+    found = []
+    for watched in (None, model.final_norm, model.blocks[1].mlp):
+        hook = watched.register_forward_hook(lambda *_: None) if watched else None
+        cache = model.new_cache(180, len(pads), pads)
+        found.append([*(model.next_logits(part, cache) for part in parts), cache.slots])
+        if hook:
+            hook.remove()
+    assert of_model == [1] * 4
+    assert of_blocks == [140, 5, 1, 34]  # the hook sees them all
+    for step in zip(*found, strict=True):
+        assert all(torch.equal(*pair) for pair in pairwise(step))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -264,15 +286,8 @@ def test_the_last_block_computes_only_what_leaves_the_head(
 ) -> None:
     model, pads = model_of(kind), torch.tensor([3, 0, 100, 9, 139, 140, 150])
     parts = TOKENS[:, :160].expand(len(pads), -1).split((140, 7, 13), 1)
-    computed, through = [], pass_in_c.through_blocks
-
-    def counted(*args: object) -> Tensor | None:
-        x = through(*args)  # type: ignore[arg-type]
-        assert x is not None
-        computed.append(x.size(1))
-        return x
-
-    monkeypatch.setattr(pass_in_c, "through_blocks", counted)
+    monkeypatch.setattr(whole_model_in_c, "next_logits", lambda *_: None)
+    computed = passes_of(pass_in_c, "through_blocks", monkeypatch)
     cache = model.new_cache(160, len(pads), pads)
     states = [model.hidden_states(part, cache) for part in parts]
     again = model.new_cache(160, len(pads), pads)
@@ -384,13 +399,17 @@ def test_a_model_can_be_mapped_over_rows(kind: str) -> None:
     torch.testing.assert_close(mapped, torch.stack([model(row) for row in rows]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "attention", "through_blocks"])
+@pytest.mark.parametrize("name", ["linear", "attention", "through_blocks", "next_logits"])
 @torch.no_grad()
 def test_where_there_is_no_memory_it_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("float32")
     monkeypatch.setattr(c_functions.functions(), name, lambda *_: 0)
+    read: dict[str, Callable[[], object]] = {
+        "next_logits": lambda: model.next_logits(TOKENS, model.new_cache(180)),
+        "through_blocks": lambda: model.hidden_states(TOKENS, model.new_cache(180)),
+    }
     with pytest.raises(MemoryError, match="no memory left for what is computed between the layers"):
-        model.next_logits(TOKENS, model.new_cache(180)) if name == "through_blocks" else model(TOKENS)
+        read.get(name, lambda: model(TOKENS))()
 
 
 def narrower(model: GPT2) -> None:
@@ -532,20 +551,61 @@ def norm_with_names_swapped(model: GPT2) -> None:
     norm.bias, norm.weight = weight, bias
 
 
-CHANGES_IN_C = [
+def other_embeddings(model: GPT2) -> None:
+    model.token_embedding = copy.deepcopy(model.token_embedding)
+    if isinstance(model.token_embedding, torch.nn.Embedding):
+        model.token_embedding.weight.data = random(61, 48)
+    else:
+        model.token_embedding.weight = model.token_embedding.weight.flip(0)
+
+
+def embeddings_changed_in_place(model: GPT2) -> None:
+    model.token_embedding.weight.mul_(2)
+
+
+def positions_given_other_memory(model: GPT2) -> None:
+    model.position_embedding.weight.data = random(200, 48)
+
+
+def other_final_norm(model: GPT2) -> None:
+    model.final_norm.bias = Parameter(random(48))
+
+
+def other_final_epsilon(model: GPT2) -> None:
+    model.final_norm.eps = 0.5
+
+
+def other_head(model: GPT2) -> None:
+    if isinstance(model.head, QuantizedModule):
+        model.head = copy.deepcopy(model.head)
+        model.head.set_weight(model.head.matrix.weight.flip(0))
+    else:
+        model.head.weight = Parameter(random(61, 48))
+
+
+OF_BLOCKS = [
     norm_replaced, norm_given_other_memory, norm_changed_in_place, bias_given_other_memory, other_epsilon, other_scale,
     other_linear_layer, other_block, norm_with_names_swapped,
+]  # fmt: skip
+OF_ENDS = [
+    other_embeddings, embeddings_changed_in_place, positions_given_other_memory, other_final_norm, other_final_epsilon,
+    other_head,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("change", CHANGES_IN_C)
+@pytest.mark.parametrize(
+    ("is_whole", "change"),
+    [*((True, change) for change in OF_BLOCKS + OF_ENDS), *((False, change) for change in OF_BLOCKS)],
+)
 @torch.no_grad()
 def test_a_change_counts_from_the_next_token_on(
-    kind: str, change: Callable[[GPT2], None], monkeypatch: pytest.MonkeyPatch
+    kind: str, is_whole: bool, change: Callable[[GPT2], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also with the cache of the tokens before it."""
-    model = model_of(kind)
+    model = model_of(kind, tie_word_embeddings=False)
+    if not is_whole:
+        monkeypatch.setattr(whole_model_in_c, "next_logits", lambda *_: None)
     cache = model.new_cache(60)
     model.next_logits(TOKENS[:, :30], cache)
     unchanged = model.next_logits(TOKENS[:, 30:31], copy.deepcopy(cache))
@@ -553,17 +613,91 @@ def test_a_change_counts_from_the_next_token_on(
     hook = model.blocks[1].mlp.register_forward_hook(lambda *_: None)
     expected = model.next_logits(TOKENS[:, 30:31], copy.deepcopy(cache))
     hook.remove()
-    through = pass_in_c.through_blocks
-    taken: list[bool] = []
-    monkeypatch.setattr(
-        pass_in_c,
-        "through_blocks",
-        lambda *args: (found := through(*args), taken.append(found is not None))[0],
-    )
+    where = (whole_model_in_c, "next_logits") if is_whole else (pass_in_c, "through_blocks")
+    taken = passes_of(*where, monkeypatch)
     found = model.next_logits(TOKENS[:, 30:31], cache)
-    assert taken == [True]
+    assert taken == [1]
     assert torch.equal(found, expected)
     assert not torch.equal(found, unchanged)
+
+
+class Louder(GPT2):
+    """A model with a method of somebody's own."""
+
+    def unembed(self, x: Tensor) -> Tensor:
+        return 2 * super().unembed(x)
+
+
+def with_a_largest_norm(model: GPT2) -> None:
+    model.position_embedding.max_norm = 0.5
+
+
+def of_a_class_derived(model: GPT2) -> None:
+    model.__class__ = Louder
+
+
+def with_a_head_tied_to_another(model: GPT2) -> None:
+    other = copy.deepcopy(model.token_embedding)
+    other.set_weight(other.matrix.weight.flip(0))
+    model.head = QuantizedTiedHead(other.multiply).eval()
+
+
+def with_torchs_final_norm(model: GPT2) -> None:
+    norm = torch.nn.LayerNorm(48).eval()
+    model.final_norm = norm
+
+
+def with_strided_embeddings(model: GPT2) -> None:
+    model.position_embedding.weight.data = random(48, 200).t()
+
+
+OWN = [
+    with_a_largest_norm, of_a_class_derived, with_torchs_final_norm, with_strided_embeddings,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [*((kind, change) for kind in KINDS for change in OWN), ("int8", with_a_head_tied_to_another)],
+)
+@torch.no_grad()
+def test_what_the_function_for_all_cannot_read_the_modules_compute(
+    kind: str, change: Callable[[GPT2], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(kind)
+    plain = model.next_logits(TOKENS, model.new_cache(180))
+    change(model)
+    whole = passes_of(whole_model_in_c, "next_logits", monkeypatch)
+    found = model.next_logits(TOKENS, model.new_cache(180))
+    assert not whole
+    assert torch.equal(found, model.unembed(model.hidden_states(TOKENS, model.new_cache(180)))[:, -1])
+    assert not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_tokens_may_lie_as_they_like(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = model_of(kind), TOKENS.expand(3, -1) + torch.arange(3)[:, None]
+    tokens %= 61
+    expected = model(tokens)[:, -1]
+    whole = passes_of(whole_model_in_c, "next_logits", monkeypatch)
+    for same in (tokens, tokens.int(), tokens.t().contiguous().t()):
+        assert torch.equal(model.next_logits(same, model.new_cache(180, 3)), expected)
+    model.next_logits(tokens.as_subclass(Named), model.new_cache(180, 3))
+    assert len(whole) == 3  # somebody's own class is torch's
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_ids_without_an_embedding_are_refused_by_name(kind: str) -> None:
+    model = model_of(kind)
+    for wrong in (-1, 61, 2**40):
+        tokens = TOKENS.clone()
+        tokens[0, 7] = wrong
+        cache = model.new_cache(180)
+        with pytest.raises(ValueError, match=rf"tokens must be ids from 0 to 60, got \[{wrong}\]"):
+            model.next_logits(tokens, cache)
+        assert cache.length == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

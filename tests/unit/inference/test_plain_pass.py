@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from minigpt import GPT2, GPT2Config
-from minigpt.inference import block_functions, plain_pass, scripted
+from minigpt.inference import block_functions, plain_pass, scripted, whole_model_in_c
 from minigpt.kernels import c_functions, products
 from minigpt.linear import Linear
 from minigpt.quantization import float16, int8
@@ -47,15 +48,21 @@ def quantized(model: GPT2, kind: str, monkeypatch: pytest.MonkeyPatch) -> GPT2:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each pass that went through `plain_pass`."""
+    """One entry for each pass that called no modules of blocks."""
     seen: list[int] = []
-    through = plain_pass.through_blocks
 
-    def counted(*args: object) -> Tensor:
-        seen.append(1)
-        return through(*args)  # type: ignore[arg-type]
+    def count(where: Any, name: str) -> None:
+        compute = getattr(where, name)
 
-    monkeypatch.setattr(plain_pass, "through_blocks", counted)
+        def counted(*args: object) -> Tensor | None:
+            found: Tensor | None = compute(*args)
+            seen.extend([1] * (found is not None))
+            return found
+
+        monkeypatch.setattr(where, name, counted)
+
+    count(plain_pass, "through_blocks")
+    count(whole_model_in_c, "next_logits")
     return seen
 
 
