@@ -195,7 +195,7 @@ class GPT2(nn.Module):
         return logits
 
     def _next_logits_in_c(self, tokens: Tensor, cache: KVCache) -> Tensor | None:
-        """By one function in C; None where that cannot be, or the modules have to be called."""
+        """The logits by one function in C: (B, T)  ->  (B, V); None where torch or the modules have to compute them."""
         if not (isinstance(cache, KVCache) and plain_pass.are_in_c(self.blocks) and self.is_plain()):
             return None
         _check_fit(tokens, cache, self.config)
@@ -247,7 +247,9 @@ class GPT2(nn.Module):
         return normed
 
     def is_plain(self) -> bool:
-        """Whether every part computes just what its class says, as `plain_pass` has it, and is not differentiated."""
+        """Whether this is a GPT2 in evaluation mode, of no class derived from it, whose parts compute just what their classes
+        say, as `plain_pass` has it; and nothing is differentiated.
+        """
         return (
             type(self) is GPT2
             and not self.training
@@ -333,7 +335,7 @@ class GPT2(nn.Module):
             checkpoint.fill(model, dtype, torch.device(device))
         model.quantization = stored
         if not stored and products.float32_in_c() and is_in_memory(model.final_norm.weight):
-            modules_in_c.put_into_all(model)
+            modules_in_c.put_into(model)
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 
     def quantize(self, kind: str) -> Self:
@@ -391,6 +393,7 @@ class GPT2(nn.Module):
 
 
 def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether calling the module is calling the forward method of one of these classes."""
     return type(module) in kinds and plain_pass.is_plain(module, type(module))
 
 

@@ -1,7 +1,7 @@
-"""Modules of a block that call functions in C, in the place of torch's.
+"""Modules that call functions in C, in the place of torch's: those of blocks, and the final norm.
 
-They call one by one what `inference.pass_in_c` calls at once, so that a model gives the same bits whether it is watched
-or not. With other dtypes, on other devices, for gradients and under `torch.compile` they do what torch's do.
+They call one by one what `inference.pass_in_c` and `inference.whole_model_in_c` call at once, so that a model gives the same
+bits whether it is watched or not. With other dtypes, on other devices, for gradients and under `torch.compile` they do what torch's do.
 """
 
 from __future__ import annotations
@@ -112,21 +112,25 @@ ATTENTION_IN_C = (AttentionInC, RowByRowAttentionInC)
 NORMS = (nn.LayerNorm, LayerNormInC)
 
 
-def put_into_all(model: Any, kind_of_attention: type[AttentionInC] = AttentionInC) -> None:
-    """Puts the modules into a model in the place of torch's, into each block of which all can be replaced."""
-    are_in_blocks = [put_into(block, kind_of_attention) for block in model.blocks]
-    norm = model.final_norm
-    if all(are_in_blocks) and type(norm) in NORMS and not (norm._forward_hooks or norm._forward_pre_hooks):
-        model.final_norm = LayerNormInC.like(norm)
+def put_into(model: Any, kind_of_attention: type[AttentionInC] = AttentionInC) -> None:
+    """Puts the modules in the place of torch's: into each block all of whose parts can be replaced; and if that is every
+    block, as the final norm, so that the whole model computes in C, or as torch does.
+    """
+    are_in_blocks = [_put_into_block(block, kind_of_attention) for block in model.blocks]
+    if all(are_in_blocks) and _can_be_replaced(model.final_norm, NORMS):
+        model.final_norm = LayerNormInC.like(model.final_norm)
 
 
-def put_into(block: Any, kind_of_attention: type[AttentionInC]) -> bool:
-    """The same for one block, if it is made of modules that can be replaced; returns whether it is."""
+def _can_be_replaced(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    return type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _put_into_block(block: Any, kind_of_attention: type[AttentionInC]) -> bool:
+    """Whether the block is made of modules that can be replaced."""
     sdpa = block.attn.sdpa
     replaced = {sdpa: TORCH_ATTENTION + ATTENTION_IN_C, block.attn_norm: NORMS, block.mlp_norm: NORMS}
     is_known = gelu_form(block.mlp.activation) == "tanh" and all(
-        type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
-        for module, kinds in replaced.items()
+        _can_be_replaced(module, kinds) for module, kinds in replaced.items()
     )
     if is_known:
         block.attn.sdpa = kind_of_attention(sdpa.scale, sdpa.dropout).train(sdpa.training)

@@ -26,18 +26,19 @@ def through_blocks(blocks: Any, x: Tensor, cache: KVCache, n_last: int) -> Tenso
     if not c_functions.can_read(x):
         return None
     x = x.contiguous()
-    made_of = parts_of(blocks)
-    known: MadeOf | None = cache.blocks_in_c
-    if known is None or not known.is_still(*made_of):
-        known = MadeOf(*made_of, lambda: c_blocks(blocks))
-    if not c_functions.fit_together(known.structs, x.size(-1)):
+    structs = structs_for(cache.blocks_in_c, parts_of(blocks), lambda: c_blocks(blocks))
+    if not c_functions.fit_together(structs.made, x.size(-1)):
         return None
-    cache.blocks_in_c = known
-    return c_functions.through_blocks(x, known.structs, cache.slots, cache.length, cache.pads(), n_last)
+    cache.blocks_in_c = structs
+    return c_functions.through_blocks(x, structs.made, cache.slots, cache.length, cache.pads(), n_last)
 
 
-def parts_of(blocks: Any) -> tuple[list[Tensor | None], list[object]]:
-    """What plain blocks are made of: their parameters and buffers, each in its place; and their matrices and numbers."""
+# Parameters and buffers, each in its place; and matrices, numbers and whatever else counts.
+Parts = tuple[list[Tensor | None], list[object]]
+
+
+def parts_of(blocks: Any) -> Parts:
+    """What plain blocks are made of."""
     tensors: list[Tensor | None] = []
     others: list[object] = []
     for block in blocks:
@@ -56,21 +57,21 @@ def parts_of(blocks: Any) -> tuple[list[Tensor | None], list[object]]:
     return tensors, others
 
 
-class MadeOf:
-    """Structs as the functions take them: addresses, which are right for as long as a model is made of the same.
+class CachedStructs:
+    """Structs with the addresses of a model's weights, kept from one pass to the next.
 
-    Finding that out takes 35 µs a token with the bundled model; making them takes 80 with 8-bit weights, 150 with float32.
+    To find out whether they are still right takes 35 µs a token for the blocks of the bundled model; making them takes 80
+    with 8-bit weights, 150 with float32.
     """
 
-    def __init__(
-        self, tensors: list[Tensor | None], others: list[object], make_structs: Callable[[], Any]
-    ) -> None:
-        self._tensors, self._others = tensors, others
+    def __init__(self, parts: Parts, make: Callable[[], Any]) -> None:
+        self._tensors, self._others = parts
         # Holds the memory: another thread may replace a weight while they run, and no other tensor is given its address.
-        self._places = [t.detach() for t in tensors if t is not None]
-        self.structs = make_structs()
+        self._places = [t.detach() for t in self._tensors if t is not None]
+        self.made = make()
 
-    def is_still(self, tensors: list[Tensor | None], others: list[object]) -> bool:
+    def are_made_of(self, parts: Parts) -> bool:
+        tensors, others = parts
         if others != self._others or len(tensors) != len(self._tensors):
             return False
         if not all(map(operator.is_, tensors, self._tensors)):
@@ -78,6 +79,11 @@ class MadeOf:
         present = [t for t in tensors if t is not None]
         # To set `data` gives the same tensor other memory, or another view of it.
         return all(map(Tensor.is_set_to, present, self._places)) and not any(map(Tensor.is_neg, present))
+
+
+def structs_for(known: CachedStructs | None, parts: Parts, make: Callable[[], Any]) -> CachedStructs:
+    """The known ones, if they are still right; otherwise others."""
+    return known if known is not None and known.are_made_of(parts) else CachedStructs(parts, make)
 
 
 def c_blocks(blocks: Any) -> Any:

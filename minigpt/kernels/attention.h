@@ -28,8 +28,9 @@ static float *new_room_for(int64_t n_seen, int64_t head_dim) {
     return aligned_alloc(64, omp_get_max_threads() * room_for(n_seen, head_dim) * sizeof(float));
 }
 
+/* Both give the same bits. */
 INLINE void attend(const Queries *of, int64_t head_dim) {
-    if (of->n_queries < FEW)
+    if (of->n_queries < MANY)
         attend_few(of, head_dim);
     else
         attend_many(of, head_dim);
@@ -38,8 +39,8 @@ INLINE void attend(const Queries *of, int64_t head_dim) {
 /* Every new token in every head. Tokens see the slots from their row's padding on up to their own; padding sees none, but
    the last token sees itself. `scratch` has room for each thread.
 
-   Neighbouring queries go to different threads: they take as long. In every other head the last ones come first, for each
-   takes a little longer than the one before it. */
+   Neighbouring parts of LANES queries go to different threads, for they take about as long. In every other head the last
+   part comes first: each takes a little longer than the one before it, and no thread is to have all the longer ones. */
 static void attend_shared(const Attention *of, float *scratch) {
     const int64_t parts = (of->n_new + LANES - 1) / LANES;
 #pragma omp for schedule(static, 1)

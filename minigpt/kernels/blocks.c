@@ -1,11 +1,12 @@
-/* GPT-2's blocks, for processors with AVX-512.
+/* GPT-2, for processors with AVX-512: its parts one by one, all blocks, and all from token ids to logits.
 
 `c_functions.py` compiles and calls it, and names in Python what each function computes. To the bit:
   - a row gives what it gives alone, for nothing is added up in an order that depends on other rows or on threads;
-  - `through_blocks` gives what the other functions give that are called one after the other.
+  - `through_blocks` and `next_logits` give what the other functions give that are called one after the other.
 
 A function that ends in `_shared` is called by all threads of a team with the same arguments, and they divide the work.
-It ends with a barrier; that of `omp for` is one, too. */
+It ends when all are done. A few rows are divided by outputs, among all threads; of many rows, each thread computes some
+by itself, and none waits for another. */
 
 #include <omp.h>
 #include <stdlib.h>
@@ -16,19 +17,28 @@ It ends with a barrier; that of `omp for` is one, too. */
 #include "int8_products.h"
 #include "plain_products.h"
 
-#define AT_ONCE 128 /* rows: what is computed between two products stays in the processor's caches */
+#define EACH 64      /* rows, of many: what a thread computes between two products stays in its caches */
+#define EACH_FROM 32 /* rows of each thread they are many */
 
-typedef struct { /* memory for what is computed on the way */
-    float *normed, *hidden; /* of at most AT_ONCE rows */
-    float *widened;         /* weights of float16, for each thread */
+typedef struct { /* memory for what is computed on the way, for some rows */
+    float *normed, *hidden;
+    int64_t width, n_hidden; /* of these */
     Rounded rounded;
+    float *widened; /* weights of float16, for each thread */
 } Scratch;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Room for layers of up to `width` inputs, and `hidden` ones in the MLP; NULL if there is none. */
+/* How many of n rows a thread is to compute by itself; 0 where they are few. */
+static int64_t rows_of_each(int64_t n_rows) {
+    const int64_t threads = omp_get_max_threads(), each = (n_rows + threads - 1) / threads;
+    return each < EACH_FROM ? 0 : smaller(each, EACH);
+}
+
+/* Room for layers of up to `width` inputs, and `hidden` ones in the MLP, as they are divided; NULL if there is none. */
 static Scratch *new_scratch(int64_t n_rows, int64_t width, int64_t hidden) {
-    const int64_t rows = smaller(n_rows, AT_ONCE), wide = TO_64(width > hidden ? width : hidden);
+    const int64_t each = rows_of_each(n_rows), rows = each ? omp_get_max_threads() * each : n_rows;
+    const int64_t wide = TO_64(width > hidden ? width : hidden);
     const int64_t normed = TO_64(rows * width * 4), of_hidden = TO_64(rows * hidden * 4);
     const int64_t numbers = rows * wide, carries = rows * wide / INPUTS * sizeof(Carry), of_rows = TO_64(rows * 4);
     const int64_t widened = omp_get_max_threads() * TOGETHER * wide * 4;
@@ -38,6 +48,7 @@ static Scratch *new_scratch(int64_t n_rows, int64_t width, int64_t hidden) {
         free(scratch), free(memory);
         return NULL;
     }
+    scratch->width = width, scratch->n_hidden = hidden, scratch->rounded.wide = wide;
     scratch->normed = (float *)memory;
     scratch->hidden = (float *)(memory += normed);
     scratch->rounded.numbers = (uint8_t *)(memory += of_hidden);
@@ -53,34 +64,45 @@ static void free_scratch(Scratch *scratch) {
     free(scratch);
 }
 
-/* A layer for at most AT_ONCE rows, after a norm if there is one. */
-static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Epilogue then,
-                          Scratch *s, float *y) {
-    if (norm) {
-        /* No thread waits for another: the loop that rounds gives each thread the same rows. */
-#pragma omp for schedule(static) nowait
-        for (int64_t r = 0; r < n_rows; r++) normalize(x + r * norm->n, norm, s->normed + r * norm->n);
-        x = s->normed;
-    }
-    if (layer->kind == INT8) {
-        Rounded rounded = s->rounded;
-        rounded.wide = TO_64(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
-        round_shared(x, n_rows, layer, &rounded);
-        multiply_int8_shared(rounded, n_rows, layer, then, y);
-        return;
-    }
-    if (norm) {
-#pragma omp barrier
-    }
-    float *widened = s->widened + omp_get_thread_num() * TOGETHER * layer->n_in;
-    multiply_plain_shared(x, n_rows, layer, then, widened, y);
+/* That of the rows from r on. */
+static Scratch scratch_from(const Scratch *s, int64_t r) {
+    return (Scratch){s->normed + r * s->width, s->hidden + r * s->n_hidden, s->width, s->n_hidden,
+                     rows_from(s->rounded, r), s->widened};
 }
 
-/* Both additions of a block to the residual stream x; y is what the heads give. */
-static void add_branches_shared(float *x, const float *y, int64_t n_rows, const Block *block, Scratch *s) {
-    linear_shared(y, n_rows, NULL, &block->out, ADD, s, x);
-    linear_shared(x, n_rows, &block->mlp_norm, &block->up, GELU, s, s->hidden);
-    linear_shared(s->hidden, n_rows, NULL, &block->down, ADD, s, x);
+typedef void Compute(const void *of, int64_t first, int64_t n_rows, const Scratch *s, Team team);
+
+/* Computes something of all rows, as they are divided. */
+static void divide_shared(int64_t n_rows, Compute *compute, const void *of, const Scratch *s) {
+    const int64_t each = rows_of_each(n_rows);
+    const Team all = {omp_get_thread_num(), omp_get_num_threads()}, alone = {0, 1};
+    if (!each) {
+        compute(of, 0, n_rows, s, all);
+        return;
+    }
+    const Scratch own = scratch_from(s, all.thread * each);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t r = 0; r < n_rows; r += each) compute(of, r, smaller(n_rows - r, each), &own, alone);
+}
+
+/* A layer, after a norm if there is one. */
+static void linear_shared(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, Epilogue then,
+                          const Scratch *s, Team team, float *y) {
+    if (norm) {
+        for (int64_t r = share(n_rows, team.thread, team); r < share(n_rows, team.thread + 1, team); r++)
+            normalize(x + r * norm->n, norm, s->normed + r * norm->n);
+        x = s->normed;
+    }
+    if (layer->kind == INT8) { /* of the rows that it has normalized, a thread rounds the same */
+        Rounded rounded = s->rounded;
+        rounded.wide = TO_64(layer->n_in); /* inputs beyond its own are multiplied by zeros, so any number will do */
+        round_shared(x, n_rows, layer, team, &rounded);
+        multiply_int8_shared(rounded, n_rows, layer, then, team, y);
+        return;
+    }
+    if (norm) wait_for_all(team);
+    float *widened = s->widened + omp_get_thread_num() * TOGETHER * s->rounded.wide; /* whatever layer others compute */
+    multiply_plain_shared(x, n_rows, layer, then, team, widened, y);
 }
 
 void layer_norm(const float *x, int64_t n_rows, const Norm *norm, float *y) {
@@ -93,19 +115,31 @@ void gelu(const float *x, int64_t n, float *y) {
     for (int64_t i = 0; i < n; i += LANES) gelu_of_some(x + i, n - i, y + i);
 }
 
-/* The rest return whether there was memory for them. */
+typedef struct {
+    const float *x;
+    const Norm *norm; /* before the layer, or NULL */
+    const Linear *layer;
+    float *y;
+} Layer;
 
-/* A layer, after a norm if there is one. */
+static void layer_shared(const void *layer, int64_t first, int64_t n_rows, const Scratch *s, Team team) {
+    const Layer *of = layer;
+    linear_shared(of->x + first * of->layer->n_in, n_rows, of->norm, of->layer, STORE, s, team,
+                  of->y + first * of->layer->n_out);
+}
+
+/* Whether there was memory for it. */
 static int linear_after(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, float *y) {
+    const Layer of = {x, norm, layer, y};
     Scratch *scratch = new_scratch(n_rows, layer->n_in, 0);
     if (!scratch) return 0;
 #pragma omp parallel
-    for (int64_t r = 0; r < n_rows; r += AT_ONCE)
-        linear_shared(x + r * layer->n_in, smaller(n_rows - r, AT_ONCE), norm, layer, STORE, scratch,
-                      y + r * layer->n_out);
+    divide_shared(n_rows, layer_shared, &of, scratch);
     free_scratch(scratch);
     return 1;
 }
+
+/* `linear`, `attention` and `through_blocks` return whether there was memory for what they compute on the way. */
 
 int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
     return linear_after(x, n_rows, NULL, layer, y);
@@ -163,6 +197,22 @@ static void keep_last(float *x, int64_t n_rows, int64_t n, int64_t n_last, int64
         memmove(x + row * n_last * width, x + (row * n + n - n_last) * width, n_last * width * sizeof(float));
 }
 
+typedef struct {
+    float *x;       /* the residual stream */
+    const float *y; /* what the heads give */
+    const Block *block;
+} Branches;
+
+/* Both additions of a block to the residual stream. */
+static void add_branches_shared(const void *branches, int64_t first, int64_t n_rows, const Scratch *s, Team team) {
+    const Branches *of = branches;
+    const Block *block = of->block;
+    float *x = of->x + first * block->out.n_out;
+    linear_shared(of->y + first * block->out.n_in, n_rows, NULL, &block->out, ADD, s, team, x);
+    linear_shared(x, n_rows, &block->mlp_norm, &block->up, GELU, s, team, s->hidden);
+    linear_shared(s->hidden, n_rows, NULL, &block->down, ADD, s, team, x);
+}
+
 /* New tokens through all blocks, which fit together, in place: x is (n_rows, n_new, width), and then begins with
    (n_rows, n_last, width), the last of each row. */
 int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *cache, int64_t n_rows, int64_t n_new,
@@ -179,9 +229,8 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
 #pragma omp parallel if (is_room)
     for (int64_t layer = 0; layer < (is_room ? n_layer : 0); layer++) {
         const Block *block = blocks + layer;
-        for (int64_t t = 0; t < n_tokens; t += AT_ONCE)
-            linear_shared(x + t * width, smaller(n_tokens - t, AT_ONCE), &block->attn_norm, &block->qkv, STORE, scratch,
-                          qkv + t * 3 * width);
+        const Layer queries_keys_values = {x, &block->attn_norm, &block->qkv, qkv};
+        divide_shared(n_tokens, layer_shared, &queries_keys_values, scratch);
         float *k = cache->slots + layer * cache->layer_stride, *v = k + cache->value_offset;
         Attention heads = {.q = qkv, .k = k, .v = v, .y = mixed, .q_token = 3 * width, .q_head = width / n_head,
                            .strides = cache->strides, .pad = cache->pad, .n_rows = n_rows, .n_new = n_new,
@@ -196,9 +245,8 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
             heads.n_new = n_last;
         }
         attend_shared(&heads, room);
-        const int64_t n_left = n_rows * heads.n_new;
-        for (int64_t t = 0; t < n_left; t += AT_ONCE)
-            add_branches_shared(x + t * width, mixed + t * width, smaller(n_left - t, AT_ONCE), block, scratch);
+        const Branches branches = {x, mixed, block};
+        divide_shared(n_rows * heads.n_new, add_branches_shared, &branches, scratch);
     }
     free_scratch(scratch);
     free(qkv), free(mixed), free(room);
@@ -213,10 +261,11 @@ typedef struct {
     Linear head;
 } Model;
 
-enum { NO_MEMORY, DONE, NOT_IN_TABLES };
+enum { NO_MEMORY, DONE, NOT_IN_TABLES }; /* what `next_logits` returns; in c_functions.py, too */
 
-/* The logits of what follows each row: tokens are (n_rows, n_new), logits (n_rows, outputs of the head). NOT_IN_TABLES if
-   there is no embedding of a token or a position. */
+/* The logits of what follows each row: tokens are (n_rows, n_new), logits (n_rows, outputs of the head). New keys and
+   values go to the cache's next slots. NOT_IN_TABLES, before anything is written there, if a token or a position has no
+   embedding. */
 int next_logits(const int64_t *tokens, const Model *of, const Cache *cache, int64_t n_rows, int64_t n_new, float *logits) {
     const int64_t width = of->final_norm.n;
     float *x = malloc(n_rows * n_new * width * sizeof(float));
@@ -224,7 +273,7 @@ int next_logits(const int64_t *tokens, const Model *of, const Cache *cache, int6
     int result = DONE;
     for (int64_t i = 0; i < n_rows * n_new && result == DONE; i++) {
         const int64_t slot = cache->length + i % n_new, pad = cache->pad[i / n_new];
-        const int64_t position = slot < pad ? 0 : slot - pad;
+        const int64_t position = slot < pad ? 0 : slot - pad; /* as `_positions` in model.py */
         if (tokens[i] < 0 || tokens[i] >= of->tokens.n || position >= of->positions.n)
             result = NOT_IN_TABLES;
         else

@@ -1,8 +1,9 @@
 """What a GPT-2 computes on a CPU, by functions in C: `blocks.c`, compiled where it runs (`available`).
 
 torch's kernels wait for memory longer than they must, and between two products each small operation is a call of its own.
-Here a linear layer is one call, whatever its weights are, and so are all layers for a few new tokens. The functions one
-by one give the bits that they give together; a row gives the bits that it gives alone.
+Here a linear layer is one call, whatever its weights are; so are all blocks for some new tokens, and all from token ids to
+the next token's logits. The functions one by one give the bits that they give together; a row gives the bits that it
+gives alone.
 """
 
 from __future__ import annotations
@@ -233,6 +234,10 @@ def through_blocks(
     What leaves the last block is computed for each row's `n_last` last tokens, 1 to T, and lies where x did.
 
     Shapes: x (B, T, D), slots (layer, key | value, B, H, N, K)  ->  (B, n_last, D)
+
+    Raises:
+        ValueError: the cache is another model's.
+        MemoryError: there is no memory for what is computed on the way.
     """
     n_rows, n_new, width = x.shape
     cache = c_cache(slots, length, pads, n_rows, blocks, len(blocks), width)
@@ -266,14 +271,26 @@ def c_cache(
     return cache
 
 
-def table(weight: Tensor, scale: Tensor | None = None, input_scale: Tensor | None = None) -> CTable | None:
-    """Embeddings as the functions read them: float32 or float16 (n, D); or int8, with scales (n,) and (D,)."""
-    vectors = [t for t in (scale, input_scale) if t is not None]
-    lie_well = all(t.is_cpu and t.is_contiguous() and holds_its_values(t) for t in (weight, *vectors))
-    if not lie_well or any(t.dtype != torch.float32 for t in vectors):
+def plain_table(weight: Tensor) -> CTable | None:
+    """Embeddings of float32 or float16, (n, D), as the functions read them; None if they cannot."""
+    kind = KINDS.get(weight.dtype)
+    if kind is None or not lies_in_order(weight):
         return None
-    kind = INT8 if vectors else KINDS[weight.dtype]
-    return CTable(weight.data_ptr(), *weight.shape, kind, *(t.data_ptr() for t in vectors))
+    return CTable(weight.data_ptr(), *weight.shape, kind)
+
+
+def int8_table(weight: Tensor, scale: Tensor, input_scale: Tensor) -> CTable | None:
+    """Embeddings of int8, (n, D), with scales (n,) and (D,), as the functions read them; None if they cannot."""
+    n, width = weight.shape
+    fit = weight.dtype == torch.int8 and scale.shape == (n,) and input_scale.shape == (width,)
+    are_float32 = scale.dtype == input_scale.dtype == torch.float32
+    if not (fit and are_float32 and all(map(lies_in_order, (weight, scale, input_scale)))):
+        return None
+    return CTable(weight.data_ptr(), n, width, INT8, scale.data_ptr(), input_scale.data_ptr())
+
+
+def lies_in_order(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous() and holds_its_values(tensor)
 
 
 def next_logits(
@@ -284,6 +301,10 @@ def next_logits(
     None if a token or a position has no embedding.
 
     Shapes: tokens int64 (B, T), slots as for `through_blocks`  ->  (B, V)
+
+    Raises:
+        ValueError: the cache is another model's.
+        MemoryError: there is no memory for what is computed on the way.
     """
     n_rows, n_new = tokens.shape
     cache = c_cache(slots, length, pads, n_rows, model.blocks, model.n_layer, model.final_norm.n)

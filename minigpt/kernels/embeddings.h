@@ -9,7 +9,7 @@ typedef struct { /* of embeddings */
     const float *scale, *input_scale; /* of 8-bit weights alone: of each embedding, and of each dimension */
 } Table;
 
-/* Up to 16 dimensions of an embedding, from the i-th on. */
+/* Up to 16 dimensions of an embedding, from the i-th on; 8-bit ones multiplied in the order of `Int8Embedding.forward`. */
 INLINE __m512 embedding_of(const Table *table, int64_t id, int64_t i) {
     const int64_t at = id * table->width + i;
     const __mmask16 there = lanes_left(table->width - i);
@@ -20,6 +20,7 @@ INLINE __m512 embedding_of(const Table *table, int64_t id, int64_t i) {
     return _mm512_mul_ps(scaled, _mm512_maskz_loadu_ps(there, table->input_scale + i));
 }
 
+/* The sum of both, whose tables are as wide. */
 static void embed(const Table *of_tokens, int64_t token, const Table *of_positions, int64_t position, float *x) {
     for (int64_t i = 0; i < of_tokens->width; i += LANES) {
         const __m512 sum = _mm512_add_ps(embedding_of(of_tokens, token, i), embedding_of(of_positions, position, i));

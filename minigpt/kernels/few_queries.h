@@ -3,7 +3,7 @@
 #pragma once
 #include "queries.h"
 
-#define FEW 8 /* queries, and more, are computed side by side in less time: many_queries.h */
+#define MANY 8 /* queries, from which on many_queries.h takes less time */
 
 /* A query's products with up to 16 keys, one key after the other, as they lie in memory; beyond `n` keys, zeros. */
 INLINE __m512 scores_of(const float *q, const float *k, int64_t stride, int64_t n, int64_t head_dim) {
@@ -90,7 +90,7 @@ INLINE void attend_few(const Queries *of, int64_t head_dim) {
             for (int64_t r = i; r < i + few; r++) score(of, r, s, done, seen_in_block(of, r, s), head_dim);
         }
     const Weights by = {of->scratch, weights_step(of), 1};
-    float factor[FEW];
+    float factor[MANY];
     for (int64_t i = 0; i < of->n_queries; i++) {
         const int64_t n = of->n_keys + i;
         factor[i] = n > 0 ? softmax(of->scratch + i * by.query_step, n) : 0.0f;

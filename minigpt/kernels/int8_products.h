@@ -8,7 +8,6 @@ take back (`Linear.shift`). What of an input does not fit into 8 bits is carried
 they are in a list. */
 
 #pragma once
-#include <omp.h>
 #include <string.h>
 
 #include "layers.h"
@@ -40,6 +39,11 @@ typedef struct { /* rows as whole numbers of steps */
 
 INLINE Carry *list_of(Rounded x, int64_t row) { return x.carries + row * (x.wide / INPUTS); }
 
+/* The rows from r on. */
+INLINE Rounded rows_from(Rounded x, int64_t r) {
+    return (Rounded){x.numbers + r * x.wide, list_of(x, r), x.n_carries + r, x.step + r, x.wide};
+}
+
 INLINE __m512 to_whole(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
 
 INLINE __m128i to_bytes(__m512 steps) { /* from -127 to 127, as unsigned */
@@ -52,8 +56,8 @@ INLINE __m512 evened(const float *x, const Linear *layer, int64_t i) {
     return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
 }
 
-/* Adds the groups that carry something, of 16 inputs from the i-th on; how long the list is then. Carries behind its end
-   are written, too. */
+/* Adds those of 4 groups (16 inputs, from the i-th on) that carry something; how long the list is then. It always writes 4
+   Carries, each as one number of 64 bits: there is room, for a list has room for all groups of its row. */
 INLINE int32_t add_to_list(__m512 carried, int64_t i, Carry *list, int32_t n) {
     const __m128i fours = to_bytes(carried);
     const __mmask8 any = _mm_cmpneq_epi32_mask(fours, _mm_set1_epi8((char)ZERO_POINT));
@@ -188,25 +192,24 @@ static void int8_few_rows(int64_t n, Rounded x, const Linear *layer, int64_t fro
 }
 
 /* y = x · weightᵀ + bias for rounded rows: each thread computes its share of the outputs. */
-static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer, Epilogue then, float *y) {
+static void multiply_int8_shared(Rounded x, int64_t n_rows, const Linear *layer, Epilogue then, Team team, float *y) {
     const int64_t blocks = (layer->n_out + LANES - 1) / LANES;
-    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
-    const int64_t each = n_rows > INT8_ROWS ? WIDE_BLOCKS : blocks; /* of many rows, all see the same weights before the next */
+    const int64_t begin = share(blocks, team.thread, team), end = share(blocks, team.thread + 1, team);
+    /* Of many rows, all see the same weights before the next. */
+    const int64_t each = n_rows > INT8_ROWS ? WIDE_BLOCKS : blocks;
     for (int64_t from = begin; from < end; from += each) {
         const int64_t to = from + each < end ? from + each : end;
         for (int64_t r = 0; r < n_rows; r += INT8_ROWS) {
             const int64_t n = n_rows - r < INT8_ROWS ? n_rows - r : INT8_ROWS;
-            const Rounded few = {x.numbers + r * x.wide, list_of(x, r), x.n_carries + r, x.step + r, x.wide};
-            int8_few_rows(n, few, layer, from, to, then, y + r * layer->n_out);
+            int8_few_rows(n, rows_from(x, r), layer, from, to, then, y + r * layer->n_out);
         }
     }
-#pragma omp barrier
+    wait_for_all(team);
 }
 
-static void round_shared(const float *x, int64_t n_rows, const Linear *layer, Rounded *rounded) {
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < n_rows; r++)
+static void round_shared(const float *x, int64_t n_rows, const Linear *layer, Team team, Rounded *rounded) {
+    for (int64_t r = share(n_rows, team.thread, team); r < share(n_rows, team.thread + 1, team); r++)
         rounded->n_carries[r] = round_row(x + r * layer->n_in, layer, rounded->numbers + r * rounded->wide,
                                           list_of(*rounded, r), rounded->step + r);
+    wait_for_all(team);
 }

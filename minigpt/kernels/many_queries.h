@@ -7,13 +7,13 @@ To the bit what few_queries.h gives: the same products, added up in the same ord
 
 #define KEYS 4 /* share what is read of queries */
 
-/* The numbers of up to LANES rows, the first of each beside each other, then the second, and so on: of 16 columns, of
-   which some are `there`. */
+/* Up to LANES rows of 16 columns, transposed: y begins with the first column, a number of each row. Zeros stand for rows
+   that are missing, and for columns that are not `there`. y is aligned to 64 bytes. */
 COMPILED_ONCE void transpose(const float *x, int64_t step, int64_t n_rows, __mmask16 there, float *y) {
     __m512 a[LANES], b[LANES];
     UNROLLED32 for (int i = 0; i < LANES; i++)
         a[i] = i < n_rows ? _mm512_maskz_loadu_ps(there, x + i * step) : _mm512_setzero_ps();
-    UNROLLED for (int i = 0; i < LANES; i += 2) { /* quarters of 2 x 2, then of 4 x 4, then whole */
+    UNROLLED for (int i = 0; i < LANES; i += 2) { /* within quarters of registers: pairs of rows, then fours */
         b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
     }
@@ -33,11 +33,13 @@ COMPILED_ONCE void transpose(const float *x, int64_t step, int64_t n_rows, __mma
         }
 }
 
-INLINE void add(const int n, __m512 *sums, const __m512 *others) {
+/* sums += others, register by register. */
+INLINE void add_each(const int n, __m512 *sums, const __m512 *others) {
     UNROLLED for (int j = 0; j < n; j++) sums[j] = _mm512_add_ps(sums[j], others[j]);
 }
 
-/* The products of queries and n keys in every 16th dimension from the first-th on. */
+/* Each query's products with n keys over the dimensions first, first + 16, first + 32, ...: what one lane adds up in
+   few_queries.h. */
 INLINE void every_16th(const int n, const float *q, const float *const *k, int64_t head_dim, int64_t first, __m512 *sums) {
     UNROLLED for (int j = 0; j < n; j++) sums[j] = _mm512_setzero_ps();
     UNROLLED for (int64_t d = first; d < head_dim; d += LANES) {
@@ -46,37 +48,38 @@ INLINE void every_16th(const int n, const float *q, const float *const *k, int64
     }
 }
 
-/* Those of every 16th, and of the three dimensions after each. */
+/* Lanes first to first + 3, added as `sums_of` does: (0 + 2) + (1 + 3). */
 INLINE void four_of_16(const int n, const float *q, const float *const *k, int64_t head_dim, int64_t first, __m512 *sums) {
     __m512 other[KEYS], last[KEYS];
     every_16th(n, q, k, head_dim, first, sums);
     every_16th(n, q, k, head_dim, first + 2, other);
-    add(n, sums, other);
+    add_each(n, sums, other);
     every_16th(n, q, k, head_dim, first + 1, other);
     every_16th(n, q, k, head_dim, first + 3, last);
-    add(n, other, last);
-    add(n, sums, other);
+    add_each(n, other, last);
+    add_each(n, sums, other);
 }
 
-/* The products of queries and n keys, in the order in which `sums_of` adds. */
+/* All 16 lanes, their fours added as `sums_of` does: (0 + 8) + (4 + 12). */
 INLINE void products_of(const int n, const float *q, const float *const *k, int64_t head_dim, __m512 *sums) {
     __m512 other[KEYS], last[KEYS];
     four_of_16(n, q, k, head_dim, 0, sums);
     four_of_16(n, q, k, head_dim, 8, other);
-    add(n, sums, other);
+    add_each(n, sums, other);
     four_of_16(n, q, k, head_dim, 4, other);
     four_of_16(n, q, k, head_dim, 12, last);
-    add(n, other, last);
-    add(n, sums, other);
+    add_each(n, other, last);
+    add_each(n, sums, other);
 }
 
 /* The queries that see key s. */
 INLINE __mmask16 that_see(const Queries *of, int64_t s) {
-    const int64_t blind = s - of->n_keys + 1; /* so many of the first ones do not */
+    const int64_t blind = s - of->n_keys + 1; /* so many of the first queries do not see it */
     return blind <= 0 ? 0xffff : blind < LANES ? (__mmask16)(0xffff << blind) : 0;
 }
 
-/* The scores for n keys from s on; the largest that each query has had, which may pass over a NaN. */
+/* Stores the scores for n keys from s on; the largest that each query has seen so far. That may pass over a NaN, which
+   `exp_of` keeps. */
 INLINE __m512 score_keys(const int n, const Queries *of, const float *q, int64_t s, int64_t head_dim, __m512 largest,
                          float *weights) {
     const float *k[KEYS];

@@ -4,8 +4,6 @@ The processor's memory is what few rows wait for: each weight is read once, and 
 are multiplied. The sum of each output is added up in one order, whatever rows and outputs are computed beside it. */
 
 #pragma once
-#include <omp.h>
-
 #include "layers.h"
 
 #define PLAIN_ROWS 8     /* of a tile, at most */
@@ -120,10 +118,9 @@ static Linear widen(const Linear *layer, int64_t from, int64_t to, float *widene
 }
 
 /* y = x · weightᵀ + bias: each thread computes its share of the outputs; `widened` has room for TOGETHER of its own. */
-static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *layer, Epilogue then, float *widened,
-                                  float *y) {
-    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const int64_t begin = layer->n_out * thread / threads, end = layer->n_out * (thread + 1) / threads;
+static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *layer, Epilogue then, Team team,
+                                  float *widened, float *y) {
+    const int64_t begin = share(layer->n_out, team.thread, team), end = share(layer->n_out, team.thread + 1, team);
     if (n_rows <= PLAIN_ROWS && layer->kind == FLOAT16)
         plain_few_rows(FLOAT16, x, n_rows, layer, begin, end, then, y);
     else if (n_rows <= PLAIN_ROWS)
@@ -144,5 +141,5 @@ static void multiply_plain_shared(const float *x, int64_t n_rows, const Linear *
                 float *some = y + r * layer->n_out + out;
                 gelu_of_some(some, end - out, some);
             }
-#pragma omp barrier
+    wait_for_all(team);
 }

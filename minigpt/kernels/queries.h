@@ -5,21 +5,23 @@
 
 #include "vectors.h"
 
-#define TILE 4   /* queries share what is read of values; or of as many keys */
+#define TILE 4   /* queries are computed together: a value that was read, or a key, serves all of them */
 #define BLOCK 64 /* keys fit into the smallest of the processor's caches with their values */
 
 typedef struct {
     const float *q, *k, *v;
     float *y;
     int64_t n_queries, q_step, y_step; /* numbers from one query to the next */
-    int64_t n_keys, stride;            /* the first query sees so many, each one after it one more */
+    int64_t n_keys; /* that the first query sees, none if <= 0; each query after it sees one more */
+    int64_t stride; /* numbers from one key to the next, and from one value to the next */
     float scale;
-    float *scratch; /* room_for them */
+    float *scratch; /* room_for them, aligned to 64 bytes */
 } Queries;
 
-/* What each thread needs to compute on, if up to LANES queries see up to n keys. */
+/* Numbers that a thread needs memory for, if up to LANES queries see up to n keys. */
 static int64_t room_for(int64_t n, int64_t head_dim) { return LANES * (TO_64(n) + TO_64(head_dim)); }
 
+/* Keys that the last query sees. */
 INLINE int64_t most_seen(const Queries *of) { return of->n_keys + of->n_queries - 1; }
 
 /* How many of the BLOCK keys from `s` on the i-th query sees. */
@@ -28,7 +30,7 @@ INLINE int64_t seen_in_block(const Queries *of, int64_t i, int64_t s) {
     return n < 0 ? 0 : n < BLOCK ? n : BLOCK;
 }
 
-typedef struct { /* what queries make of values: numbers from one query's weights to the next one's, and from key to key */
+typedef struct { /* of keys; the steps are numbers from one query's to the next one's, and from one key's to the next */
     const float *weights;
     int64_t query_step, key_step;
 } Weights;
@@ -62,8 +64,8 @@ INLINE void add_values(const int n_queries, const Queries *of, Weights by, int64
     }
 }
 
-/* Each query's sum of the values that it sees by their weights, times `factor`: block by block, so that values are read
-   from the smallest cache, and for TILE queries together what all of these see. */
+/* Each query's sum of weight · value over the keys that it sees, times its `factor`. Block by block, so that values are
+   read from the smallest cache; for TILE queries together over the keys that all of them see. */
 INLINE void weighted_sums(const Queries *of, Weights by, const float *factor, int64_t head_dim) {
     for (int64_t i = 0; i < of->n_queries; i++) memset(of->y + i * of->y_step, 0, head_dim * sizeof(float));
     for (int64_t s = 0; s < most_seen(of); s += BLOCK)

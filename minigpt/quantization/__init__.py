@@ -40,6 +40,7 @@ class Kind(Protocol):
 
 
 KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
+# The classes that there may be in a model.
 EMBEDDINGS = (Float16Embedding, Int8Embedding)
 HEADS = (QuantizedTiedHead, Float16Head, Int8Head)
 
@@ -103,8 +104,9 @@ def prepare(model: GPT2, kind: str) -> None:
 
 
 def replace_modules(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
-    """Puts a quantized module in the place of each linear layer, embedding and head, one after the other, so that only
-    one weight is there twice.
+    """Puts a quantized module in the place of each linear layer, of the tokens' embedding and of the head, one after the
+    other, so that only one weight is there twice. Norms, activation functions and attention call functions in C, too, where
+    there are such.
     """
     for name in layer_names(model):
         layer = cast(Linear, model.get_submodule(name))
@@ -117,8 +119,8 @@ def replace_modules(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
         model.set_submodule("head", kind.head(own, inputs["head"]))
     model.set_submodule("token_embedding", embedding)
     if c_functions.available():
-        modules_in_c.put_into_all(model, RowByRowAttentionInC if kind.rounds_inputs else AttentionInC)
-    if kind.rounds_inputs:
+        modules_in_c.put_into(model, RowByRowAttentionInC if kind.rounds_inputs else AttentionInC)
+    if kind.rounds_inputs:  # there may be no functions in C, or a block that they are not for
         for block in model.blocks:
             attend_row_by_row(block.attn)
     model.eval().requires_grad_(False)  # new modules are in training mode

@@ -164,7 +164,7 @@ class Float16Embedding(_Float16, QuantizedEmbedding):
         return F.embedding(tokens, self.weight).float()
 
     def table(self) -> CTable | None:
-        return c_functions.table(self.weight)
+        return c_functions.plain_table(self.weight)
 
 
 class Float16:

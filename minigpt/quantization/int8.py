@@ -319,7 +319,7 @@ class Int8Embedding(_Int8, QuantizedEmbedding):
         return F.embedding(tokens, self.weight) * scale * self.input_scale
 
     def table(self) -> CTable | None:
-        return c_functions.table(self.weight, self.weight_scale, self.input_scale)
+        return c_functions.int8_table(self.weight, self.weight_scale, self.input_scale)
 
 
 class Int8:

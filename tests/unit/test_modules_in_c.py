@@ -69,7 +69,7 @@ def model_of(kind: str, **options: object) -> GPT2:
     for layer in model.modules():
         if isinstance(layer, Linear):
             layer.weight.data = layer.weight.t().contiguous().t()  # as a loaded one lies
-    modules_in_c.put_into_all(model)
+    modules_in_c.put_into(model)
     return model
 
 
@@ -242,7 +242,7 @@ def test_a_padded_row_gives_the_bits_that_it_gives_alone(kind: str) -> None:
 
 
 def passes_of(where: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens leave each pass that a function of this name computes from now on."""
+    """Has the function of this name record each pass that it computes from now on: how many tokens of a row leave it."""
     read, compute = [], getattr(where, name)
 
     def counted(*args: object) -> Tensor | None:
@@ -321,7 +321,9 @@ def test_the_number_of_threads_changes_no_bit(kind: str) -> None:
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            found.append(model(TOKENS))
+            cache = model.new_cache(180)
+            once = [model.next_logits(part, cache)[0] for part in TOKENS.split((177, 1, 2), 1)]
+            found.append(torch.cat([model(TOKENS)[0], torch.stack(once)]))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(*pair) for pair in pairwise(found))
@@ -628,11 +630,11 @@ class Louder(GPT2):
         return 2 * super().unembed(x)
 
 
-def with_a_largest_norm(model: GPT2) -> None:
+def with_max_norm(model: GPT2) -> None:
     model.position_embedding.max_norm = 0.5
 
 
-def of_a_class_derived(model: GPT2) -> None:
+def of_a_subclass(model: GPT2) -> None:
     model.__class__ = Louder
 
 
@@ -643,25 +645,24 @@ def with_a_head_tied_to_another(model: GPT2) -> None:
 
 
 def with_torchs_final_norm(model: GPT2) -> None:
-    norm = torch.nn.LayerNorm(48).eval()
-    model.final_norm = norm
+    model.final_norm = torch.nn.LayerNorm(48).eval()
 
 
 def with_strided_embeddings(model: GPT2) -> None:
     model.position_embedding.weight.data = random(48, 200).t()
 
 
-OWN = [
-    with_a_largest_norm, of_a_class_derived, with_torchs_final_norm, with_strided_embeddings,
+UNREADABLE = [
+    with_max_norm, of_a_subclass, with_torchs_final_norm, with_strided_embeddings,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("kind", "change"),
-    [*((kind, change) for kind in KINDS for change in OWN), ("int8", with_a_head_tied_to_another)],
+    [*((kind, change) for kind in KINDS for change in UNREADABLE), ("int8", with_a_head_tied_to_another)],
 )
 @torch.no_grad()
-def test_what_the_function_for_all_cannot_read_the_modules_compute(
+def test_where_one_call_cannot_read_a_part_the_modules_are_called(
     kind: str, change: Callable[[GPT2], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(kind)
@@ -674,9 +675,27 @@ def test_what_the_function_for_all_cannot_read_the_modules_compute(
     assert not torch.equal(found, plain)
 
 
+@torch.no_grad()
+def test_embeddings_that_the_function_would_misread_are_none() -> None:
+    floats, ints = random(4, 8), torch.zeros(4, 8, dtype=torch.int8)
+    rows, columns = torch.ones(4), torch.ones(8)
+    assert c_functions.plain_table(floats) is not None
+    assert c_functions.plain_table(floats.half()) is not None
+    assert c_functions.int8_table(ints, rows, columns) is not None
+    for wrong in (ints, floats.bfloat16(), floats.t(), floats.as_subclass(Named), torch._neg_view(floats)):
+        assert c_functions.plain_table(wrong) is None
+    for parts in (
+        (floats, rows, columns), (ints, rows[:1], columns), (ints, rows, columns[:7]), (ints.t(), columns, rows),
+        (ints, rows.half(), columns), (ints, rows[:1].expand(4), columns), (ints, rows, columns.as_subclass(Named)),
+    ):  # fmt: skip
+        assert c_functions.int8_table(*parts) is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_tokens_may_lie_as_they_like(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strides_and_integer_type_of_tokens_change_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokens = model_of(kind), TOKENS.expand(3, -1) + torch.arange(3)[:, None]
     tokens %= 61
     expected = model(tokens)[:, -1]
@@ -684,7 +703,7 @@ def test_tokens_may_lie_as_they_like(kind: str, monkeypatch: pytest.MonkeyPatch)
     for same in (tokens, tokens.int(), tokens.t().contiguous().t()):
         assert torch.equal(model.next_logits(same, model.new_cache(180, 3)), expected)
     model.next_logits(tokens.as_subclass(Named), model.new_cache(180, 3))
-    assert len(whole) == 3  # somebody's own class is torch's
+    assert len(whole) == 3  # a subclass of Tensor goes to the modules
 
 
 @pytest.mark.parametrize("kind", KINDS)
