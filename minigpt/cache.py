@@ -204,7 +204,7 @@ class KVCache:
     def make_room(self) -> None:
         """Makes room for one token more, if there is padding in all rows: its slots are used again."""
         if self.least_pad:
-            self._begin_at(self._begin + self.least_pad)
+            self._begin_at(self._begin + min(self.least_pad, self.length))
         if self.length == self.n_max:
             self._move_to_end_at(self.length)
 

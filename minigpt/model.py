@@ -250,14 +250,19 @@ class GPT2(nn.Module):
         """Whether this is a GPT2 in evaluation mode, of no class derived from it, whose parts compute just what their classes
         say, as `plain_pass` has it; and nothing is differentiated.
         """
+        tied, untied = (TiedHead, quantization.QuantizedTiedHead), (UntiedHead, *quantization.UNTIED_HEADS)
+        heads = tied if self.config.tie_word_embeddings else untied
         return (
             type(self) is GPT2
             and not self.training
+            and self.__dict__.keys().isdisjoint(
+                ("_embed", "_read", "unembed")
+            )  # no methods put in their place
             and self._blocks_are_plain()
             and _is_plain(self.token_embedding, nn.Embedding, *quantization.EMBEDDINGS)
             and _is_plain(self.position_embedding, nn.Embedding)
             and _is_plain(self.final_norm, *modules_in_c.NORMS)
-            and _is_plain(self.head, TiedHead, UntiedHead, *quantization.HEADS)
+            and _is_plain(self.head, *heads)
         )
 
     def _blocks_are_plain(self) -> bool:

@@ -33,7 +33,7 @@ def through_blocks(blocks: Any, x: Tensor, cache: KVCache, n_last: int) -> Tenso
     return c_functions.through_blocks(x, structs.made, cache.slots, cache.length, cache.pads(), n_last)
 
 
-# Parameters and buffers, each in its place; and matrices, numbers and whatever else counts.
+# Parameters and buffers, each in its place; and matrices, numbers and whatever else counts. The same are the same objects.
 Parts = tuple[list[Tensor | None], list[object]]
 
 
@@ -68,17 +68,24 @@ class CachedStructs:
         self._tensors, self._others = parts
         # Holds the memory: another thread may replace a weight while they run, and no other tensor is given its address.
         self._places = [t.detach() for t in self._tensors if t is not None]
+        self._addresses = list(map(Tensor.data_ptr, self._places))
         self.made = make()
 
     def are_made_of(self, parts: Parts) -> bool:
         tensors, others = parts
-        if others != self._others or len(tensors) != len(self._tensors):
+        if len(others) != len(self._others) or len(tensors) != len(self._tensors):
             return False
-        if not all(map(operator.is_, tensors, self._tensors)):
+        if not (
+            all(map(operator.is_, others, self._others)) and all(map(operator.is_, tensors, self._tensors))
+        ):
             return False
         present = [t for t in tensors if t is not None]
-        # To set `data` gives the same tensor other memory, or another view of it.
-        return all(map(Tensor.is_set_to, present, self._places)) and not any(map(Tensor.is_neg, present))
+        # To set `data` gives the same tensor other memory, or another view of it; and to share it moves its memory.
+        return (
+            list(map(Tensor.data_ptr, present)) == self._addresses
+            and all(map(Tensor.is_set_to, present, self._places))
+            and not any(map(Tensor.is_neg, present))
+        )
 
 
 def structs_for(known: CachedStructs | None, parts: Parts, make: Callable[[], Any]) -> CachedStructs:

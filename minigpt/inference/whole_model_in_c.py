@@ -15,7 +15,7 @@ from torch import Tensor
 from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c
 from minigpt.inference.pass_in_c import Parts, can_be_read, structs_for
-from minigpt.kernels import c_functions
+from minigpt.kernels import c_functions, products
 from minigpt.kernels.c_functions import CLinear, CModel, CTable, holds_its_values
 from minigpt.modules_in_c import LayerNormInC
 from minigpt.quantization.modules import QuantizedEmbedding, QuantizedHead, QuantizedTiedHead
@@ -26,15 +26,15 @@ from minigpt.quantization.modules import QuantizedEmbedding, QuantizedHead, Quan
 def next_logits(model: Any, tokens: Tensor, cache: KVCache) -> Tensor | None:
     """The logits of the token after each row: (B, T)  ->  (B, V).
 
-    None if a part of the model cannot be read, or a token has no embedding: then the modules compute it, or say what is
-    wrong. The caller has made sure that the model is plain, and that the tokens fit the cache's rows and the context length.
+    None if a part of the model cannot be read, or something does not fit: then the modules compute it, or say what is wrong.
+    The caller has made sure that the model is plain, and that the tokens fit the cache's rows and the context length.
 
     Raises:
-        ValueError: there is no room in the cache, or it is another model's.
+        ValueError: the cache is another model's.
         MemoryError: there is no memory for what is computed on the way.
     """
-    cache.check_room(tokens.size(1))
-    if not (tokens.is_cpu and holds_its_values(tokens)):
+    fit = 0 <= cache.length <= cache.n_max - tokens.size(1)
+    if not (fit and tokens.is_cpu and holds_its_values(tokens)):
         return None
     structs = structs_for(cache.model_in_c, _parts_of(model), lambda: _c_model(model))
     cache.model_in_c = structs
@@ -47,18 +47,25 @@ def next_logits(model: Any, tokens: Tensor, cache: KVCache) -> Tensor | None:
 def _parts_of(model: Any) -> Parts:
     """What a model is made of: as `pass_in_c.parts_of`."""
     tensors, others = pass_in_c.parts_of(model.blocks)
-    own = model._modules
-    ends = own["token_embedding"], own["position_embedding"], own["final_norm"], own["head"]
-    for module in ends:
-        state = module.__dict__  # where a quantized embedding keeps its weight
-        tensors += (*module._parameters.values(), *module._buffers.values(), state.get("weight"))
-        others += (module, *map(state.get, ("matrix", "max_norm", "eps", "normalized_shape")))
+    others.append(model.config)
+    for module in _ends(model):
+        own = module.__dict__.get("weight")  # that of a quantized embedding
+        ours = [t for t in (*module._parameters.values(), *module._buffers.values(), own) if t is not None]
+        tensors += ours
+        others += (type(module), *module.__dict__.values(), *(t.dtype for t in ours))
     return tensors, others
+
+
+def _ends(model: Any) -> tuple[Any, ...]:
+    """All that is no block."""
+    own = model._modules
+    return own["token_embedding"], own["position_embedding"], own["final_norm"], own["head"]
 
 
 def _c_model(model: Any) -> CModel | None:
     """The model as the function takes it; None if it cannot read a part, or the parts do not fit together."""
-    if not isinstance(model.final_norm, LayerNormInC):
+    is_changed = any("multiply" in module.__dict__ or "affine" in module.__dict__ for module in _ends(model))
+    if is_changed or not isinstance(model.final_norm, LayerNormInC):
         return None
     tables = _table(model.token_embedding), _table(model.position_embedding)
     norm, head = pass_in_c.c_norm(model.final_norm), _head(model)
@@ -77,8 +84,8 @@ def _c_model(model: Any) -> CModel | None:
 def _table(embedding: Any) -> CTable | None:
     if isinstance(embedding, QuantizedEmbedding):
         return embedding.table()
-    weight = embedding.weight
-    return c_functions.plain_table(weight) if embedding.max_norm is None and can_be_read(weight) else None
+    weight, is_plain = embedding.weight, embedding.max_norm is None and embedding.padding_idx is None
+    return c_functions.plain_table(weight) if is_plain and can_be_read(weight) else None
 
 
 def _head(model: Any) -> CLinear | None:
@@ -87,11 +94,13 @@ def _head(model: Any) -> CLinear | None:
         return _layer(embedding) if head.is_tied_to(embedding) else None
     if isinstance(head, QuantizedHead):
         return _layer(head)
-    weight = head.weight if hasattr(head, "weight") else embedding.weight  # a tied head has none of its own
-    return c_functions.plain_layer(weight, None) if can_be_read(weight) else None
+    weight = embedding.weight if model.config.tie_word_embeddings else head.weight
+    is_plain = products.float32_in_c() and can_be_read(weight)
+    return c_functions.plain_layer(weight, None) if is_plain else None
 
 
 def _layer(module: Any) -> CLinear | None:
     """A quantized matrix as the function takes it; None if it would read a copy, which later changes do not reach."""
     vectors = [t for t in module._buffers.values() if t is not None]
-    return module.layer() if hasattr(module.matrix, "layer") and all(map(can_be_read, vectors)) else None
+    is_plain = hasattr(module.matrix, "layer") and module._buffers.get("bias") is None
+    return module.layer() if is_plain and all(map(can_be_read, vectors)) else None

@@ -274,19 +274,21 @@ def c_cache(
 def plain_table(weight: Tensor) -> CTable | None:
     """Embeddings of float32 or float16, (n, D), as the functions read them; None if they cannot."""
     kind = KINDS.get(weight.dtype)
-    if kind is None or not lies_in_order(weight):
+    if kind is None or weight.dim() != 2 or not lies_in_order(weight):
         return None
     return CTable(weight.data_ptr(), *weight.shape, kind)
 
 
 def int8_table(weight: Tensor, scale: Tensor, input_scale: Tensor) -> CTable | None:
     """Embeddings of int8, (n, D), with scales (n,) and (D,), as the functions read them; None if they cannot."""
-    n, width = weight.shape
-    fit = weight.dtype == torch.int8 and scale.shape == (n,) and input_scale.shape == (width,)
-    are_float32 = scale.dtype == input_scale.dtype == torch.float32
-    if not (fit and are_float32 and all(map(lies_in_order, (weight, scale, input_scale)))):
+    dtypes = weight.dtype, scale.dtype, input_scale.dtype
+    fit = (
+        dtypes == (torch.int8, torch.float32, torch.float32)
+        and (*scale.shape, *input_scale.shape) == weight.shape
+    )
+    if not (fit and all(map(lies_in_order, (weight, scale, input_scale)))):
         return None
-    return CTable(weight.data_ptr(), n, width, INT8, scale.data_ptr(), input_scale.data_ptr())
+    return CTable(weight.data_ptr(), *weight.shape, INT8, scale.data_ptr(), input_scale.data_ptr())
 
 
 def lies_in_order(tensor: Tensor) -> bool:

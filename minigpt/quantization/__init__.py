@@ -26,7 +26,17 @@ from minigpt.quantization.modules import QuantizedModule, QuantizedTiedHead
 if TYPE_CHECKING:
     from minigpt.model import GPT2
 
-__all__ = ["EMBEDDINGS", "HEADS", "KINDS", "Kind", "check_request", "in_huge_pages", "prepare", "quantize"]
+__all__ = [
+    "EMBEDDINGS",
+    "KINDS",
+    "UNTIED_HEADS",
+    "Kind",
+    "QuantizedTiedHead",
+    "check_request",
+    "in_huge_pages",
+    "prepare",
+    "quantize",
+]
 
 
 class Kind(Protocol):
@@ -42,7 +52,7 @@ class Kind(Protocol):
 KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
 # The classes that there may be in a model.
 EMBEDDINGS = (Float16Embedding, Int8Embedding)
-HEADS = (QuantizedTiedHead, Float16Head, Int8Head)
+UNTIED_HEADS = (Float16Head, Int8Head)
 
 
 def check(kind: str) -> None:

@@ -32,7 +32,10 @@ def call_packed(kernel: Any, *args: object) -> Tensor:
 
 
 class QuantizedMatrix(Protocol):
-    """A weight in fewer bits, in whatever form its kernel reads."""
+    """A weight in fewer bits, in whatever form its kernel reads.
+
+    It is never changed: other weights are another matrix, as `QuantizedModule.set_weight` makes it.
+    """
 
     shape: torch.Size  # of the weight: (out, in)
 

@@ -270,6 +270,19 @@ def test_short_texts_follow_each_other_without_end(model):
             close(logits, model(text[None])[0, -1])
 
 
+def test_making_room_while_padding_is_read_takes_no_slot_that_is_not_there(model):
+    text = tokens(1, 4)[0]
+    cache = model.new_cache(30, 2, torch.tensor([6, 8]))
+    model.next_logits(tokens(2, 5), cache)  # padding, all of it
+    cache.make_room()
+    assert cache.length == 0
+    assert cache.pads() == [1, 3]
+    rows = torch.stack([torch.cat([text[:1], text]), torch.cat([text[:3], text[:2]])])
+    logits = model.next_logits(rows, cache)
+    close(logits[0], model(text[None])[0, -1])
+    close(logits[1], model(text[None, :2])[0, -1])
+
+
 def test_a_text_of_no_numbers_leaves_nothing_behind(model):
     cache, _ = read(model, [tokens(1, 9)[0], tokens(1, 7)[0]], room=12)
     for layer in cache.layers:

@@ -29,6 +29,7 @@ from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c, whole_model_in_c
 from minigpt.kernels import c_functions, products
 from minigpt.linear import Linear
+from minigpt.model import UntiedHead
 from minigpt.modules_in_c import AttentionInC, LayerNormInC, tanh_gelu_in_c
 from minigpt.quantization import float16
 from minigpt.quantization.int8_in_c import MatrixInC
@@ -652,27 +653,113 @@ def with_strided_embeddings(model: GPT2) -> None:
     model.position_embedding.weight.data = random(48, 200).t()
 
 
+def with_a_padding_index(model: GPT2) -> None:
+    model.position_embedding.padding_idx = 3
+    model.position_embedding.weight.data = random(200, 48)
+
+
+def with_a_method_of_its_own(model: GPT2) -> None:
+    unembed = model.unembed
+    model.unembed = lambda x: 2 * unembed(x)  # type: ignore[method-assign]
+
+
+def with_torchs_class_of_norm(model: GPT2) -> None:
+    model.final_norm.__class__ = torch.nn.LayerNorm
+    model.final_norm.bias = Parameter(random(48))
+
+
+def with_a_product_of_the_heads_own(model: GPT2) -> None:
+    other = copy.deepcopy(model.token_embedding)
+    other.set_weight(other.matrix.weight.flip(0))
+    model.head._multiply = other.multiply
+
+
+def with_embeddings_of_floats(model: GPT2) -> None:
+    model.token_embedding.weight = 3.0 * model.token_embedding.weight
+
+
 UNREADABLE = [
-    with_max_norm, of_a_subclass, with_torchs_final_norm, with_strided_embeddings,
+    with_max_norm, of_a_subclass, with_torchs_final_norm, with_strided_embeddings, with_a_padding_index,
+    with_a_method_of_its_own, with_torchs_class_of_norm,
 ]  # fmt: skip
+UNREADABLE_INT8 = [with_a_head_tied_to_another, with_a_product_of_the_heads_own, with_embeddings_of_floats]
 
 
 @pytest.mark.parametrize(
     ("kind", "change"),
-    [*((kind, change) for kind in KINDS for change in UNREADABLE), ("int8", with_a_head_tied_to_another)],
+    [
+        *((kind, change) for kind in KINDS for change in UNREADABLE),
+        *(("int8", change) for change in UNREADABLE_INT8),
+    ],
 )
 @torch.no_grad()
 def test_where_one_call_cannot_read_a_part_the_modules_are_called(
     kind: str, change: Callable[[GPT2], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with the cache of the tokens before it."""
     model = model_of(kind)
-    plain = model.next_logits(TOKENS, model.new_cache(180))
+    caches = [model.new_cache(180) for _ in range(2)]
+    for cache in caches:
+        model.next_logits(TOKENS[:, :90], cache)
+    plain = model.next_logits(TOKENS[:, 90:], copy.deepcopy(caches[0]))
     change(model)
     whole = passes_of(whole_model_in_c, "next_logits", monkeypatch)
-    found = model.next_logits(TOKENS, model.new_cache(180))
+    found = model.next_logits(TOKENS[:, 90:], caches[0])
     assert not whole
-    assert torch.equal(found, model.unembed(model.hidden_states(TOKENS, model.new_cache(180)))[:, -1])
+    assert torch.equal(found, model.unembed(model.hidden_states(TOKENS[:, 90:], caches[1]))[:, -1])
     assert not torch.equal(found, plain)
+
+
+@torch.no_grad()
+def test_a_bias_of_a_quantized_end_adds_nothing() -> None:
+    model = model_of("int8", tie_word_embeddings=False)
+    expected = model.next_logits(TOKENS, model.new_cache(180))
+    model.head.bias = model.token_embedding.bias = random(61)
+    assert torch.equal(model.next_logits(TOKENS, model.new_cache(180)), expected)
+
+
+@torch.no_grad()
+def test_a_scale_that_is_read_as_a_copy_is_read_anew_for_each_pass() -> None:
+    model = model_of("int8", tie_word_embeddings=False)
+    model.head.input_scale = model.head.input_scale.double()
+    cache = model.new_cache(180)
+    model.next_logits(TOKENS[:, :90], cache)
+    again = copy.deepcopy(cache)
+    model.head.input_scale.mul_(random(48).abs())
+    expected = model.unembed(model.hidden_states(TOKENS[:, 90:], again))[:, -1]
+    assert torch.equal(model.next_logits(TOKENS[:, 90:], cache), expected)
+
+
+@torch.no_grad()
+def test_a_head_of_float32_is_multiplied_as_ever_on_intels_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "IS_INTEL", True)
+    model = model_of("int8", tie_word_embeddings=False)
+    model.head = UntiedHead(model.config).eval()
+    model.head.weight = Parameter(random(61, 48))
+    last = model.hidden_states(TOKENS, model.new_cache(180))[:, -1]
+    assert torch.equal(model.next_logits(TOKENS, model.new_cache(180)), model.unembed(last))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_memory_that_moves_counts_from_the_next_token_on(kind: str) -> None:
+    model = model_of(kind)
+    cache = model.new_cache(180)
+    model.next_logits(TOKENS[:, :90], cache)
+    expected = model.next_logits(TOKENS[:, 90:], copy.deepcopy(cache))
+    model.share_memory()
+    assert torch.equal(model.next_logits(TOKENS[:, 90:], cache), expected)
+
+
+@torch.no_grad()
+def test_wrong_ids_are_named_before_a_lack_of_room() -> None:
+    model = model_of("float32")
+    with pytest.raises(ValueError, match=r"got \[99\]"):
+        model.next_logits(torch.tensor([[1, 2, 99, 3]]), model.new_cache(3))
+    with pytest.raises(ValueError, match="token 4 does not fit a cache reserved for 3"):
+        model.next_logits(torch.tensor([[1, 2, 9, 3]]), model.new_cache(3))
 
 
 @torch.no_grad()
@@ -682,7 +769,9 @@ def test_embeddings_that_the_function_would_misread_are_none() -> None:
     assert c_functions.plain_table(floats) is not None
     assert c_functions.plain_table(floats.half()) is not None
     assert c_functions.int8_table(ints, rows, columns) is not None
-    for wrong in (ints, floats.bfloat16(), floats.t(), floats.as_subclass(Named), torch._neg_view(floats)):
+    for wrong in (
+        ints, floats.bfloat16(), floats.t(), floats.as_subclass(Named), torch._neg_view(floats), random(4, 8, 1), random(4),
+    ):  # fmt: skip
         assert c_functions.plain_table(wrong) is None
     for parts in (
         (floats, rows, columns), (ints, rows[:1], columns), (ints, rows, columns[:7]), (ints.t(), columns, rows),
