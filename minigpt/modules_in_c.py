@@ -126,7 +126,7 @@ def _can_be_replaced(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> b
 
 
 def _put_into_block(block: Any, kind_of_attention: type[AttentionInC]) -> bool:
-    """Whether the block is made of modules that can be replaced."""
+    """The same for one block, if it is made of modules that can be replaced; returns whether it is."""
     sdpa = block.attn.sdpa
     replaced = {sdpa: TORCH_ATTENTION + ATTENTION_IN_C, block.attn_norm: NORMS, block.mlp_norm: NORMS}
     is_known = gelu_form(block.mlp.activation) == "tanh" and all(

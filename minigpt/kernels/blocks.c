@@ -17,8 +17,8 @@ by itself, and none waits for another. */
 #include "int8_products.h"
 #include "plain_products.h"
 
-#define EACH 64      /* rows, of many: what a thread computes between two products stays in its caches */
-#define EACH_FROM 32 /* rows of each thread they are many */
+#define EACH 64      /* rows, at most, that a thread computes by itself: what lies between two products stays in its caches */
+#define EACH_FROM 32 /* rows for each thread, from which on it does so */
 
 typedef struct { /* memory for what is computed on the way, for some rows */
     float *normed, *hidden;
@@ -72,7 +72,7 @@ static Scratch scratch_from(const Scratch *s, int64_t r) {
 
 typedef void Compute(const void *of, int64_t first, int64_t n_rows, const Scratch *s, Team team);
 
-/* Computes something of all rows, as they are divided. */
+/* Computes something for all rows: of a few, all threads together; of many, each thread some by itself. */
 static void divide_shared(int64_t n_rows, Compute *compute, const void *of, const Scratch *s) {
     const int64_t each = rows_of_each(n_rows);
     const Team all = {omp_get_thread_num(), omp_get_num_threads()}, alone = {0, 1};
