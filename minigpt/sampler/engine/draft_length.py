@@ -11,7 +11,7 @@ from time import perf_counter
 from minigpt.sampler.engine.prefix import common_prefix
 
 PLAIN = 2  # steps without drafts, to know what they cost
-MARGIN = 1.1  # drafts must promise this much more than plain decoding, for what is measured is never exact
+MARGIN = 1.2  # drafts must promise this much more than plain decoding, for what is measured is never exact
 EVIDENCE = 3  # draft tokens that must have been judged, where that costs nothing
 MEMORY = 0.85  # how much each step leaves of what earlier ones said about a text
 FORGETTING = 0.98  # ... where nothing was drafted, so that in time it is tried again

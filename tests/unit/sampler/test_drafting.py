@@ -165,6 +165,19 @@ def test_drafts_that_are_always_wrong_cost_no_pass(k: int) -> None:
     assert len(model.reads) == 12
 
 
+def test_a_step_without_drafts_is_that_of_plain_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`next_logits`, which a model may compute in less time than the logits after each of several tokens."""
+    model = tiny_gpt2()
+    monkeypatch.setattr(model, "hidden_states", lambda *_: pytest.fail("nothing was drafted"))
+    options: dict[str, Any] = {"no_repeat_ngram_size": 1}  # and so nothing is found to draft
+    prompts = [[1, 2, 3], [4]]
+    found, plain = (
+        generate(model, prompts, strategy, max_new_tokens=6)
+        for strategy in (PromptLookup(draft_schedule="constant", **options), Greedy(**options))
+    )
+    assert texts_of(found) == texts_of(plain)
+
+
 def test_a_text_that_repeats_itself_is_read_in_few_passes() -> None:
     model = FakeModel(around(5))
     ((text,),) = generate(
