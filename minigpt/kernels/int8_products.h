@@ -11,6 +11,7 @@ they are in a list. */
 #include <string.h>
 
 #include "layers.h"
+#include "team.h"
 
 /* As in int8.py. */
 #define LARGEST 127

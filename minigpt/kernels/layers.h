@@ -1,22 +1,7 @@
 /* Norms and linear layers, as `c_functions.py` hands them over; and how a norm is computed. */
 
 #pragma once
-#include <omp.h>
-
 #include "vectors.h"
-
-typedef struct { /* this thread, among those that divide a computation */
-    int64_t thread, size;
-} Team;
-
-/* The team's threads compute [share(n, team.thread, team), share(n, team.thread + 1, team)) of n. */
-INLINE int64_t share(int64_t n, int64_t thread, Team team) { return n * thread / team.size; }
-
-INLINE void wait_for_all(Team team) {
-    if (team.size > 1) {
-#pragma omp barrier
-    }
-}
 
 typedef struct {
     const float *weight, *bias;

@@ -5,6 +5,7 @@ are multiplied. The sum of each output is added up in one order, whatever rows a
 
 #pragma once
 #include "layers.h"
+#include "team.h"
 
 #define PLAIN_ROWS 8     /* of a tile, at most */
 #define PLAIN_OUTPUTS 12 /* of a tile, at most; with 24 sums there are registers left for inputs and weights */
