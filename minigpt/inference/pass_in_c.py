@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minigpt.cache import KVCache
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CBlock, CLinear, CNorm, is_in_memory
+from minigpt.kernels.c_functions import is_in_memory
+from minigpt.kernels.c_structs import CBlock, CLinear, CNorm
 from minigpt.kernels.products import is_output_major
 from minigpt.linear import Linear
 

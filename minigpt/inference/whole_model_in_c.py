@@ -16,7 +16,8 @@ from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c
 from minigpt.inference.pass_in_c import Parts, can_be_read, structs_for
 from minigpt.kernels import c_functions, products
-from minigpt.kernels.c_functions import CLinear, CModel, CTable, holds_its_values
+from minigpt.kernels.c_functions import holds_its_values
+from minigpt.kernels.c_structs import CBlock, CLinear, CModel, CTable
 from minigpt.modules_in_c import LayerNormInC
 from minigpt.quantization.modules import QuantizedEmbedding, QuantizedHead, QuantizedTiedHead
 
@@ -75,7 +76,7 @@ def _c_model(model: Any) -> CModel | None:
     widths = {tables[0].width, tables[1].width, norm.n, head.n_in}
     if len(widths) > 1 or not c_functions.fit_together(blocks, norm.n):
         return None
-    first = ctypes.cast(blocks, ctypes.POINTER(c_functions.CBlock))
+    first = ctypes.cast(blocks, ctypes.POINTER(CBlock))
     whole = CModel(*tables, first, len(blocks), norm, head)
     whole.kept = blocks, head  # the array that `first` points to, and tensors that the head points to
     return whole

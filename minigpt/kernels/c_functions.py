@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,76 +20,25 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from minigpt.kernels import c_code
+from minigpt.kernels.c_structs import (
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    CAttention,
+    CCache,
+    CLinear,
+    CModel,
+    CNorm,
+    CStrides,
+    CTable,
+)
 
 # Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension · D n_embd
 
 SOURCE = Path(__file__).with_name("blocks.c")
-FLOAT32, FLOAT16, INT8 = range(3)  # kinds of weights
 NOT_IN_TABLES = 2  # what `next_logits` returns where an embedding is missing
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
 PLAIN = (nn.Parameter, Tensor)  # classes whose tensors hold their numbers themselves
-
-
-# The structs of layers.h, attention.h, embeddings.h and blocks.c: the same fields in the same order.
-
-
-class CNorm(ctypes.Structure):
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("n", c_int64), ("eps", c_float))
-
-
-class CLinear(ctypes.Structure):
-    kept: tuple[Tensor | None, ...]  # whose memory it points to
-
-    _fields_ = (
-        ("weight", c_void_p), ("bias", c_void_p), ("n_in", c_int64), ("n_out", c_int64), ("kind", c_int64),
-        ("shift", c_void_p), ("scale", c_void_p), ("input_scale", c_void_p),
-    )  # fmt: skip
-
-
-class CBlock(ctypes.Structure):
-    _fields_ = (
-        ("attn_norm", CNorm), ("mlp_norm", CNorm),
-        ("qkv", CLinear), ("out", CLinear), ("up", CLinear), ("down", CLinear),
-        ("n_head", c_int64), ("scale", c_float),
-    )  # fmt: skip
-
-
-class CStrides(ctypes.Structure):
-    _fields_ = (("row", c_int64), ("head", c_int64), ("slot", c_int64))
-
-
-class CAttention(ctypes.Structure):
-    _fields_ = (
-        ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("y", c_void_p),
-        ("q_token", c_int64), ("q_head", c_int64), ("strides", CStrides), ("pad", c_void_p),
-        ("n_rows", c_int64), ("n_new", c_int64), ("n_seen", c_int64), ("n_head", c_int64), ("head_dim", c_int64),
-        ("scale", c_float),
-    )  # fmt: skip
-
-
-class CCache(ctypes.Structure):
-    kept: object  # whose memory it points to
-
-    _fields_ = (
-        ("slots", c_void_p), ("layer_stride", c_int64), ("value_offset", c_int64), ("strides", CStrides),
-        ("pad", c_void_p), ("length", c_int64),
-    )  # fmt: skip
-
-
-class CTable(ctypes.Structure):
-    _fields_ = (
-        ("weight", c_void_p), ("n", c_int64), ("width", c_int64), ("kind", c_int64),
-        ("scale", c_void_p), ("input_scale", c_void_p),
-    )  # fmt: skip
-
-
-class CModel(ctypes.Structure):
-    kept: object  # whose memory it points to
-
-    _fields_ = (
-        ("tokens", CTable), ("positions", CTable), ("blocks", ctypes.POINTER(CBlock)), ("n_layer", c_int64),
-        ("final_norm", CNorm), ("head", CLinear),
-    )  # fmt: skip
 
 
 ARGUMENTS: dict[str, tuple[type, ...]] = {

@@ -1,4 +1,4 @@
-/* Norms and linear layers, as `c_functions.py` hands them over; and how a norm is computed. */
+/* Norms and linear layers, as in `c_structs.py`; and how a norm is computed. */
 
 #pragma once
 #include "vectors.h"

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CLinear, CTable
+from minigpt.kernels.c_structs import CLinear, CTable
 from minigpt.quantization.huge_pages import give_back_freed_memory
 from minigpt.quantization.int8_in_c import ZERO_POINT, MatrixInC
 from minigpt.quantization.modules import (

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import CLinear, as_numbers
+from minigpt.kernels.c_functions import as_numbers
+from minigpt.kernels.c_structs import INT8, CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
 
 OUTPUTS, INPUTS = 16, 4  # of a weight, that lie together: LANES and INPUTS in C
@@ -36,7 +37,7 @@ class MatrixInC:
         n_out, n_in = self.shape
         scales, biases = as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out)
         layer = CLinear(
-            self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, c_functions.INT8,
+            self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, INT8,
             self._shift.data_ptr(), self.scale.data_ptr(), scales.data_ptr(),
         )  # fmt: skip
         layer.kept = (scales, biases, self._blocks, self._shift, self.scale)

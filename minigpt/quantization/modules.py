@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from minigpt.kernels.c_functions import CTable
+from minigpt.kernels.c_structs import CTable
 
 # A packed weight; TorchScript (see `inference.scripted`) knows it by this name.
 if TYPE_CHECKING:
