@@ -118,10 +118,15 @@ class GPT2Config:
         >>> GPT2Config().n_parameters
         124439808
         """
-        d, inner = self.n_embd, self.mlp_dim
-        block = 4 * d * (d + 1) + (2 * inner * d + inner + d) + 4 * d  # attention, feed-forward, two norms
+        d = self.n_embd
         head = 0 if self.tie_word_embeddings else self.vocab_size * d
-        return (self.vocab_size + self.n_positions) * d + head + self.n_layer * block + 2 * d
+        return (self.vocab_size + self.n_positions) * d + head + self.n_layer * self.block_parameters + 2 * d
+
+    @property
+    def block_parameters(self) -> int:
+        """How many of them each block has: attention, feed-forward, two norms."""
+        d, inner = self.n_embd, self.mlp_dim
+        return 4 * d * (d + 1) + (2 * inner * d + inner + d) + 4 * d
 
     @property
     def end_tokens(self) -> frozenset[int]:

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt import hub, modules_in_c, quantization, weights
+from minigpt import hub, quantization, weights
 from minigpt.atomic import all_or_none
 from minigpt.attention import CausalAttention, attention_mask, kernels_for_any_length
 from minigpt.cache import KVCache, LayerCache, NoCache, check_pad
 from minigpt.config import GPT2Config, stored_quantization
 from minigpt.errors import InvalidRequest
-from minigpt.inference import graphed_step, plain_pass, whole_model_in_c
+from minigpt.inference import graphed_step, modules_in_c, plain_pass, whole_model_in_c
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product, products
 from minigpt.kernels.c_functions import is_in_memory
@@ -183,9 +183,9 @@ class GPT2(nn.Module):
             ValueError: as for `hidden_states`.
         """
         _check_tensor("tokens", tokens)
+        _check_fit(tokens, cache, self.config)
         step = graphed_step.step_for(self, tokens, cache)
         if step is not None:
-            _check_fit(tokens, cache, self.config)
             return step(tokens)
         logits = self._next_logits_in_c(tokens, cache)
         if logits is None:
@@ -198,7 +198,6 @@ class GPT2(nn.Module):
         """The logits by one function in C: (B, T)  ->  (B, V); None where torch or the modules have to compute them."""
         if not (isinstance(cache, KVCache) and plain_pass.are_in_c(self.blocks) and self.is_plain()):
             return None
-        _check_fit(tokens, cache, self.config)
         return whole_model_in_c.next_logits(self, tokens, cache)
 
     def hidden_states(self, tokens: Tensor, cache: KVCache | NoCache) -> Tensor:
@@ -210,6 +209,7 @@ class GPT2(nn.Module):
             ValueError: the tokens are no integer ids of shape (rows, tokens), or do not fit the vocabulary (which is
                 checked on a CPU only), the context length, or the cache's room and rows.
         """
+        _check_fit(tokens, cache, self.config)
         x = self._read(tokens, cache)
         cache.advance(tokens.size(1))
         return x
@@ -226,6 +226,7 @@ class GPT2(nn.Module):
 
         Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
         """
+        _check_fit(tokens, cache, self.config)
         with kernels_for_any_length(tokens.device):
             states = torch.stack([self.final_norm(x) for x in self._residual_stream(tokens, cache)])
         cache.advance(tokens.size(1))
@@ -255,9 +256,8 @@ class GPT2(nn.Module):
         return (
             type(self) is GPT2
             and not self.training
-            and self.__dict__.keys().isdisjoint(
-                ("_embed", "_read", "unembed")
-            )  # no methods put in their place
+            # no methods put in place of its class's
+            and self.__dict__.keys().isdisjoint(("_embed", "_read", "unembed"))
             and self._blocks_are_plain()
             and _is_plain(self.token_embedding, nn.Embedding, *quantization.EMBEDDINGS)
             and _is_plain(self.position_embedding, nn.Embedding)
@@ -278,7 +278,6 @@ class GPT2(nn.Module):
 
     def _embed(self, tokens: Tensor, cache: KVCache | NoCache) -> tuple[Tensor, Tensor | None]:
         """What enters the first block, and the mask of the pass: (B, T, D), and as from `attention_mask`."""
-        _check_fit(tokens, cache, self.config)
         n_new = tokens.size(1)
         mask = attention_mask(n_new, cache.length + n_new, cache.pad, tokens.device)
         positions = _positions(cache, n_new, tokens.device)
@@ -324,7 +323,7 @@ class GPT2(nn.Module):
             OSError: there is no such model, or it cannot be fetched.
             ValueError: it is no GPT-2, config.json and weights do not fit each other, or device or dtype cannot be used.
         """
-        _check_place(device, dtype)
+        _check_device_and_dtype(device, dtype)
         directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
         config, checkpoint = GPT2Config.load(directory), weights.Checkpoint(directory)
         stored = stored_quantization(directory)
@@ -410,7 +409,7 @@ def _check_tensor(name: str, value: object) -> None:
         raise InvalidRequest(f"{name} must be a tensor, got {shown(value)}: write {example}")
 
 
-def _check_place(device: object, dtype: object) -> None:
+def _check_device_and_dtype(device: object, dtype: object) -> None:
     """Refuses what weights cannot be loaded to, before anything is fetched or read."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidRequest(f"dtype must be a floating-point torch.dtype, as torch.float32, got {dtype!r}")

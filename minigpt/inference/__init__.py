@@ -1,1 +1,1 @@
-"""What runs faster than it reads: each file computes what a part of the model computes, and a test compares them."""
+"""Faster ways to compute what model.py computes; tests compare each with the modules."""

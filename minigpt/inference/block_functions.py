@@ -9,7 +9,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from minigpt.attention import fused_attention, row_by_row
+from minigpt.attention import fused_attention
+from minigpt.inference.row_by_row import row_by_row
 from minigpt.kernels import products
 from minigpt.quantization import float16, int8
 from minigpt.quantization.modules import Packed

@@ -16,16 +16,16 @@ import torch
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
-from minigpt import modules_in_c
-from minigpt.attention import CausalAttention, RowByRowAttention
+from minigpt.attention import CausalAttention
 from minigpt.cache import KVCache
 from minigpt.inference import block_functions as functions
-from minigpt.inference import pass_in_c, scripted
+from minigpt.inference import modules_in_c, pass_in_c, scripted
 from minigpt.inference.block_functions import BlockWeights, Layer, Norm
+from minigpt.inference.modules_in_c import ATTENTION_IN_C, TORCH_ATTENTION, gelu_form, tanh_gelu_in_c
+from minigpt.inference.row_by_row import RowByRowAttention
 from minigpt.kernels import products
 from minigpt.kernels.c_functions import may_run
 from minigpt.linear import Linear
-from minigpt.modules_in_c import ATTENTION_IN_C, TORCH_ATTENTION, gelu_form, tanh_gelu_in_c
 from minigpt.quantization import float16, int8
 
 # Shapes below:  B rows · T new tokens · D n_embd

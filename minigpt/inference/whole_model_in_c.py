@@ -14,11 +14,11 @@ from torch import Tensor
 
 from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c
+from minigpt.inference.modules_in_c import LayerNormInC
 from minigpt.inference.pass_in_c import Parts, can_be_read, structs_for
 from minigpt.kernels import c_functions, products
 from minigpt.kernels.c_functions import holds_its_values
 from minigpt.kernels.c_structs import CBlock, CLinear, CModel, CTable
-from minigpt.modules_in_c import LayerNormInC
 from minigpt.quantization.modules import QuantizedEmbedding, QuantizedHead, QuantizedTiedHead
 
 # Shapes below:  B rows · T new tokens · V vocab_size

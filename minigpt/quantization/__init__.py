@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from minigpt import modules_in_c
-from minigpt.attention import RowByRowAttention
 from minigpt.errors import InvalidRequest
+from minigpt.inference import modules_in_c
+from minigpt.inference.modules_in_c import AttentionInC, RowByRowAttentionInC
+from minigpt.inference.row_by_row import RowByRowAttention
 from minigpt.kernels import c_functions
 from minigpt.linear import Linear
-from minigpt.modules_in_c import AttentionInC, RowByRowAttentionInC
 from minigpt.quantization.calibration import largest_inputs
 from minigpt.quantization.float16 import Float16, Float16Embedding, Float16Head
 from minigpt.quantization.huge_pages import in_huge_pages

@@ -47,15 +47,9 @@ class Plan:
         return self.tokens * self.accumulate * self.processes
 
     @property
-    def block_parameters(self) -> int:
-        """Of one block: four matrices, their biases, two norms."""
-        d = self.config.n_embd
-        return 12 * d * d + 13 * d
-
-    @property
     def other_parameters(self) -> int:
         """Outside the blocks: embeddings, the last norm, an untied head."""
-        return self.config.n_parameters - self.config.n_layer * self.block_parameters
+        return self.config.n_parameters - self.config.n_layer * self.config.block_parameters
 
 
 class Memory(NamedTuple):
@@ -92,7 +86,8 @@ def memory(plan: Plan) -> Memory:
     """
     c = plan.config
     blocks = 1 if plan.recompute else c.n_layer  # whose copies are there at a time
-    matrices = 12 * c.n_embd**2 * blocks + c.vocab_size * c.n_embd
+    block = 4 * c.n_embd**2 + 2 * c.n_embd * c.mlp_dim
+    matrices = blocks * block + c.vocab_size * c.n_embd
     return Memory(
         state=4 * FLOAT32 * c.n_parameters // plan.processes,
         gathered=_gathered(plan),
@@ -125,7 +120,7 @@ def _gathered(plan: Plan) -> int:
     """Weights and gradients of other processes that FSDP has fetched: embeddings, this block, and the next."""
     if plan.processes == 1:
         return 0
-    return 2 * FLOAT32 * plan.other_parameters + 3 * FLOAT32 * plan.block_parameters
+    return 2 * FLOAT32 * plan.other_parameters + 3 * FLOAT32 * plan.config.block_parameters
 
 
 def block_activations(plan: Plan) -> int:
@@ -136,8 +131,8 @@ def block_activations(plan: Plan) -> int:
     deviations, and attention's normaliser for each head, in float32.
     """
     c = plan.config
-    numbers = 2 * FLOAT32 * c.n_embd + _size(plan) * (2 + 3 + 1 + 4 + 4) * c.n_embd + FLOAT32 * (4 + c.n_head)
-    return plan.tokens * numbers
+    for_products = (2 + 3 + 1) * c.n_embd + 2 * c.mlp_dim
+    return plan.tokens * (FLOAT32 * (2 * c.n_embd + 4 + c.n_head) + _size(plan) * for_products)
 
 
 def _size(plan: Plan) -> int:

@@ -15,7 +15,7 @@ from minigpt.legacy.moved_modules import MOVED
 
 PACKAGE = Path(minigpt.__file__).parent
 MODEL = {
-    "attention", "cache", "modules_in_c", "config", "inference", "kernels", "linear", "model", "quantization", "weights",
+    "attention", "cache", "config", "inference", "kernels", "linear", "model", "quantization", "weights",
 }  # fmt: skip
 COMMANDS = {
     "compare", "detect_watermark", "explore", "generate", "info", "merge_lora", "quantize", "score", "train",
@@ -34,15 +34,13 @@ MAY_IMPORT = {
     "linear": {"kernels"},
     "cache": {"config", "json_files", "kernels"},
     "attention": {"cache", "config", "linear"},
-    "modules_in_c": {"attention", "kernels"},
-    "inference": {"attention", "cache", "modules_in_c", "inference", "kernels", "linear", "quantization"},
-    "quantization": {"attention", "modules_in_c", "errors", "kernels", "linear", "quantization"},
+    "inference": {"attention", "cache", "inference", "kernels", "linear", "quantization"},
+    "quantization": {"errors", "inference", "kernels", "linear", "quantization"},
     "weights": {"config", "json_files", "kernels"},
     "model": {
         "attention",
         "atomic",
         "cache",
-        "modules_in_c",
         "config",
         "errors",
         "hub",

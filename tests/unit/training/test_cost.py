@@ -43,9 +43,9 @@ def kept_bytes(plan: Plan) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n_layer", [1, 3])
-def test_what_a_pass_keeps(dtype: str, n_layer: int) -> None:
-    plan = Plan(replace(CONFIG, n_layer=n_layer), rows=16, dtype=dtype)
+@pytest.mark.parametrize("shape", [{"n_layer": 1}, {"n_layer": 3}, {"n_inner": 100}])
+def test_what_a_pass_keeps(dtype: str, shape: dict[str, int]) -> None:
+    plan = Plan(replace(CONFIG, **shape), rows=16, dtype=dtype)
     needed = memory(plan)
     # their log-softmax; the rest is there for a moment only
     logits = 4 * plan.config.vocab_size * plan.tokens
@@ -67,9 +67,11 @@ def test_a_teacher_of_the_same_size_makes_a_step_a_third_longer() -> None:
     assert taught.computing == pytest.approx(4 / 3 * alone.computing)
 
 
-def test_parameters_are_those_of_the_model() -> None:
-    plan, model = Plan(CONFIG, rows=1), GPT2(CONFIG)
-    assert plan.block_parameters == sum(p.numel() for p in model.blocks[0].parameters())
+@pytest.mark.parametrize("n_inner", [None, 100])
+def test_parameters_are_those_of_the_model(n_inner: int | None) -> None:
+    config = replace(CONFIG, n_inner=n_inner)
+    plan, model = Plan(config, rows=1), GPT2(config)
+    assert config.block_parameters == sum(p.numel() for p in model.blocks[0].parameters())
     inside = sum(p.numel() for p in model.blocks.parameters())
     assert plan.other_parameters == sum(p.numel() for p in model.parameters()) - inside
 

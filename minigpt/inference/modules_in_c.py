@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.attention import RowByRowAttention, ScaledDotProductAttention, attention_mask, pads_of
+from minigpt.attention import ScaledDotProductAttention, attention_mask
+from minigpt.inference.row_by_row import RowByRowAttention, pads_of
 from minigpt.kernels import c_functions
 from minigpt.kernels.c_functions import attention, can_read, is_in_memory
 

@@ -23,14 +23,14 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt import GPT2, GPT2Config, modules_in_c
+from minigpt import GPT2, GPT2Config
 from minigpt.attention import ScaledDotProductAttention, attention_mask, attention_pattern
 from minigpt.cache import KVCache
-from minigpt.inference import pass_in_c, whole_model_in_c
+from minigpt.inference import modules_in_c, pass_in_c, whole_model_in_c
+from minigpt.inference.modules_in_c import AttentionInC, LayerNormInC, tanh_gelu_in_c
 from minigpt.kernels import c_functions, products
 from minigpt.linear import Linear
 from minigpt.model import UntiedHead
-from minigpt.modules_in_c import AttentionInC, LayerNormInC, tanh_gelu_in_c
 from minigpt.quantization import float16
 from minigpt.quantization.int8_in_c import MatrixInC
 from minigpt.quantization.modules import QuantizedModule, QuantizedTiedHead
