@@ -54,7 +54,8 @@ class KVCache:
             check_pad(pad, rows, n_max)
         self.length = 0
         shape = (config.n_layer, 2, rows, config.n_head, n_max, config.head_dim)
-        # As `inference` has made them for the last pass; they hold the weights.
+        # Structs with the addresses of the model's weights, which `inference.pass_in_c` and `inference.whole_model_in_c` keep
+        # here from one pass to the next.
         self.blocks_in_c: Any = None
         self.model_in_c: Any = None
         self._pool = pool or MemoryPool()
@@ -165,6 +166,8 @@ class KVCache:
                 self._slots[:, :, row, :, new_start:length] = tokens
         self._set_pads(pad)
 
+    # Continuous batching (sampler/engine/scheduler.py): rows are given to new texts, while others go on.
+
     def begin_with(self, other: KVCache, rows: Sequence[int], length: int) -> None:
         """Row i begins with what row `rows[i]` of another cache begins with, up to slot `length`.
 
@@ -179,7 +182,7 @@ class KVCache:
         self.length = length
         self._forget_forks()
 
-    def take(self, rows: Sequence[int], other: KVCache) -> None:
+    def replace_rows(self, rows: Sequence[int], other: KVCache) -> None:
         """Row `rows[i]` becomes row i of another cache; its last token is where those of the other rows are.
 
         GPT-2 learned its positions and adds them to the tokens, so that a key is right in any slot. If a new

@@ -23,7 +23,7 @@ SWITCHES = (
 
 # What no machine holds: refused before anything is reserved for it.
 MOST_LAYERS, MOST_PARAMETERS = 10_000, 10**13
-MOST = 2**31 - 1  # of any other count; ids are 32-bit numbers in many a file
+MAX_COUNT = 2**31 - 1  # of any other count; ids are 32-bit numbers in many a file
 
 # Other names that config files in the wild use for the same numbers.
 ALIASES = {
@@ -226,11 +226,11 @@ def _require(holds: bool, name: str, limit: str, value: Any) -> None:
 
 def _check_count(name: str, value: Any) -> None:
     _require(_is_whole(value) and value >= 1, name, "a whole number of at least 1", value)
-    _require(value <= MOST, name, f"at most {MOST:,}", value)
+    _require(value <= MAX_COUNT, name, f"at most {MAX_COUNT:,}", value)
 
 
 def _is_id(value: Any) -> bool:
-    return _is_whole(value) and 0 <= value <= MOST
+    return _is_whole(value) and 0 <= value <= MAX_COUNT
 
 
 def _is_whole(value: Any) -> bool:

@@ -99,19 +99,7 @@ def _open(
                 f"revision {revision!r} is for models on the hub; {name!r} is a local directory"
             )
         return _Directory(path)
-    if (path / "adapter_config.json").is_file():
-        merge = f"minigpt merge-lora --adapter {name} --out DIR"
-        raise FileNotFoundError(
-            f"{name!r} is a LoRA adapter, not a model: `{merge}` makes one of it and its base"
-        )
-    if path.is_dir():
-        state = f"is a directory without {CONFIG}"
-    else:
-        state = "is a file, not a directory" if path.exists() else "does not exist"
-        bare = name.rstrip("/")
-        is_near = "/" not in bare and get_close_matches(bare.lower(), [BUNDLED], cutoff=0.75)
-        if is_near:  # not a name to ask the hub for
-            raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
+    state = _why_not_local(name, path)
     _check_variables()
     try:  # without a request: a name that no model on the hub can have
         huggingface_hub.hf_hub_url(name, CONFIG)
@@ -123,6 +111,27 @@ def _open(
         if path.exists():
             raise type(error)(f"{error} (the local {name!r} {state})") from error
         raise
+
+
+def _why_not_local(name: str, path: Path) -> str:
+    """Why a path is no model's directory, as "does not exist".
+
+    Raises:
+        FileNotFoundError: it is clear that no model on the hub is meant either.
+    """
+    if (path / "adapter_config.json").is_file():
+        merge = f"minigpt merge-lora --adapter {name} --out DIR"
+        raise FileNotFoundError(
+            f"{name!r} is a LoRA adapter, not a model: `{merge}` makes one of it and its base"
+        )
+    if path.is_dir():
+        return f"is a directory without {CONFIG}"
+    state = "is a file, not a directory" if path.exists() else "does not exist"
+    bare = name.rstrip("/")
+    is_near = "/" not in bare and get_close_matches(bare.lower(), [BUNDLED], cutoff=0.75)
+    if is_near:  # not a name to ask the hub for
+        raise FileNotFoundError(f"{name!r} {state}; the bundled model is called {BUNDLED!r}")
+    return state
 
 
 def _check_variables() -> None:
@@ -150,14 +159,14 @@ def _shards(source: _Directory | _Repository) -> list[str]:
             f"{source} has no {WEIGHTS}, and pickled weights (pytorch_model.bin) are not read: convert "
             "them with transformers' save_pretrained, or try a conversion on the hub at --revision refs/pr/N"
         )
-    shards = sorted(set(shards_of_index(index).values()))
+    shards = sorted(set(_shards_of_index(index).values()))
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise ValueError(f"{source}: {INDEX} names a file outside of the directory: {outside[0]!r}")
     return shards
 
 
-def shards_of_index(index: Path) -> dict[str, str]:
+def _shards_of_index(index: Path) -> dict[str, str]:
     """The shard of each tensor, by an index's weight_map.
 
     Raises:

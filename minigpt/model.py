@@ -24,7 +24,7 @@ from minigpt.errors import InvalidRequest
 from minigpt.inference import graphed_step, modules_in_c, plain_pass, whole_model_in_c
 from minigpt.json_files import counted, shown
 from minigpt.kernels import product, products
-from minigpt.kernels.c_functions import is_in_memory
+from minigpt.kernels.c_functions import is_float32_on_cpu
 from minigpt.kernels.memory import MemoryPool
 from minigpt.linear import Linear
 
@@ -266,7 +266,7 @@ class GPT2(nn.Module):
         )
 
     def _blocks_are_plain(self) -> bool:
-        return plain_pass.applies(self.blocks, Block, MLP)
+        return plain_pass.blocks_are_plain(self.blocks, Block, MLP)
 
     def _residual_stream(self, tokens: Tensor, cache: KVCache | NoCache) -> Iterator[Tensor]:
         """What enters the first block, then what leaves each: (B, T, D) every time."""
@@ -331,14 +331,14 @@ class GPT2(nn.Module):
         if config.tie_word_embeddings and checkpoint.tied_weights_differ():
             warnings.warn(f"{directory}: wte and lm_head differ; loading them untied", stacklevel=2)
             config = replace(config, tie_word_embeddings=False)
-        with torch.device("meta"), weights.NothingDrawn():
+        with torch.device("meta"), weights.SkipInitialisation():
             model = cls(config)
         if stored:
             quantization.prepare(model, stored)
         with quantization.in_huge_pages() if stored else nullcontext():
             checkpoint.fill(model, dtype, torch.device(device))
         model.quantization = stored
-        if not stored and products.float32_in_c() and is_in_memory(model.final_norm.weight):
+        if not stored and products.float32_in_c() and is_float32_on_cpu(model.final_norm.weight):
             modules_in_c.put_into(model)
         return model.eval() if quantize in (None, stored) else model.quantize(quantize)
 

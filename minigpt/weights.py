@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from minigpt.json_files import expect, field, parse, read_object, shown
 from minigpt.kernels import WeightMemory
-from minigpt.kernels.products import wants_outputs_first
+from minigpt.kernels.products import wants_output_major
 
 NAMES = {  # checkpoint -> ours ("#" is the layer)
     "wte": "token_embedding",
@@ -42,12 +42,12 @@ STORED_MASK = re.compile(r"^h\.\d+\.attn\.(bias|masked_bias)$")  # the causal tr
 OTHER_HEAD = re.compile(r"^(score|classifier|v_head|multiple_choice_head)\.")
 LONGEST_HEADER = 100_000_000  # bytes, as in safetensors
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-WHOLE = {"I8": torch.int8}  # of quantized models alone
+INTEGER_DTYPES = {"I8": torch.int8}  # of quantized models alone
 LEAVES = ("weight", "bias", "weight_scale", "input_scale")  # the scales are of quantized models
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where one tensor lies, and what its file's header says of it."""
 
     file: Path
@@ -62,7 +62,7 @@ class Stored:
             return into.copy_(file.get_tensor(self.name))
 
 
-class NothingDrawn(TorchFunctionMode):
+class SkipInitialisation(TorchFunctionMode):
     """While it is active, no tensor is filled with random numbers: it is going to be loaded.
 
     With `torch.device("meta")`, a module is built with shapes and no content. torch would "fill" such tensors
@@ -89,7 +89,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         unknown, other_heads = [], []
         for stored in _headers(directory):
             name = _without_prefixes(stored.name)
@@ -143,7 +143,7 @@ class Checkpoint:
             }
             model.get_submodule(part).load_state_dict(leaves, assign=True)
 
-    def _check(self, tensors: Mapping[str, Stored], state: Mapping[str, Tensor]) -> None:
+    def _check(self, tensors: Mapping[str, StoredTensor], state: Mapping[str, Tensor]) -> None:
         missing = [to_theirs(name) for name in state if name not in tensors]
         if missing:
             raise ValueError(f"{self.directory}: the weights lack {_list(missing)}")
@@ -171,7 +171,7 @@ def _place(name: str, like: Tensor, dtype: torch.dtype, room: WeightMemory) -> T
     if like.dtype != torch.float32 or not (is_linear or name in (EMBEDDING, HEAD)):
         kept = dtype if like.dtype == torch.float32 else like.dtype  # quantized weights keep their own
         return torch.empty(shape, dtype=kept, device=room.device)
-    if is_linear and wants_outputs_first(shape, dtype, room.device):
+    if is_linear and wants_output_major(shape, dtype, room.device):
         return room.reserve(shape[::-1], dtype).t()
     return room.reserve(shape, dtype)
 
@@ -180,7 +180,7 @@ def save(state: Mapping[str, Tensor], path: Path) -> None:
     """Writes tensors under GPT-2's names, as transformers does: the exact inverse of reading them.
 
     One after the other: of a model on a GPU, or sharded over processes, there is one tensor at a time in memory. If
-    it is sharded, all other processes call `send` meanwhile.
+    it is sharded, all other processes call `take_part_in_save` meanwhile.
 
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
@@ -190,19 +190,19 @@ def save(state: Mapping[str, Tensor], path: Path) -> None:
         with path.open("wb") as file:
             file.write(_new_header(tensors))
             for tensor in tensors.values():
-                numbers = whole(tensor).detach().cpu().contiguous()
+                numbers = full_tensor(tensor).detach().cpu().contiguous()
                 file.write(numbers.view(-1).view(torch.uint8).numpy().data)
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error})") from None
 
 
-def send(state: Mapping[str, Tensor]) -> None:
+def take_part_in_save(state: Mapping[str, Tensor]) -> None:
     """Takes part in `save` of a sharded model, which one process writes."""
     for tensor in _in_order(state).values():
-        whole(tensor)
+        full_tensor(tensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor with all its numbers in this process; if it is sharded, all processes must ask at the same time."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -218,7 +218,7 @@ def _new_header(tensors: Mapping[str, Tensor]) -> bytes:
 
     Source: https://github.com/huggingface/safetensors#format
     """
-    names = {dtype: name for name, dtype in (DTYPES | WHOLE).items()}
+    names = {dtype: name for name, dtype in (DTYPES | INTEGER_DTYPES).items()}
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -285,11 +285,11 @@ def _files(directory: Path) -> list[Path]:
     )
 
 
-def _headers(directory: Path) -> list[Stored]:
+def _headers(directory: Path) -> list[StoredTensor]:
     return [stored for file in _files(directory) for stored in _header(file)]
 
 
-def _header(path: Path) -> list[Stored]:
+def _header(path: Path) -> list[StoredTensor]:
     """What a file's header says of its tensors.
 
     Read without mapping the file, which may be larger than memory and yet not fit config.json; that it is as long
@@ -305,10 +305,10 @@ def _header(path: Path) -> list[Stored]:
         dtype = field(str, entry, "dtype", where)
         bare = _without_prefixes(name)
         dropped = STORED_MASK.match(bare) or OTHER_HEAD.match(bare)
-        known = DTYPES | WHOLE
+        known = DTYPES | INTEGER_DTYPES
         if dtype not in known and not dropped:
             raise ValueError(f"{path}: {name} is stored as {dtype}; {', '.join(DTYPES)} are read")
-        stored.append(Stored(path, name, shape, known.get(dtype, torch.bool)))
+        stored.append(StoredTensor(path, name, shape, known.get(dtype, torch.bool)))
     return stored
 
 
@@ -336,5 +336,5 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:8])
-    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+    listed = ", ".join(names[:8])
+    return listed if len(names) <= 8 else f"{listed} and {len(names) - 8} more"

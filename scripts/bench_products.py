@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minigpt.cli.machine import cpu_name
 from minigpt.kernels import WeightMemory, c_functions
-from minigpt.kernels.products import product_by
+from minigpt.kernels.products import product_with_kernel
 
 SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768))  # in, out
 LAYERS = 12
@@ -35,19 +35,19 @@ WAYS = {  # how a weight lies, and the kernel
 }
 
 
-def new_weights(outputs_first: bool) -> list[Tensor]:
+def new_weights(output_major: bool) -> list[Tensor]:
     """Weights as (out, in), which lie in memory as they are, or the other way round."""
     room = WeightMemory(torch.device("cpu"))
-    shapes = [shape[::-1] if outputs_first else shape for shape in SHAPES * LAYERS]
+    shapes = [shape[::-1] if output_major else shape for shape in SHAPES * LAYERS]
     weights = [room.reserve(shape, torch.float32).normal_() for shape in shapes]
-    return [weight if outputs_first else weight.t() for weight in weights]
+    return [weight if output_major else weight.t() for weight in weights]
 
 
 def milliseconds(kernel: str, weights: list[Tensor], inputs: dict[int, Tensor]) -> float:
     """How long one product with each weight takes."""
     start = time.perf_counter()
     for weight in weights:
-        product_by(kernel, inputs[weight.size(1)], weight, None)
+        product_with_kernel(kernel, inputs[weight.size(1)], weight, None)
     return 1e3 * (time.perf_counter() - start)
 
 
@@ -60,8 +60,8 @@ def measured(rows: int, rounds: int, weights: dict[bool, list[Tensor]]) -> dict[
         del times["(out, in), in C"]
     for _ in range(rounds):
         for way, taken in times.items():
-            outputs_first, kernel = WAYS[way]
-            taken.append(milliseconds(kernel, weights[outputs_first], inputs))
+            output_major, kernel = WAYS[way]
+            taken.append(milliseconds(kernel, weights[output_major], inputs))
     return {way: statistics.median(taken) for way, taken in times.items()}
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    weights = {outputs_first: new_weights(outputs_first) for outputs_first in (True, False)}
+    weights = {output_major: new_weights(output_major) for output_major in (True, False)}
     columns = [measured(rows, args.rounds if rows < 64 else 3, weights) for rows in args.rows]
     print(f"{'milliseconds':34}" + "".join(f"{rows:>8,}" for rows in args.rows), "rows")
     for way in columns[0]:

@@ -112,7 +112,7 @@ def new_learner(plan: Plan, processes: Processes) -> Learner:
         optimizer="adamw",
         gradient_checkpointing=plan.recompute,
         shard=plan.processes > 1,
-    ).settled(plan.config.n_embd)
+    ).with_defaults(plan.config.n_embd)
     windows = Windows(random_tokens(plan), plan.config.n_positions, seed=0)
     return Learner(GPT2(settings.with_dropout(plan.config)), windows, settings, plan.dtype, processes)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from minigpt.cli.table import left_table
 from minigpt.sampler.events import Completion
-from minigpt.sampler.token_trace import TokenTrace, spelled
+from minigpt.sampler.token_trace import TokenTrace, flag_style
 
 HEADING = ("token", "probability", "rank", "entropy (bits)", "removed (probability mass)")
 TokenString = Callable[[int], str]
@@ -45,9 +45,9 @@ def _rivals(top: Sequence[tuple[int, float]], token_string: TokenString) -> Iter
 def _cells(trace: TokenTrace) -> tuple[str, str, str, str]:
     before, after = trace.before, trace.after
     removed = (
-        f"{spelled(stage.stage)} -{stage.removed} ({stage.mass:.2g})"
+        f"{flag_style(stage.stage)} -{stage.removed} ({stage.mass:.2g})"
         if stage.removed
-        else spelled(stage.stage)
+        else flag_style(stage.stage)
         for stage in trace.stages
     )
     return (

@@ -23,7 +23,7 @@ from minigpt.generate.writing import write_texts
 from minigpt.json_files import counted
 from minigpt.sampler.next_tokens import top
 from minigpt.sampler.registry import name_of
-from minigpt.sampler.running import windowed
+from minigpt.sampler.running import with_sliding_window
 from minigpt.sampler.strategy import Strategy
 from minigpt.tokenizer import Tokenizer
 
@@ -185,7 +185,7 @@ class Repl:
         n = words[0] if words else str(N_NEXT)
         if len(words) > 1 or not n.isdecimal() or n == "0":
             raise Failure(BAD_FLAGS, f"!next takes a number of tokens of at least 1, got {' '.join(words)!r}")
-        model = windowed(self.model, self.settings.overflow, self.settings.stride)
+        model = with_sliding_window(self.model, self.settings.overflow, self.settings.stride)
         say(top(model, self.tokenizer, self.text, min(int(n), model.config.vocab_size)))
 
     def _show(self, words: list[str]) -> None:

@@ -21,7 +21,7 @@ from minigpt.json_files import counted
 from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import Request
 from minigpt.sampler.requests import prepare
-from minigpt.sampler.running import windowed
+from minigpt.sampler.running import with_sliding_window
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import healer, prompt_ids
 from minigpt.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def begin(
     settings: GenerateSettings, model: GPT2, tokenizer: Tokenizer, strategy: Strategy, texts: Sequence[str]
 ) -> Session:
     """A session that is ready to decode, its prompts encoded and checked; errors as for `write_texts`."""
-    reader = windowed(model, settings.overflow, settings.stride)
+    reader = with_sliding_window(model, settings.overflow, settings.stride)
     stops = tokenizer.stop_strings(*settings.stop)
     requests = prepare(
         reader,

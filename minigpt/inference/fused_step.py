@@ -50,30 +50,30 @@ class Weights(NamedTuple):
         )
 
 
-def next_logits(weights: Weights, slots: Tensor, tokens: Tensor, place: Tensor, pad: Tensor) -> Tensor:
-    """The logits of what follows; the new keys and values go to the slot that `place` names.
+def next_logits(weights: Weights, slots: Tensor, tokens: Tensor, new_slot: Tensor, pad: Tensor) -> Tensor:
+    """The logits of what follows; the new keys and values go to the slot that `new_slot` names.
 
     Args:
         pad: how many of each row's first slots are padding.
 
-    Shapes: slots (layer, key | value, B, H, N, K), tokens (B, 1), place (1,), pad (B,)  ->  (B, V)
+    Shapes: slots (layer, key | value, B, H, N, K), tokens (B, 1), new_slot (1,), pad (B,)  ->  (B, V)
     """
-    x = embedding(tokens, place, pad, weights)  # (B, D)
+    x = embedding(tokens, new_slot, pad, weights)  # (B, D)
     for block, its_slots in zip(weights.blocks, slots, strict=True):
         qkv = linear(x, block.qkv, norm=block.attn_norm)
-        y = attention(qkv, its_slots, place, pad, block.scale)
+        y = attention(qkv, its_slots, new_slot, pad, block.scale)
         linear(y, block.attn_out, add_to=x)
         hidden = linear(x, block.mlp_up, norm=block.mlp_norm, gelu=block.gelu)
         linear(hidden, block.mlp_down, add_to=x)
     return product(x, weights.head.t(), norm=weights.final_norm)
 
 
-def embedding(tokens: Tensor, place: Tensor, pad: Tensor, weights: Weights) -> Tensor:
+def embedding(tokens: Tensor, new_slot: Tensor, pad: Tensor, weights: Weights) -> Tensor:
     """What enters the first block, where each token's position is counted from its row's padding on: (B, D)."""
     n_embd = weights.token_embedding.size(1)
     x = weights.token_embedding.new_empty(len(tokens), n_embd)
     _embedding[(len(tokens),)](
-        tokens, place, pad, weights.token_embedding, weights.position_embedding, x, *weights.token_embedding.shape,
+        tokens, new_slot, pad, weights.token_embedding, weights.position_embedding, x, *weights.token_embedding.shape,
         WIDTH=triton.next_power_of_2(n_embd),
     )  # fmt: skip
     return x
@@ -107,7 +107,7 @@ def product(
     _product[(triton.cdiv(n_out, outputs),)](
         x, weight, bias, *(norm or (None, None, 0.0)), y, len(x), n_in, n_out, *weight.stride(),
         NORM=norm is not None, BIAS=bias is not None, GELU=gelu, ADD=add_to is not None,
-        INPUTS=inputs, OUTPUTS=outputs, num_warps=warps, **early(x.device),
+        INPUTS=inputs, OUTPUTS=outputs, num_warps=warps, **launch_options(x.device),
     )  # fmt: skip
     return y
 
@@ -125,21 +125,21 @@ def tile(n_in: int, n_out: int) -> tuple[int, int, int]:
     return inputs, 4, 8 if n_out <= MANY_INPUTS else 4
 
 
-def attention(qkv: Tensor, slots: Tensor, place: Tensor, pad: Tensor, scale: float) -> Tensor:
+def attention(qkv: Tensor, slots: Tensor, new_slot: Tensor, pad: Tensor, scale: float) -> Tensor:
     """What the heads give, and the new keys and values to their slot.
 
-    Shapes: qkv (B, 3 * D), slots (key | value, B, H, N, K), place (1,), pad (B,)  ->  (B, D)
+    Shapes: qkv (B, 3 * D), slots (key | value, B, H, N, K), new_slot (1,), pad (B,)  ->  (B, D)
     """
     _, n_rows, n_head, _, head_dim = slots.shape
     y = qkv.new_empty(n_rows, n_head * head_dim)
     _attention[n_rows, n_head](
-        qkv, slots, place, pad, y, scale, n_head, *slots.stride()[:-1],
-        HEAD=head_dim, DIMS=triton.next_power_of_2(head_dim), SLOTS=SLOTS, **early(slots.device),
+        qkv, slots, new_slot, pad, y, scale, n_head, *slots.stride()[:-1],
+        HEAD=head_dim, DIMS=triton.next_power_of_2(head_dim), SLOTS=SLOTS, **launch_options(slots.device),
     )  # fmt: skip
     return y
 
 
-def early(device: torch.device) -> dict[str, bool]:
+def launch_options(device: torch.device) -> dict[str, bool]:
     """How a kernel begins before the one before it has ended, where the GPU can do that: it fetches weights meanwhile.
 
     Source: NVIDIA's CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".
@@ -164,16 +164,16 @@ def _can_begin_early(device: torch.device) -> bool:
 
 @triton.jit
 def _embedding(
-    tokens, place, pad, token_embedding, position_embedding, x, vocab_size, n_embd, WIDTH: tl.constexpr
+    tokens, new_slot, pad, token_embedding, position_embedding, x, vocab_size, n_embd, WIDTH: tl.constexpr
 ):
     """One row. An id outside the vocabulary gives NaN, which reaches the logits."""
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
-    token, position = tl.load(tokens + row), tl.maximum(tl.load(place) - tl.load(pad + row), 0)
+    token, position = tl.load(tokens + row), tl.maximum(tl.load(new_slot) - tl.load(pad + row), 0)
     known = tl.minimum(tl.maximum(token, 0), vocab_size - 1)
     its_own = tl.load(token_embedding + known * n_embd + d, d < n_embd, 0.0).to(tl.float32)
     its_own = tl.where(known == token, its_own, float("nan"))
-    its_place = tl.load(position_embedding + position * n_embd + d, d < n_embd, 0.0).to(tl.float32)
-    tl.store(x + row * n_embd + d, its_own + its_place, d < n_embd)
+    its_position = tl.load(position_embedding + position * n_embd + d, d < n_embd, 0.0).to(tl.float32)
+    tl.store(x + row * n_embd + d, its_own + its_position, d < n_embd)
 
 
 @triton.jit
@@ -216,7 +216,7 @@ def _product(
 
 @triton.jit
 def _attention(
-    qkv, slots, place, pad, y, scale, n_head, part_stride, row_stride, head_stride, slot_stride,
+    qkv, slots, new_slot, pad, y, scale, n_head, part_stride, row_stride, head_stride, slot_stride,
     HEAD: tl.constexpr, DIMS: tl.constexpr, SLOTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One head of one row. It begins with the new token, which sees itself, and goes through those before it.
@@ -238,7 +238,7 @@ def _attention(
         tl.load(own + width, is_dim, 0.0),
         tl.load(own + 2 * width, is_dim, 0.0),
     )
-    end = tl.load(place)
+    end = tl.load(new_slot)
     keys = slots + row * row_stride + head * head_stride + d
     tl.store(keys + end * slot_stride, k, is_dim)
     tl.store(keys + part_stride + end * slot_stride, v, is_dim)
@@ -249,9 +249,9 @@ def _attention(
     for begin in range(tl.load(pad + row), end, SLOTS):
         slot = begin + tl.arange(0, SLOTS)
         there = (slot < end)[:, None] & is_dim[None, :]
-        place_of = keys[None, :] + slot[:, None] * slot_stride
-        old_keys = tl.load(place_of, there, 0.0).to(tl.float32)
-        old_values = tl.load(place_of + part_stride, there, 0.0).to(tl.float32)
+        old_at = keys[None, :] + slot[:, None] * slot_stride
+        old_keys = tl.load(old_at, there, 0.0).to(tl.float32)
+        old_values = tl.load(old_at + part_stride, there, 0.0).to(tl.float32)
         scores = tl.where(slot < end, tl.sum(q[None, :] * old_keys, 1), float("-inf"))
         larger = tl.maximum(most, tl.max(scores, 0))
         shrink, weights = tl.exp(most - larger), tl.exp(scores - larger)

@@ -58,14 +58,14 @@ def step_for(model: Any, tokens: Tensor, cache: object) -> GraphedStep | None:
 
 
 class StaticLayer:
-    """One layer's share of a `KVCache`, all of it in view: a new token goes to the slot that `place` (1,) names."""
+    """One layer's share of a `KVCache`, all of it in view: a new token goes to the slot that `new_slot` (1,) names."""
 
-    def __init__(self, slots: Tensor, place: Tensor) -> None:
-        self._slots, self._place = slots, place  # (key | value, B, H, N, K)
+    def __init__(self, slots: Tensor, new_slot: Tensor) -> None:
+        self._slots, self._new_slot = slots, new_slot  # (key | value, B, H, N, K)
 
     def extend(self, kv: Tensor) -> tuple[Tensor, ...]:
         """Shapes: (key | value, B, H, 1, K)  ->  (B, H, N, K) each."""
-        self._slots.index_copy_(-2, self._place, kv)
+        self._slots.index_copy_(-2, self._new_slot, kv)
         return self._slots.unbind()
 
 
@@ -93,7 +93,7 @@ class GraphedStep:
         self._cache: KVCache = weakref.proxy(cache)
         with torch.inference_mode(False):  # tensors made in that mode can be written to in no other
             self._tokens = torch.zeros(cache.rows, 1, dtype=torch.long, device=model.device)
-            self._place = torch.zeros(1, dtype=torch.long, device=model.device)
+            self._new_slot = torch.zeros(1, dtype=torch.long, device=model.device)
             self._pad = torch.zeros(cache.rows, dtype=torch.long, device=model.device)
         self._copied_pad: Tensor | None = None  # what was copied to it; None: zeros
         modules = list(model.modules())
@@ -102,7 +102,7 @@ class GraphedStep:
         self._is_ours = all(map(_is_ours, [*map(type, modules), *functions]))
         self.is_fused = can_be_fused(model, cache)
         computation = fused if self.is_fused else by_modules
-        self._compute = computation(model, cache, self._tokens, self._place, self._pad)
+        self._compute = computation(model, cache, self._tokens, self._new_slot, self._pad)
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
@@ -142,7 +142,7 @@ class GraphedStep:
     def _set(self, tokens: Tensor) -> None:
         """Puts this step's numbers where the computation reads them."""
         self._tokens.copy_(tokens)
-        self._place.fill_(self._cache.length)
+        self._new_slot.fill_(self._cache.length)
         if self._copied_pad is not self._cache.pad:
             self._copied_pad = self._cache.pad
             self._pad.copy_(torch.zeros_like(self._pad) if self._copied_pad is None else self._copied_pad)
@@ -168,24 +168,24 @@ def _is_ours(code: Any) -> bool:
     return home.partition(".")[0] in OURS
 
 
-# Two ways to compute a step from the tensors that hold its numbers: tokens (B, 1), place (1,) and pad (B,).
+# Two ways to compute a step from the tensors that hold its numbers: tokens (B, 1), new_slot (1,) and pad (B,).
 
 
 def by_modules(
-    model: Any, cache: KVCache, tokens: Tensor, place: Tensor, pad: Tensor
+    model: Any, cache: KVCache, tokens: Tensor, new_slot: Tensor, pad: Tensor
 ) -> Callable[[], Tensor]:
     """By the model's own modules; attention looks at all slots under a mask."""
     cache.slots[..., cache.length :, :] = 0  # a masked value is multiplied by zero, which must not be NaN
     slots = torch.arange(cache.n_max, device=model.device)
-    layers = [StaticLayer(of_layer, place) for of_layer in cache.slots]
+    layers = [StaticLayer(of_layer, new_slot) for of_layer in cache.slots]
     upcast = model.config.reorder_and_upcast_attn
     dtype = torch.float32 if upcast else model.position_embedding.weight.dtype  # of attention's scores
 
     def compute() -> Tensor:
-        seen = (slots <= place) & (slots >= pad[:, None]) | (slots == place)  # (B, N)
+        seen = (slots <= new_slot) & (slots >= pad[:, None]) | (slots == new_slot)  # (B, N)
         # Kernels want it as numbers to add to the scores: made here, it is not made in every layer.
         mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None, None]
-        x = model.token_embedding(tokens) + model.position_embedding((place - pad).clamp_min(0)[:, None])
+        x = model.token_embedding(tokens) + model.position_embedding((new_slot - pad).clamp_min(0)[:, None])
         for block, layer in zip(model.blocks, layers, strict=True):
             x = block(x, layer, mask)
         logits: Tensor = model.unembed(model.final_norm(x)[:, -1])
@@ -228,8 +228,8 @@ def triton_works(device: torch.device) -> bool:
     return True
 
 
-def fused(model: Any, cache: KVCache, tokens: Tensor, place: Tensor, pad: Tensor) -> Callable[[], Tensor]:
+def fused(model: Any, cache: KVCache, tokens: Tensor, new_slot: Tensor, pad: Tensor) -> Callable[[], Tensor]:
     """By a few large kernels, to which the weights are given as they lie."""
     from minigpt.inference import fused_step
 
-    return partial(fused_step.next_logits, fused_step.Weights.of(model), cache.slots, tokens, place, pad)
+    return partial(fused_step.next_logits, fused_step.Weights.of(model), cache.slots, tokens, new_slot, pad)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minigpt.attention import ScaledDotProductAttention, attention_mask
 from minigpt.inference.row_by_row import RowByRowAttention, pads_of
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import attention, can_read, is_in_memory
+from minigpt.kernels.c_functions import attention, can_run_on, is_float32_on_cpu
 
 # Shapes below:  B rows · T new tokens · S tokens in view · H heads · K head dimension
 
@@ -29,7 +29,7 @@ class LayerNormInC(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         fits = x.shape[-1:] == self.normalized_shape and self.can_read_from(weight, bias)
-        if not (fits and can_read(x, weight, bias)):
+        if not (fits and can_run_on(x, weight, bias)):
             return super().forward(x)
         x = x.contiguous()
         y = torch.empty_like(x)
@@ -46,7 +46,7 @@ class LayerNormInC(nn.LayerNorm):
 
     def can_read_from(self, *parameters: Tensor | None) -> bool:
         return all(
-            t is not None and t.shape == self.normalized_shape and t.is_contiguous() and is_in_memory(t)
+            t is not None and t.shape == self.normalized_shape and t.is_contiguous() and is_float32_on_cpu(t)
             for t in parameters
         )
 
@@ -60,7 +60,7 @@ class LayerNormInC(nn.LayerNorm):
 
 def tanh_gelu_in_c(x: Tensor) -> Tensor:
     """GELU's tanh form by the function in C."""
-    if not can_read(x):
+    if not can_run_on(x):
         return F.gelu(x, approximate="tanh")
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -83,11 +83,11 @@ def gelu_form(activation: Any) -> str | None:
 
 
 class AttentionInC(ScaledDotProductAttention):
-    """Attention by the function in C, each row by itself; by torch's kernel under a mask of somebody's own."""
+    """Attention by the function in C, each row by itself; by torch's kernel where the mask is not the one that `attention_mask` makes."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         drops = self.training and self.dropout > 0
-        pads = None if drops or not can_read(q, k, v) else self._pads(q, k, v, mask)
+        pads = None if drops or not can_run_on(q, k, v) else self._pads(q, k, v, mask)
         return super().forward(q, k, v, mask) if pads is None else attention(q, k, v, pads, self.scale)
 
     def _pads(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Sequence[int] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minigpt.cache import KVCache
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import is_in_memory
+from minigpt.kernels.c_functions import is_float32_on_cpu
 from minigpt.kernels.c_structs import CBlock, CLinear, CNorm
 from minigpt.kernels.products import is_output_major
 from minigpt.linear import Linear
@@ -24,7 +24,7 @@ def through_blocks(blocks: Any, x: Tensor, cache: KVCache, n_last: int) -> Tenso
     Padding is left out by the cache's counts of it. None if the functions cannot read x or a layer, or the widths of the
     layers do not fit together: torch's operations compute that, or say what is wrong.
     """
-    if not c_functions.can_read(x):
+    if not c_functions.can_run_on(x):
         return None
     x = x.contiguous()
     structs = structs_for(cache.blocks_in_c, parts_of(blocks), lambda: c_blocks(blocks))
@@ -123,14 +123,16 @@ def c_norm(module: Any) -> CNorm:
 
 def c_linear(module: Any) -> CLinear:
     if type(module) is not Linear:
-        layer: CLinear = module.layer() if all(map(can_be_read, module._buffers.values())) else CLinear()
+        layer: CLinear = (
+            module.layer() if all(map(is_readable_vector, module._buffers.values())) else CLinear()
+        )
         return layer
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None or bias is None or not (is_in_memory(weight) and is_output_major(weight)):
+    if weight is None or bias is None or not (is_float32_on_cpu(weight) and is_output_major(weight)):
         return CLinear()
-    fits = bias.shape == (weight.size(1),) and can_be_read(bias)
+    fits = bias.shape == (weight.size(1),) and is_readable_vector(bias)
     return c_functions.plain_layer(weight.t(), bias) if fits else CLinear()
 
 
-def can_be_read(vector: Tensor | None) -> bool:
-    return vector is not None and is_in_memory(vector) and vector.is_contiguous()
+def is_readable_vector(vector: Tensor | None) -> bool:
+    return vector is not None and is_float32_on_cpu(vector) and vector.is_contiguous()

@@ -33,7 +33,9 @@ from minigpt.quantization import float16, int8
 QUANTIZED = (float16.Float16Linear, int8.Int8Linear)
 
 
-def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]) -> bool:
+def blocks_are_plain(
+    blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: type[nn.Module]
+) -> bool:
     """Whether every part of the blocks is just what its class says, and the result is not to be differentiated.
 
     To be asked before every pass, for hooks come and go.
@@ -42,11 +44,11 @@ def applies(blocks: Iterable[nn.Module], block_kind: type[nn.Module], mlp_kind: 
         return False
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return False
-    tests = _tests_for(blocks)
-    return all(_is_plain_block(block, block_kind, mlp_kind, tests) for block in blocks)
+    checks = _checks_for(blocks)
+    return all(_is_plain_block(block, block_kind, mlp_kind, checks) for block in blocks)
 
 
-class Tests(NamedTuple):
+class PartChecks(NamedTuple):
     """What tells of a part of a block whether it is plain."""
 
     norm: Callable[[Any], bool]
@@ -55,20 +57,20 @@ class Tests(NamedTuple):
     linear: Callable[[Any], bool]
 
 
-def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module], tests: Tests) -> bool:
+def _is_plain_block(block: Any, kind: type[nn.Module], mlp_kind: type[nn.Module], checks: PartChecks) -> bool:
     if not is_plain(block, kind):
         return False
     parts = block._modules
     attn, mlp = parts["attn"], parts["mlp"]
-    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and tests.gelu(mlp.activation)):
+    if not (is_plain(attn, CausalAttention) and is_plain(mlp, mlp_kind) and checks.gelu(mlp.activation)):
         return False
     own, of_mlp = attn._modules, mlp._modules
     sdpa = own["sdpa"]
     return (
-        all(map(tests.norm, (parts["attn_norm"], parts["mlp_norm"])))
-        and type(sdpa) in tests.attention
+        all(map(checks.norm, (parts["attn_norm"], parts["mlp_norm"])))
+        and type(sdpa) in checks.attention
         and is_plain(sdpa, type(sdpa))
-        and all(map(tests.linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
+        and all(map(checks.linear, (own["qkv"], own["out"], of_mlp["up"], of_mlp["down"])))
     )
 
 
@@ -83,12 +85,12 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def _tests_for(blocks: Iterable[Any]) -> Tests:
+def _checks_for(blocks: Iterable[Any]) -> PartChecks:
     """What all blocks must pass: the first one's norm tells whether they compute in C."""
     norm = next(iter(blocks))._modules.get("attn_norm")
     if type(norm) is not modules_in_c.LayerNormInC:
-        return OF_TORCH
-    return IN_C if norm.is_readable() and may_run() else ELSEWHERE
+        return TORCH_PARTS
+    return C_PARTS if norm.is_readable() and may_run() else C_PARTS_CALLING_TORCH
 
 
 def _is_torchs_norm(module: Any) -> bool:
@@ -117,21 +119,23 @@ def _is_linear_in_c(module: Any) -> bool:
     )
 
 
-OF_TORCH = Tests(_is_torchs_norm, TORCH_ATTENTION, gelu_form, _is_plain_linear)
-IN_C = Tests(_is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tanh_gelu_in_c, _is_linear_in_c)
+TORCH_PARTS = PartChecks(_is_torchs_norm, TORCH_ATTENTION, gelu_form, _is_plain_linear)
+C_PARTS = PartChecks(
+    _is_norm_in_c, ATTENTION_IN_C, lambda activation: activation is tanh_gelu_in_c, _is_linear_in_c
+)
 # The modules that call functions in C, where they call torch's: on a GPU, or with weights of another dtype.
-ELSEWHERE = Tests(_is_norm_elsewhere, ATTENTION_IN_C, gelu_form, _is_plain_linear)
+C_PARTS_CALLING_TORCH = PartChecks(_is_norm_elsewhere, ATTENTION_IN_C, gelu_form, _is_plain_linear)
 
 
 def are_in_c(blocks: Iterable[Any]) -> bool:
     """Whether blocks, if they are plain, compute in C."""
-    return _tests_for(blocks) is IN_C
+    return _checks_for(blocks) is C_PARTS
 
 
 def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, n_last: int) -> Tensor:
     """What leaves the last block for each row's `n_last` last tokens, as `x = block(x, past, mask)` from block to block.
 
-    Where a row gives the same bits in any company, the last block computes no others.
+    Where a row's bits do not depend on the rows that are computed beside it (in C), the last block computes those tokens only.
 
     Shapes: x (B, T, D), which is overwritten; mask as from `attention_mask`  ->  (B, n_last, D)
 
@@ -143,6 +147,7 @@ def through_blocks(blocks: Any, x: Tensor, mask: Tensor | None, cache: KVCache, 
         found = pass_in_c.through_blocks(blocks, x, cache, n_last)
         if found is not None:
             return found
+        # A layer cannot be read in C, or the widths do not fit: the modules compute it, or say what is wrong.
         for block, past in zip(blocks, cache.layers, strict=True):
             x = block(x, past, mask)
         return x[:, -n_last:]
@@ -184,8 +189,8 @@ def _layer(module: Any, rows: int | None) -> Layer:
     if type(module) is Linear:
         own: Any = module._parameters
         weight = own["weight"]
-        lies_well = products.is_output_major(weight)
-        kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), lies_well)
-        return Layer(own["bias"], weight, products.or_mkl(kernel, weight, own["bias"]))
+        output_major = products.is_output_major(weight)
+        kernel = "mkl" if rows is None else products.fastest_for(rows, weight.numel(), output_major)
+        return Layer(own["bias"], weight, products.kernel_that_can_read(kernel, weight, own["bias"]))
     own = module._buffers
     return Layer(own["bias"], packed=module.matrix.packed, input_scale=own.get("input_scale"))

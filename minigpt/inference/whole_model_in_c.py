@@ -15,9 +15,9 @@ from torch import Tensor
 from minigpt.cache import KVCache
 from minigpt.inference import pass_in_c
 from minigpt.inference.modules_in_c import LayerNormInC
-from minigpt.inference.pass_in_c import Parts, can_be_read, structs_for
+from minigpt.inference.pass_in_c import Parts, is_readable_vector, structs_for
 from minigpt.kernels import c_functions, products
-from minigpt.kernels.c_functions import holds_its_values
+from minigpt.kernels.c_functions import is_ordinary_tensor
 from minigpt.kernels.c_structs import CBlock, CLinear, CModel, CTable
 from minigpt.quantization.modules import QuantizedEmbedding, QuantizedHead, QuantizedTiedHead
 
@@ -35,7 +35,7 @@ def next_logits(model: Any, tokens: Tensor, cache: KVCache) -> Tensor | None:
         MemoryError: there is no memory for what is computed on the way.
     """
     fit = 0 <= cache.length <= cache.n_max - tokens.size(1)
-    if not (fit and tokens.is_cpu and holds_its_values(tokens)):
+    if not (fit and tokens.is_cpu and is_ordinary_tensor(tokens)):
         return None
     structs = structs_for(cache.model_in_c, _parts_of(model), lambda: _c_model(model))
     cache.model_in_c = structs
@@ -86,7 +86,7 @@ def _table(embedding: Any) -> CTable | None:
     if isinstance(embedding, QuantizedEmbedding):
         return embedding.table()
     weight, is_plain = embedding.weight, embedding.max_norm is None and embedding.padding_idx is None
-    return c_functions.plain_table(weight) if is_plain and can_be_read(weight) else None
+    return c_functions.plain_table(weight) if is_plain and is_readable_vector(weight) else None
 
 
 def _head(model: Any) -> CLinear | None:
@@ -96,7 +96,7 @@ def _head(model: Any) -> CLinear | None:
     if isinstance(head, QuantizedHead):
         return _layer(head)
     weight = embedding.weight if model.config.tie_word_embeddings else head.weight
-    is_plain = products.float32_in_c() and can_be_read(weight)
+    is_plain = products.float32_in_c() and is_readable_vector(weight)
     return c_functions.plain_layer(weight, None) if is_plain else None
 
 
@@ -104,4 +104,4 @@ def _layer(module: Any) -> CLinear | None:
     """A quantized matrix as the function takes it; None if it would read a copy, which later changes do not reach."""
     vectors = [t for t in module._buffers.values() if t is not None]
     is_plain = hasattr(module.matrix, "layer") and module._buffers.get("bias") is None
-    return module.layer() if is_plain and all(map(can_be_read, vectors)) else None
+    return module.layer() if is_plain and all(map(is_readable_vector, vectors)) else None

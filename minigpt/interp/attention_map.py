@@ -10,7 +10,7 @@ from minigpt.interp.plots import attention, attention_grid
 from minigpt.interp.record import record_text
 from minigpt.model import GPT2
 from minigpt.sampler.requests import check_model
-from minigpt.sampler.text import check_tokenizer, encoded
+from minigpt.sampler.text import check_tokenizer, encode_prompt
 from minigpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def attention_map(
         raise InvalidRequest(f"head={head} needs a layer: every layer has one of that number")
     check_model("attention_map", model)
     check_tokenizer("attention_map", tokenizer)
-    tokens = encoded(tokenizer, text)
+    tokens = encode_prompt(tokenizer, text)
     chosen = None if layer is None else [layer]
     seen = record_text(
         model, tokens, "blocks.*.attn.pattern", layers=chosen, heads=None if head is None else [head]

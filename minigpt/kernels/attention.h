@@ -29,11 +29,11 @@ static float *new_room_for(int64_t n_seen, int64_t head_dim) {
 }
 
 /* Both give the same bits. */
-INLINE void attend(const Queries *of, int64_t head_dim) {
-    if (of->n_queries < MANY)
-        attend_few(of, head_dim);
+INLINE void attend(const Queries *queries, int64_t head_dim) {
+    if (queries->n_queries < MANY)
+        attend_few(queries, head_dim);
     else
-        attend_many(of, head_dim);
+        attend_many(queries, head_dim);
 }
 
 /* Every new token in every head. Tokens see the slots from their row's padding on up to their own; padding sees none, but
@@ -41,31 +41,31 @@ INLINE void attend(const Queries *of, int64_t head_dim) {
 
    Neighbouring parts of LANES queries go to different threads, for they take about as long. In every other head the last
    part comes first: each takes a little longer than the one before it, and no thread is to have all the longer ones. */
-static void attend_shared(const Attention *of, float *scratch) {
-    const int64_t parts = (of->n_new + LANES - 1) / LANES;
+static void attend_shared(const Attention *problem, float *scratch) {
+    const int64_t parts = (problem->n_new + LANES - 1) / LANES;
 #pragma omp for schedule(static, 1)
-    for (int64_t i = 0; i < of->n_rows * of->n_head * parts; i++) {
-        const int64_t head = i / parts % of->n_head, row = i / parts / of->n_head;
-        const int64_t t = (head % 2 ? parts - 1 - i % parts : i % parts) * LANES, token = row * of->n_new + t;
-        const int64_t begin = of->pad[row] < of->n_seen ? of->pad[row] : of->n_seen - 1;
-        const Strides step = of->strides;
+    for (int64_t i = 0; i < problem->n_rows * problem->n_head * parts; i++) {
+        const int64_t head = i / parts % problem->n_head, row = i / parts / problem->n_head;
+        const int64_t t = (head % 2 ? parts - 1 - i % parts : i % parts) * LANES, token = row * problem->n_new + t;
+        const int64_t begin = problem->pad[row] < problem->n_seen ? problem->pad[row] : problem->n_seen - 1;
+        const Strides step = problem->strides;
         const int64_t offset = row * step.row + head * step.head + begin * step.slot;
         const Queries some = {
-            .q = of->q + token * of->q_token + head * of->q_head,
-            .k = of->k + offset,
-            .v = of->v + offset,
-            .y = of->y + (token * of->n_head + head) * of->head_dim,
-            .n_queries = of->n_new - t < LANES ? of->n_new - t : LANES,
-            .q_step = of->q_token,
-            .y_step = of->n_head * of->head_dim,
-            .n_keys = of->n_seen - of->n_new + t + 1 - begin,
+            .q = problem->q + token * problem->q_token + head * problem->q_head,
+            .k = problem->k + offset,
+            .v = problem->v + offset,
+            .y = problem->y + (token * problem->n_head + head) * problem->head_dim,
+            .n_queries = problem->n_new - t < LANES ? problem->n_new - t : LANES,
+            .q_step = problem->q_token,
+            .y_step = problem->n_head * problem->head_dim,
+            .n_keys = problem->n_seen - problem->n_new + t + 1 - begin,
             .stride = step.slot,
-            .scale = of->scale,
-            .scratch = scratch + omp_get_thread_num() * room_for(of->n_seen, of->head_dim),
+            .scale = problem->scale,
+            .scratch = scratch + omp_get_thread_num() * room_for(problem->n_seen, problem->head_dim),
         };
-        if (of->head_dim == 64)
+        if (problem->head_dim == 64)
             attend(&some, 64); /* that of all of GPT-2's sizes, known to the compiler */
         else
-            attend(&some, of->head_dim);
+            attend(&some, problem->head_dim);
     }
 }

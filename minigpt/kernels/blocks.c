@@ -70,19 +70,19 @@ static Scratch scratch_from(const Scratch *s, int64_t r) {
                      rows_from(s->rounded, r), s->widened};
 }
 
-typedef void Compute(const void *of, int64_t first, int64_t n_rows, const Scratch *s, Team team);
+typedef void Compute(const void *arguments, int64_t first, int64_t n_rows, const Scratch *s, Team team);
 
 /* Computes something for all rows: of a few, all threads together; of many, each thread some by itself. */
-static void divide_shared(int64_t n_rows, Compute *compute, const void *of, const Scratch *s) {
+static void divide_shared(int64_t n_rows, Compute *compute, const void *arguments, const Scratch *s) {
     const int64_t each = rows_of_each(n_rows);
     const Team all = {omp_get_thread_num(), omp_get_num_threads()}, alone = {0, 1};
     if (!each) {
-        compute(of, 0, n_rows, s, all);
+        compute(arguments, 0, n_rows, s, all);
         return;
     }
     const Scratch own = scratch_from(s, all.thread * each);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t r = 0; r < n_rows; r += each) compute(of, r, smaller(n_rows - r, each), &own, alone);
+    for (int64_t r = 0; r < n_rows; r += each) compute(arguments, r, smaller(n_rows - r, each), &own, alone);
 }
 
 /* A layer, after a norm if there is one. */
@@ -120,21 +120,21 @@ typedef struct {
     const Norm *norm; /* before the layer, or NULL */
     const Linear *layer;
     float *y;
-} Layer;
+} LinearCall;
 
-static void layer_shared(const void *layer, int64_t first, int64_t n_rows, const Scratch *s, Team team) {
-    const Layer *of = layer;
-    linear_shared(of->x + first * of->layer->n_in, n_rows, of->norm, of->layer, STORE, s, team,
-                  of->y + first * of->layer->n_out);
+static void call_shared(const void *arguments, int64_t first, int64_t n_rows, const Scratch *s, Team team) {
+    const LinearCall *call = arguments;
+    linear_shared(call->x + first * call->layer->n_in, n_rows, call->norm, call->layer, STORE, s, team,
+                  call->y + first * call->layer->n_out);
 }
 
 /* Whether there was memory for it. */
 static int linear_after(const float *x, int64_t n_rows, const Norm *norm, const Linear *layer, float *y) {
-    const Layer of = {x, norm, layer, y};
+    const LinearCall call = {x, norm, layer, y};
     Scratch *scratch = new_scratch(n_rows, layer->n_in, 0);
     if (!scratch) return 0;
 #pragma omp parallel
-    divide_shared(n_rows, layer_shared, &of, scratch);
+    divide_shared(n_rows, call_shared, &call, scratch);
     free_scratch(scratch);
     return 1;
 }
@@ -145,11 +145,11 @@ int linear(const float *x, int64_t n_rows, const Linear *layer, float *y) {
     return linear_after(x, n_rows, NULL, layer, y);
 }
 
-int attention(const Attention *of) {
-    float *room = new_room_for(of->n_seen, of->head_dim);
+int attention(const Attention *problem) {
+    float *room = new_room_for(problem->n_seen, problem->head_dim);
     if (!room) return 0;
 #pragma omp parallel
-    attend_shared(of, room);
+    attend_shared(problem, room);
     free(room);
     return 1;
 }
@@ -178,14 +178,14 @@ typedef struct {
 /* New keys and values, which follow their queries, go to the slots of one layer that come next.
 
    No thread waits for another: with one token in each row, the one that writes a head's key is the one that reads it. */
-static void store_new_shared(const Attention *of, const Cache *cache, float *k, float *v) {
-    const int64_t width = of->n_head * of->head_dim, size = of->head_dim * sizeof(float);
+static void store_new_shared(const Attention *problem, const Cache *cache, float *k, float *v) {
+    const int64_t width = problem->n_head * problem->head_dim, size = problem->head_dim * sizeof(float);
 #pragma omp for schedule(static, 1) nowait
-    for (int64_t i = 0; i < of->n_rows * of->n_new * of->n_head; i++) {
-        const int64_t token = i / of->n_head, head = i % of->n_head;
-        const int64_t row = token / of->n_new, slot = cache->length + token % of->n_new;
-        const int64_t to = row * of->strides.row + head * of->strides.head + slot * of->strides.slot;
-        const float *own = of->q + token * of->q_token + head * of->q_head;
+    for (int64_t i = 0; i < problem->n_rows * problem->n_new * problem->n_head; i++) {
+        const int64_t token = i / problem->n_head, head = i % problem->n_head;
+        const int64_t row = token / problem->n_new, slot = cache->length + token % problem->n_new;
+        const int64_t to = row * problem->strides.row + head * problem->strides.head + slot * problem->strides.slot;
+        const float *own = problem->q + token * problem->q_token + head * problem->q_head;
         memcpy(k + to, own + width, size);
         memcpy(v + to, own + 2 * width, size);
     }
@@ -204,11 +204,11 @@ typedef struct {
 } Branches;
 
 /* Both additions of a block to the residual stream. */
-static void add_branches_shared(const void *branches, int64_t first, int64_t n_rows, const Scratch *s, Team team) {
-    const Branches *of = branches;
-    const Block *block = of->block;
-    float *x = of->x + first * block->out.n_out;
-    linear_shared(of->y + first * block->out.n_in, n_rows, NULL, &block->out, ADD, s, team, x);
+static void add_branches_shared(const void *arguments, int64_t first, int64_t n_rows, const Scratch *s, Team team) {
+    const Branches *branches = arguments;
+    const Block *block = branches->block;
+    float *x = branches->x + first * block->out.n_out;
+    linear_shared(branches->y + first * block->out.n_in, n_rows, NULL, &block->out, ADD, s, team, x);
     linear_shared(x, n_rows, &block->mlp_norm, &block->up, GELU, s, team, s->hidden);
     linear_shared(s->hidden, n_rows, NULL, &block->down, ADD, s, team, x);
 }
@@ -229,8 +229,8 @@ int through_blocks(float *x, const Block *blocks, int64_t n_layer, const Cache *
 #pragma omp parallel if (is_room)
     for (int64_t layer = 0; layer < (is_room ? n_layer : 0); layer++) {
         const Block *block = blocks + layer;
-        const Layer queries_keys_values = {x, &block->attn_norm, &block->qkv, qkv};
-        divide_shared(n_tokens, layer_shared, &queries_keys_values, scratch);
+        const LinearCall queries_keys_values = {x, &block->attn_norm, &block->qkv, qkv};
+        divide_shared(n_tokens, call_shared, &queries_keys_values, scratch);
         float *k = cache->slots + layer * cache->layer_stride, *v = k + cache->value_offset;
         Attention heads = {.q = qkv, .k = k, .v = v, .y = mixed, .q_token = 3 * width, .q_head = width / n_head,
                            .strides = cache->strides, .pad = cache->pad, .n_rows = n_rows, .n_new = n_new,
@@ -266,21 +266,22 @@ enum { NO_MEMORY, DONE, NOT_IN_TABLES }; /* what `next_logits` returns; in c_fun
 /* The logits of what follows each row: tokens are (n_rows, n_new), logits (n_rows, outputs of the head). New keys and
    values go to the cache's next slots. NOT_IN_TABLES, before anything is written there, if a token or a position has no
    embedding. */
-int next_logits(const int64_t *tokens, const Model *of, const Cache *cache, int64_t n_rows, int64_t n_new, float *logits) {
-    const int64_t width = of->final_norm.n;
+int next_logits(const int64_t *tokens, const Model *model, const Cache *cache, int64_t n_rows, int64_t n_new,
+                float *logits) {
+    const int64_t width = model->final_norm.n;
     float *x = malloc(n_rows * n_new * width * sizeof(float));
     if (!x) return NO_MEMORY;
     int result = DONE;
     for (int64_t i = 0; i < n_rows * n_new && result == DONE; i++) {
         const int64_t slot = cache->length + i % n_new, pad = cache->pad[i / n_new];
         const int64_t position = slot < pad ? 0 : slot - pad; /* as `_positions` in model.py */
-        if (tokens[i] < 0 || tokens[i] >= of->tokens.n || position >= of->positions.n)
+        if (tokens[i] < 0 || tokens[i] >= model->tokens.n || position >= model->positions.n)
             result = NOT_IN_TABLES;
         else
-            embed(&of->tokens, tokens[i], &of->positions, position, x + i * width);
+            embed(&model->tokens, tokens[i], &model->positions, position, x + i * width);
     }
-    if (result == DONE && !(through_blocks(x, of->blocks, of->n_layer, cache, n_rows, n_new, 1) &&
-                            linear_after(x, n_rows, &of->final_norm, &of->head, logits)))
+    if (result == DONE && !(through_blocks(x, model->blocks, model->n_layer, cache, n_rows, n_new, 1) &&
+                            linear_after(x, n_rows, &model->final_norm, &model->head, logits)))
         result = NO_MEMORY;
     free(x);
     return result;

@@ -58,7 +58,7 @@ def library(source: Path) -> ctypes.CDLL | None:
         output = str(getattr(error, "stderr", None) or error).strip()
         reason = output.splitlines()[0] if output else type(error).__name__
         warnings.warn(
-            f"{source.name} cannot be compiled or loaded ({reason:.200}): torch's kernels are used, which take up to twice as long",
+            f"{source.name} cannot be compiled or loaded ({reason:.200}): torch's kernels are used, which take up to three times as long",
             stacklevel=2,
         )
         return None

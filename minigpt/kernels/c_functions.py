@@ -37,7 +37,7 @@ from minigpt.kernels.c_structs import (
 
 SOURCE = Path(__file__).with_name("blocks.c")
 NOT_IN_TABLES = 2  # what `next_logits` returns where an embedding is missing
-KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16}
+KIND_OF_DTYPE = {torch.float32: FLOAT32, torch.float16: FLOAT16}
 PLAIN = (nn.Parameter, Tensor)  # classes whose tensors hold their numbers themselves
 
 
@@ -71,18 +71,18 @@ def may_run() -> bool:
     return not (torch.compiler.is_compiling() or is_intercepted()) and available()
 
 
-def can_read(*tensors: Tensor) -> bool:
+def can_run_on(*tensors: Tensor) -> bool:
     """Whether the functions may run on these: float32 numbers in memory, of which nobody wants gradients."""
     wanted = torch.is_grad_enabled()
-    return may_run() and all(is_in_memory(t) and not (wanted and t.requires_grad) for t in tensors)
+    return may_run() and all(is_float32_on_cpu(t) and not (wanted and t.requires_grad) for t in tensors)
 
 
-def is_in_memory(tensor: Tensor) -> bool:
+def is_float32_on_cpu(tensor: Tensor) -> bool:
     """Whether it is float32 numbers in the processor's memory."""
-    return tensor.dtype is torch.float32 and tensor.is_cpu and holds_its_values(tensor)
+    return tensor.dtype is torch.float32 and tensor.is_cpu and is_ordinary_tensor(tensor)
 
 
-def holds_its_values(tensor: Tensor) -> bool:
+def is_ordinary_tensor(tensor: Tensor) -> bool:
     """Whether its memory holds its numbers: it is of no other class, layout or sign, which torch keeps elsewhere."""
     return (
         type(tensor) in PLAIN
@@ -102,23 +102,23 @@ def is_intercepted() -> bool:
     )
 
 
-def as_numbers(vector: Tensor, n: int) -> Tensor:
+def as_float32_vector(vector: Tensor, n: int) -> Tensor:
     """A vector as the functions read it, which mostly it is already."""
     if vector.device.type != "cpu" or vector.shape != (n,):
         raise ValueError(f"expected {n} numbers on the CPU, got {tuple(vector.shape)} on {vector.device}")
-    return vector if is_in_memory(vector) and vector.is_contiguous() else torch.empty(n).copy_(vector)
+    return vector if is_float32_on_cpu(vector) and vector.is_contiguous() else torch.empty(n).copy_(vector)
 
 
 def plain_layer(weight: Tensor, bias: Tensor | None) -> CLinear:
     """A layer with a weight of float32 or float16 as it lies: (out, in), (out,)."""
     n_out, n_in = weight.shape
-    kind = KINDS.get(weight.dtype)
+    kind = KIND_OF_DTYPE.get(weight.dtype)
     if kind is None or weight.device.type != "cpu" or not weight.is_contiguous():
         raise ValueError(
             f"expected a contiguous weight (out, in) of float32 or float16 on the CPU, got {weight.dtype} on "
             f"{weight.device.type} with strides {weight.stride()}"
         )
-    bias = None if bias is None else as_numbers(bias, n_out)
+    bias = None if bias is None else as_float32_vector(bias, n_out)
     layer = CLinear(weight.data_ptr(), None if bias is None else bias.data_ptr(), n_in, n_out, kind)
     layer.kept = (weight, bias)
     return layer
@@ -157,7 +157,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float
         q = q.contiguous()
     from_token_to_token = q.stride(0) if n_new == 1 else q.stride(1)
     y = q.new_empty(n_rows, n_new, n_head, head_dim)
-    own_pads = numbers(pads)
+    own_pads = c_array(pads)
     asked = CAttention(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), from_token_to_token, q.stride(2),
         CStrides(*k.stride()[:3]), ctypes.addressof(own_pads), n_rows, n_new, k.size(-2), n_head, head_dim, scale,
@@ -166,7 +166,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int], scale: float
     return y.transpose(1, 2)
 
 
-def numbers(pads: Sequence[int]) -> Any:
+def c_array(pads: Sequence[int]) -> Any:
     return (c_int64 * len(pads))(*pads)
 
 
@@ -206,13 +206,13 @@ def c_cache(
     """
     n_head = blocks[0].n_head
     shape = (n_layer, 2, n_rows, n_head, slots.size(-2), width // n_head)
-    if slots.shape != shape or not is_in_memory(slots) or slots.stride(-1) != 1:
+    if slots.shape != shape or not is_float32_on_cpu(slots) or slots.stride(-1) != 1:
         raise ValueError(
             f"the cache is another model's: it is {tuple(slots.shape)} of {slots.dtype} on {slots.device.type}, "
             f"and must be {shape} of torch.float32 on the CPU"
         )
     layer_stride, value_offset, *strides, _ = slots.stride()
-    own_pads = numbers(pads)
+    own_pads = c_array(pads)
     cache = CCache(
         slots.data_ptr(), layer_stride, value_offset, CStrides(*strides), ctypes.addressof(own_pads), length
     )
@@ -222,8 +222,8 @@ def c_cache(
 
 def plain_table(weight: Tensor) -> CTable | None:
     """Embeddings of float32 or float16, (n, D), as the functions read them; None if they cannot."""
-    kind = KINDS.get(weight.dtype)
-    if kind is None or weight.dim() != 2 or not lies_in_order(weight):
+    kind = KIND_OF_DTYPE.get(weight.dtype)
+    if kind is None or weight.dim() != 2 or not is_contiguous_on_cpu(weight):
         return None
     return CTable(weight.data_ptr(), *weight.shape, kind)
 
@@ -235,13 +235,13 @@ def int8_table(weight: Tensor, scale: Tensor, input_scale: Tensor) -> CTable | N
         dtypes == (torch.int8, torch.float32, torch.float32)
         and (*scale.shape, *input_scale.shape) == weight.shape
     )
-    if not (fit and all(map(lies_in_order, (weight, scale, input_scale)))):
+    if not (fit and all(map(is_contiguous_on_cpu, (weight, scale, input_scale)))):
         return None
     return CTable(weight.data_ptr(), *weight.shape, INT8, scale.data_ptr(), input_scale.data_ptr())
 
 
-def lies_in_order(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.is_contiguous() and holds_its_values(tensor)
+def is_contiguous_on_cpu(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous() and is_ordinary_tensor(tensor)
 
 
 def next_logits(

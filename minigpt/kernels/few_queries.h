@@ -37,27 +37,27 @@ INLINE __m512 tile_of_scores(const float *q, int64_t q_step, const float *k, int
 }
 
 /* Numbers from one query's weights to the next one's: full registers are written. */
-INLINE int64_t weights_step(const Queries *of) { return TO_64(most_seen(of) + LANES); }
+INLINE int64_t weights_step(const Queries *queries) { return TO_64(most_seen(queries) + LANES); }
 
 /* The scores of a query for the keys [begin, end) of the block from `s` on. */
-INLINE void score(const Queries *of, int64_t i, int64_t s, int64_t begin, int64_t end, int64_t head_dim) {
+INLINE void score(const Queries *queries, int64_t i, int64_t s, int64_t begin, int64_t end, int64_t head_dim) {
     for (int64_t j = begin; j < end; j += LANES) {
-        const float *q = of->q + i * of->q_step, *k = of->k + (s + j) * of->stride;
-        const __m512 products = end - j >= LANES ? scores_of(q, k, of->stride, LANES, head_dim)
-                                                 : scores_of(q, k, of->stride, end - j, head_dim);
-        float *weights = of->scratch + i * weights_step(of) + s + j;
-        _mm512_storeu_ps(weights, _mm512_mul_ps(products, _mm512_set1_ps(of->scale)));
+        const float *q = queries->q + i * queries->q_step, *k = queries->k + (s + j) * queries->stride;
+        const __m512 products = end - j >= LANES ? scores_of(q, k, queries->stride, LANES, head_dim)
+                                                 : scores_of(q, k, queries->stride, end - j, head_dim);
+        float *weights = queries->scratch + i * weights_step(queries) + s + j;
+        _mm512_storeu_ps(weights, _mm512_mul_ps(products, _mm512_set1_ps(queries->scale)));
     }
 }
 
 /* The same of TILE queries for the first keys of the block, which all of them see; how many these are. */
-INLINE int64_t score_together(const Queries *of, int64_t i, int64_t s, int64_t head_dim) {
-    const int64_t n = seen_in_block(of, i, s) / TILE * TILE, step = weights_step(of);
+INLINE int64_t score_together(const Queries *queries, int64_t i, int64_t s, int64_t head_dim) {
+    const int64_t n = seen_in_block(queries, i, s) / TILE * TILE, step = weights_step(queries);
     for (int64_t j = 0; j < n; j += TILE) {
-        const __m512 products = tile_of_scores(of->q + i * of->q_step, of->q_step, of->k + (s + j) * of->stride,
-                                               of->stride, head_dim);
-        const __m512 scores = _mm512_mul_ps(products, _mm512_set1_ps(of->scale));
-        float *weights = of->scratch + i * step + s + j;
+        const float *q = queries->q + i * queries->q_step, *k = queries->k + (s + j) * queries->stride;
+        const __m512 products = tile_of_scores(q, queries->q_step, k, queries->stride, head_dim);
+        const __m512 scores = _mm512_mul_ps(products, _mm512_set1_ps(queries->scale));
+        float *weights = queries->scratch + i * step + s + j;
         _mm_storeu_ps(weights, _mm512_extractf32x4_ps(scores, 0));
         _mm_storeu_ps(weights + step, _mm512_extractf32x4_ps(scores, 1));
         _mm_storeu_ps(weights + 2 * step, _mm512_extractf32x4_ps(scores, 2));
@@ -82,18 +82,18 @@ COMPILED_ONCE float softmax(float *weights, int64_t n) {
 }
 
 /* Each query's weighted mean of the values that it sees; zeros where it sees none. */
-INLINE void attend_few(const Queries *of, int64_t head_dim) {
-    for (int64_t s = 0; s < most_seen(of); s += BLOCK)
-        for (int64_t i = 0; i < of->n_queries; i += TILE) {
-            const int64_t few = of->n_queries - i < TILE ? of->n_queries - i : TILE;
-            const int64_t done = few == TILE ? score_together(of, i, s, head_dim) : 0;
-            for (int64_t r = i; r < i + few; r++) score(of, r, s, done, seen_in_block(of, r, s), head_dim);
+INLINE void attend_few(const Queries *queries, int64_t head_dim) {
+    for (int64_t s = 0; s < most_seen(queries); s += BLOCK)
+        for (int64_t i = 0; i < queries->n_queries; i += TILE) {
+            const int64_t few = queries->n_queries - i < TILE ? queries->n_queries - i : TILE;
+            const int64_t done = few == TILE ? score_together(queries, i, s, head_dim) : 0;
+            for (int64_t r = i; r < i + few; r++) score(queries, r, s, done, seen_in_block(queries, r, s), head_dim);
         }
-    const Weights by = {of->scratch, weights_step(of), 1};
+    const AttentionWeights by = {queries->scratch, weights_step(queries), 1};
     float factor[MANY];
-    for (int64_t i = 0; i < of->n_queries; i++) {
-        const int64_t n = of->n_keys + i;
-        factor[i] = n > 0 ? softmax(of->scratch + i * by.query_step, n) : 0.0f;
+    for (int64_t i = 0; i < queries->n_queries; i++) {
+        const int64_t n = queries->n_keys + i;
+        factor[i] = n > 0 ? softmax(queries->scratch + i * by.query_step, n) : 0.0f;
     }
-    weighted_sums(of, by, factor, head_dim);
+    weighted_sums(queries, by, factor, head_dim);
 }

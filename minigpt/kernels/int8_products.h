@@ -51,8 +51,8 @@ INLINE __m128i to_bytes(__m512 steps) { /* from -127 to 127, as unsigned */
     return _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_add_ps(steps, _mm512_set1_ps(ZERO_POINT))));
 }
 
-/* 16 inputs, evened out. */
-INLINE __m512 evened(const float *x, const Linear *layer, int64_t i) {
+/* 16 inputs, smoothed. */
+INLINE __m512 smoothed(const float *x, const Linear *layer, int64_t i) {
     const __mmask16 there = lanes_left(layer->n_in - i);
     return _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + i), _mm512_maskz_loadu_ps(there, layer->input_scale + i));
 }
@@ -74,13 +74,13 @@ static int32_t round_row(const float *x, const Linear *layer, uint8_t *numbers, 
     const __m512 no_sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
     __m512i most = _mm512_setzero_si512(), sum = _mm512_setzero_si512(); /* as integers, so that NaN is the largest */
     for (int64_t i = 0; i < n; i += LANES)
-        most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_and_ps(evened(x, layer, i), no_sign)));
+        most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_and_ps(smoothed(x, layer, i), no_sign)));
     const __m512 of_all = _mm512_castsi512_ps(_mm512_set1_epi32(_mm512_reduce_max_epi32(most)));
     const float largest = _mm512_cvtss_f32(_mm512_max_ps(_mm512_set1_ps(TINY), of_all)); /* NaN stays NaN */
     const int64_t parts = WHOLE / n;
     const __m512 per_largest = _mm512_set1_ps(parts * (1.0f / largest));
     for (int64_t i = 0; i < n; i += LANES) { /* whole numbers, whose sum is the same in any order */
-        const __m512 size = _mm512_mul_ps(_mm512_and_ps(evened(x, layer, i), no_sign), per_largest);
+        const __m512 size = _mm512_mul_ps(_mm512_and_ps(smoothed(x, layer, i), no_sign), per_largest);
         sum = _mm512_add_epi32(sum, _mm512_cvtps_epi32(size));
     }
     const float typical = _mm512_reduce_add_epi32(sum) * (float)((double)TYPICAL / (parts * n));
@@ -88,7 +88,7 @@ static int32_t round_row(const float *x, const Linear *layer, uint8_t *numbers, 
     const float per_unit = LARGEST * (1.0f / (limit * largest));
     int32_t n_carries = 0;
     for (int64_t i = 0; i < n; i += LANES) {
-        __m512 whole = to_whole(_mm512_mul_ps(evened(x, layer, i), _mm512_set1_ps(per_unit)));
+        __m512 whole = to_whole(_mm512_mul_ps(smoothed(x, layer, i), _mm512_set1_ps(per_unit)));
         if (_mm512_cmp_ps_mask(_mm512_and_ps(whole, no_sign), _mm512_set1_ps(LARGEST), _CMP_GT_OQ)) {
             const __m512 carried = to_whole(_mm512_mul_ps(whole, _mm512_set1_ps((float)(1.0 / CARRY))));
             whole = _mm512_fnmadd_ps(carried, _mm512_set1_ps(CARRY), whole);
@@ -119,11 +119,12 @@ typedef struct { /* the sums of first numbers' products, and of carried ones', f
     __m512i sums[INT8_ROWS][INT8_BLOCKS], carried[INT8_ROWS][INT8_BLOCKS];
 } Tile;
 
-COMPILED_ONCE void finish_all(const Tile *of, int n_rows, int n_blocks, Rounded x, const Linear *layer, int64_t block,
+COMPILED_ONCE void finish_all(const Tile *tile, int n_rows, int n_blocks, Rounded x, const Linear *layer, int64_t block,
                               Epilogue then, float *y) {
     for (int r = 0; r < n_rows; r++)
         for (int b = 0; b < n_blocks; b++)
-            finish(of->sums[r][b], of->carried[r][b], layer, (block + b) * LANES, x.step[r], then, y + r * layer->n_out);
+            finish(tile->sums[r][b], tile->carried[r][b], layer, (block + b) * LANES, x.step[r], then,
+                   y + r * layer->n_out);
 }
 
 /* The products of what is carried, for a few rows and blocks of 16 outputs. */

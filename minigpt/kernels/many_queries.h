@@ -73,22 +73,22 @@ INLINE void products_of(const int n, const float *q, const float *const *k, int6
 }
 
 /* The queries that see key s. */
-INLINE __mmask16 that_see(const Queries *of, int64_t s) {
-    const int64_t blind = s - of->n_keys + 1; /* so many of the first queries do not see it */
+INLINE __mmask16 that_see(const Queries *queries, int64_t s) {
+    const int64_t blind = s - queries->n_keys + 1; /* so many of the first queries do not see it */
     return blind <= 0 ? 0xffff : blind < LANES ? (__mmask16)(0xffff << blind) : 0;
 }
 
 /* Stores the scores for n keys from s on; the largest that each query has seen so far. That may pass over a NaN, which
    `exp_of` keeps. */
-INLINE __m512 score_keys(const int n, const Queries *of, const float *q, int64_t s, int64_t head_dim, __m512 largest,
+INLINE __m512 score_keys(const int n, const Queries *queries, const float *q, int64_t s, int64_t head_dim, __m512 largest,
                          float *weights) {
     const float *k[KEYS];
     __m512 products[KEYS];
-    UNROLLED for (int j = 0; j < n; j++) k[j] = of->k + (s + j) * of->stride;
+    UNROLLED for (int j = 0; j < n; j++) k[j] = queries->k + (s + j) * queries->stride;
     products_of(n, q, k, head_dim, products);
     UNROLLED for (int j = 0; j < n; j++) {
-        const __m512 scores = _mm512_mul_ps(products[j], _mm512_set1_ps(of->scale));
-        largest = _mm512_mask_max_ps(largest, that_see(of, s + j), largest, scores);
+        const __m512 scores = _mm512_mul_ps(products[j], _mm512_set1_ps(queries->scale));
+        largest = _mm512_mask_max_ps(largest, that_see(queries, s + j), largest, scores);
         _mm512_store_ps(weights + (s + j) * LANES, scores);
     }
     return largest;
@@ -96,31 +96,32 @@ INLINE __m512 score_keys(const int n, const Queries *of, const float *q, int64_t
 
 /* Replaces scores by exp(score - the largest), and returns 1 / their sum; 0 where a query sees nothing. Up to 15 keys
    after the last one get zeros. */
-COMPILED_ONCE __m512 softmax_of_all(const Queries *of, __m512 largest, float *weights) {
+COMPILED_ONCE __m512 softmax_of_all(const Queries *queries, __m512 largest, float *weights) {
     __m512 sums[LANES];
     UNROLLED32 for (int j = 0; j < LANES; j++) sums[j] = _mm512_setzero_ps();
-    for (int64_t s = 0; s < most_seen(of); s += LANES)
+    for (int64_t s = 0; s < most_seen(queries); s += LANES)
         UNROLLED32 for (int j = 0; j < LANES; j++) {
             float *of_key = weights + (s + j) * LANES;
             const __m512 e = exp_of(_mm512_sub_ps(_mm512_load_ps(of_key), largest));
-            const __m512 seen = _mm512_maskz_mov_ps(that_see(of, s + j), e);
+            const __m512 seen = _mm512_maskz_mov_ps(that_see(queries, s + j), e);
             _mm512_store_ps(of_key, seen);
             sums[j] = _mm512_add_ps(sums[j], seen);
         }
     UNROLLED for (int half = LANES / 2; half; half /= 2) /* as `_mm512_reduce_add_ps` */
         UNROLLED for (int j = 0; j < half; j++) sums[j] = _mm512_add_ps(sums[j], sums[j + half]);
-    return _mm512_maskz_div_ps(that_see(of, 0), _mm512_set1_ps(1.0f), sums[0]);
+    return _mm512_maskz_div_ps(that_see(queries, 0), _mm512_set1_ps(1.0f), sums[0]);
 }
 
 /* Each query's weighted mean of the values that it sees; zeros where it sees none. */
-INLINE void attend_many(const Queries *of, int64_t head_dim) {
-    float *q = of->scratch, *weights = q + LANES * TO_64(head_dim), factor[LANES];
+INLINE void attend_many(const Queries *queries, int64_t head_dim) {
+    float *q = queries->scratch, *weights = q + LANES * TO_64(head_dim), factor[LANES];
     for (int64_t d = 0; d < head_dim; d += LANES)
-        transpose(of->q + d, of->q_step, of->n_queries, lanes_left(head_dim - d), q + d * LANES);
+        transpose(queries->q + d, queries->q_step, queries->n_queries, lanes_left(head_dim - d), q + d * LANES);
     __m512 largest = _mm512_set1_ps(-INFINITY);
     int64_t s = 0;
-    for (; s + KEYS <= most_seen(of); s += KEYS) largest = score_keys(KEYS, of, q, s, head_dim, largest, weights);
-    for (; s < most_seen(of); s++) largest = score_keys(1, of, q, s, head_dim, largest, weights);
-    _mm512_storeu_ps(factor, softmax_of_all(of, largest, weights));
-    weighted_sums(of, (Weights){weights, 1, LANES}, factor, head_dim);
+    for (; s + KEYS <= most_seen(queries); s += KEYS)
+        largest = score_keys(KEYS, queries, q, s, head_dim, largest, weights);
+    for (; s < most_seen(queries); s++) largest = score_keys(1, queries, q, s, head_dim, largest, weights);
+    _mm512_storeu_ps(factor, softmax_of_all(queries, largest, weights));
+    weighted_sums(queries, (AttentionWeights){weights, 1, LANES}, factor, head_dim);
 }

@@ -64,35 +64,35 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> product(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
     tensor([[ 3.,  7., 11.]])
     """
-    return product_by(fastest(x, weight, bias), x, weight, bias)
+    return product_with_kernel(fastest(x, weight, bias), x, weight, bias)
 
 
 def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
-    """The kernel for x · weightᵀ + bias, by the name that `product_by` knows; "mkl" is torch's own choice."""
+    """The kernel for x · weightᵀ + bias, by the name that `product_with_kernel` knows; "mkl" is torch's own choice."""
     if not can_replace_torch(x) or weight.dtype != torch.float32:
         return "mkl"
     kernel = fastest_for(math.prod(x.shape[:-1]), weight.numel(), weight.is_contiguous())
-    return or_mkl(kernel, x, weight, bias)
+    return kernel_that_can_read(kernel, x, weight, bias)
 
 
-def fastest_for(rows: int, size: int, outputs_first: bool) -> str:
+def fastest_for(rows: int, size: int, output_major: bool) -> str:
     """The same where other kernels give the same, by a weight's number of elements and how they lie in memory."""
-    if outputs_first and not torch.compiler.is_compiling() and float32_in_c():
+    if output_major and not torch.compiler.is_compiling() and float32_in_c():
         return "in C"
     if not IS_INTEL:
-        return "in blocks, transposed" if outputs_first and rows <= FEW_ROWS_AMD else "onednn"
-    in_blocks = size >= SMALL and outputs_first and FEW_ROWS_INTEL < rows < MANY_ROWS_INTEL
+        return "in blocks, transposed" if output_major and rows <= FEW_ROWS_AMD else "onednn"
+    in_blocks = size >= SMALL and output_major and FEW_ROWS_INTEL < rows < MANY_ROWS_INTEL
     return "in blocks" if in_blocks else "mkl"
 
 
-def or_mkl(kernel: str, *tensors: Tensor | None) -> str:
+def kernel_that_can_read(kernel: str, *tensors: Tensor | None) -> str:
     """The kernel, or torch's own choice where it is our function in C and cannot read the tensors."""
-    readable = kernel != "in C" or all(t is None or c_functions.is_in_memory(t) for t in tensors)
+    readable = kernel != "in C" or all(t is None or c_functions.is_float32_on_cpu(t) for t in tensors)
     return kernel if readable else "mkl"
 
 
 def float32_in_c() -> bool:
-    """Whether functions in C are to compute with weights of float32: on Intel's processors they were not measured yet."""
+    """Whether functions in C are to compute with weights of float32: on Intel's processors, where they were not measured, MKL does."""
     return not IS_INTEL and c_functions.available()
 
 
@@ -108,7 +108,7 @@ def can_replace_torch(x: Tensor) -> bool:
 # These are TorchScript, too: see `inference.scripted`.
 
 
-def product_by(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product_with_kernel(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x · weightᵀ + bias by the kernel of that name."""
     if kernel == "in C":
         found: Tensor = _in_c(x, weight, bias)
@@ -138,7 +138,7 @@ def affine(kernel: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if kernel == "mkl":
         return torch.addmm(bias, x, weight)
-    return product_by(kernel, x, weight.t(), bias)
+    return product_with_kernel(kernel, x, weight.t(), bias)
 
 
 def _in_blocks(rows: Tensor, weight: Tensor, block: int = BLOCK) -> Tensor:
@@ -174,7 +174,7 @@ def is_output_major(weight: Tensor) -> bool:
     return weight.stride() == (1, weight.size(0))
 
 
-def wants_outputs_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+def wants_output_major(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether an (in, out) weight is multiplied faster if each output's weights lie together in memory."""
     if device.type == "cuda":
         return True  # `inference.fused_step` reads them so

@@ -22,24 +22,24 @@ typedef struct {
 static int64_t room_for(int64_t n, int64_t head_dim) { return LANES * (TO_64(n) + TO_64(head_dim)); }
 
 /* Keys that the last query sees. */
-INLINE int64_t most_seen(const Queries *of) { return of->n_keys + of->n_queries - 1; }
+INLINE int64_t most_seen(const Queries *queries) { return queries->n_keys + queries->n_queries - 1; }
 
 /* How many of the BLOCK keys from `s` on the i-th query sees. */
-INLINE int64_t seen_in_block(const Queries *of, int64_t i, int64_t s) {
-    const int64_t n = of->n_keys + i - s;
+INLINE int64_t seen_in_block(const Queries *queries, int64_t i, int64_t s) {
+    const int64_t n = queries->n_keys + i - s;
     return n < 0 ? 0 : n < BLOCK ? n : BLOCK;
 }
 
 typedef struct { /* of keys; the steps are numbers from one query's to the next one's, and from one key's to the next */
     const float *weights;
     int64_t query_step, key_step;
-} Weights;
+} AttentionWeights;
 
 /* y += weights · v for some queries, the first of which is the i-th, and the keys [from, to): 64 of a head's dimensions at
    a time. */
-INLINE void add_values(const int n_queries, const Queries *of, Weights by, int64_t i, int64_t from, int64_t to,
-                       int64_t head_dim) {
-    float *y = of->y + i * of->y_step;
+INLINE void add_values(const int n_queries, const Queries *queries, AttentionWeights by, int64_t i, int64_t from,
+                       int64_t to, int64_t head_dim) {
+    float *y = queries->y + i * queries->y_step;
     const float *weights = by.weights + i * by.query_step;
     for (int64_t d = 0; d < head_dim; d += 4 * LANES) { /* as many sums as hide how long an addition takes */
         __m512 sums[TILE][4], values[4];
@@ -48,11 +48,11 @@ INLINE void add_values(const int n_queries, const Queries *of, Weights by, int64
             const int64_t left = head_dim - d - p * LANES;
             there[p] = left > 0 ? lanes_left(left) : 0;
             UNROLLED for (int r = 0; r < n_queries; r++)
-                sums[r][p] = _mm512_maskz_loadu_ps(there[p], y + r * of->y_step + d + p * LANES);
+                sums[r][p] = _mm512_maskz_loadu_ps(there[p], y + r * queries->y_step + d + p * LANES);
         }
         for (int64_t s = from; s < to; s++) {
             UNROLLED for (int p = 0; p < 4; p++)
-                values[p] = _mm512_maskz_loadu_ps(there[p], of->v + s * of->stride + d + p * LANES);
+                values[p] = _mm512_maskz_loadu_ps(there[p], queries->v + s * queries->stride + d + p * LANES);
             UNROLLED for (int r = 0; r < n_queries; r++) {
                 const __m512 weight = _mm512_set1_ps(weights[r * by.query_step + s * by.key_step]);
                 UNROLLED for (int p = 0; p < 4; p++) sums[r][p] = _mm512_fmadd_ps(weight, values[p], sums[r][p]);
@@ -60,22 +60,22 @@ INLINE void add_values(const int n_queries, const Queries *of, Weights by, int64
         }
         UNROLLED for (int p = 0; p < 4; p++)
             UNROLLED for (int r = 0; r < n_queries; r++)
-                _mm512_mask_storeu_ps(y + r * of->y_step + d + p * LANES, there[p], sums[r][p]);
+                _mm512_mask_storeu_ps(y + r * queries->y_step + d + p * LANES, there[p], sums[r][p]);
     }
 }
 
 /* Each query's sum of weight · value over the keys that it sees, times its `factor`. Block by block, so that values are
    read from the smallest cache; for TILE queries together over the keys that all of them see. */
-INLINE void weighted_sums(const Queries *of, Weights by, const float *factor, int64_t head_dim) {
-    for (int64_t i = 0; i < of->n_queries; i++) memset(of->y + i * of->y_step, 0, head_dim * sizeof(float));
-    for (int64_t s = 0; s < most_seen(of); s += BLOCK)
-        for (int64_t i = 0; i < of->n_queries; i += TILE) {
-            const int64_t few = of->n_queries - i < TILE ? of->n_queries - i : TILE;
-            const int64_t together = few == TILE ? seen_in_block(of, i, s) : 0;
-            if (together) add_values(TILE, of, by, i, s, s + together, head_dim);
+INLINE void weighted_sums(const Queries *queries, AttentionWeights by, const float *factor, int64_t head_dim) {
+    for (int64_t i = 0; i < queries->n_queries; i++) memset(queries->y + i * queries->y_step, 0, head_dim * sizeof(float));
+    for (int64_t s = 0; s < most_seen(queries); s += BLOCK)
+        for (int64_t i = 0; i < queries->n_queries; i += TILE) {
+            const int64_t few = queries->n_queries - i < TILE ? queries->n_queries - i : TILE;
+            const int64_t together = few == TILE ? seen_in_block(queries, i, s) : 0;
+            if (together) add_values(TILE, queries, by, i, s, s + together, head_dim);
             for (int64_t r = i; r < i + few; r++)
-                add_values(1, of, by, r, s + together, s + seen_in_block(of, r, s), head_dim);
+                add_values(1, queries, by, r, s + together, s + seen_in_block(queries, r, s), head_dim);
         }
-    for (int64_t i = 0; i < of->n_queries; i++)
-        for (int64_t d = 0; d < head_dim; d++) of->y[i * of->y_step + d] *= factor[i];
+    for (int64_t i = 0; i < queries->n_queries; i++)
+        for (int64_t d = 0; d < head_dim; d++) queries->y[i * queries->y_step + d] *= factor[i];
 }

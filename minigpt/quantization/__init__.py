@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMBEDDINGS",
-    "KINDS",
     "UNTIED_HEADS",
-    "Kind",
+    "WEIGHT_FORMATS",
     "QuantizedTiedHead",
+    "WeightFormat",
     "check_request",
     "in_huge_pages",
     "prepare",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-class Kind(Protocol):
+class WeightFormat(Protocol):
     """A way of keeping weights; they come in as (out, in), with the largest magnitude of each input (in,)."""
 
     rounds_inputs: bool  # whether `largest_input` matters
@@ -49,7 +49,7 @@ class Kind(Protocol):
     def embedding(self, weight: Tensor, largest_input: Tensor) -> QuantizedModule: ...
 
 
-KINDS: dict[str, Kind] = {"int8": Int8(), "float16": Float16()}
+WEIGHT_FORMATS: dict[str, WeightFormat] = {"int8": Int8(), "float16": Float16()}
 # The classes that there may be in a model.
 EMBEDDINGS = (Float16Embedding, Int8Embedding)
 UNTIED_HEADS = (Float16Head, Int8Head)
@@ -57,8 +57,8 @@ UNTIED_HEADS = (Float16Head, Int8Head)
 
 def check(kind: str) -> None:
     """Refuses a kind of weights that there is not."""
-    if kind not in KINDS:
-        raise InvalidRequest(f"quantize={kind!r} is not supported; there are {', '.join(KINDS)}")
+    if kind not in WEIGHT_FORMATS:
+        raise InvalidRequest(f"quantize={kind!r} is not supported; there are {', '.join(WEIGHT_FORMATS)}")
 
 
 def check_request(
@@ -96,13 +96,13 @@ def quantize(model: GPT2, kind: str) -> None:
     _check_plain(model)
     model.eval()
     layers = {name: model.get_submodule(name) for name in layer_names(model)}
-    if KINDS[kind].rounds_inputs:
+    if WEIGHT_FORMATS[kind].rounds_inputs:
         config = model.config
         inputs = largest_inputs(model, {**layers, "head": model.head}, config.vocab_size, config.n_positions)
     else:
         inputs = dict.fromkeys([*layers, "head"], torch.empty(0))
     with in_huge_pages():
-        replace_modules(model, KINDS[kind], inputs)
+        replace_modules(model, WEIGHT_FORMATS[kind], inputs)
     model.quantization = kind
 
 
@@ -110,10 +110,10 @@ def prepare(model: GPT2, kind: str) -> None:
     """Puts modules for quantized weights into a model on "meta", which is going to be loaded."""
     # Only shapes count there: a tensor with a number for each input stands for the largest inputs.
     inputs = {name: cast(Linear, model.get_submodule(name)).weight[:, 0] for name in layer_names(model)}
-    replace_modules(model, KINDS[kind], {**inputs, "head": model.final_norm.weight})
+    replace_modules(model, WEIGHT_FORMATS[kind], {**inputs, "head": model.final_norm.weight})
 
 
-def replace_modules(model: GPT2, kind: Kind, inputs: dict[str, Tensor]) -> None:
+def replace_modules(model: GPT2, kind: WeightFormat, inputs: dict[str, Tensor]) -> None:
     """Puts a quantized module in the place of each linear layer, of the tokens' embedding and of the head, one after the
     other, so that only one weight is there twice. Norms, activation functions and attention call functions in C, too, where
     there are such.

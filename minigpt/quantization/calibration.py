@@ -17,7 +17,7 @@ def largest_inputs(
 ) -> dict[str, Tensor]:
     """The largest magnitude of every input channel of each of the model's `layers`.
 
-    No data is needed: from random tokens, every token is drawn anew from the model's prediction, a few times
+    No data is needed: from random tokens, every token is sampled anew from the model's prediction, a few times
     over. The numbers are always the same for the same model.
 
     Shapes: (in,) each
@@ -26,8 +26,8 @@ def largest_inputs(
     tokens = torch.randint(vocab_size, (ROWS, min(TOKENS, context)), generator=random)
     for _ in range(ROUNDS):
         predicted: Tensor = model(tokens)[:, :-1].float().softmax(-1)
-        drawn = torch.multinomial(predicted.flatten(0, 1), 1, generator=random)
-        tokens = torch.cat([tokens[:, :1], drawn.view(ROWS, -1)], 1)
+        sampled = torch.multinomial(predicted.flatten(0, 1), 1, generator=random)
+        tokens = torch.cat([tokens[:, :1], sampled.view(ROWS, -1)], 1)
     return _watch(model, layers, tokens)
 
 

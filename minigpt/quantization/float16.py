@@ -27,7 +27,7 @@ from minigpt.quantization.modules import (
     call_packed,
 )
 
-MOST = torch.finfo(torch.float16).max
+FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 class Matrix:
@@ -86,7 +86,7 @@ class MatrixInC(PlainMatrix):
         super().__init__(weight.contiguous())
 
     def affine(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        if c_functions.may_run() and c_functions.holds_its_values(rows):
+        if c_functions.may_run() and c_functions.is_ordinary_tensor(rows):
             return c_functions.linear(rows, self.layer(bias))
         return super().affine(rows, bias)
 
@@ -168,7 +168,7 @@ class Float16Embedding(_Float16, QuantizedEmbedding):
 
 
 class Float16:
-    """Weights of 16 bits, inputs as they are; see `Kind`."""
+    """Weights of 16 bits, inputs as they are; see `WeightFormat`."""
 
     rounds_inputs = False
 
@@ -183,8 +183,8 @@ class Float16:
 
 
 def _to_half(weight: Tensor) -> Tensor:
-    if weight.device.type != "meta" and weight.abs().max() > MOST:
+    if weight.device.type != "meta" and weight.abs().max() > FLOAT16_MAX:
         raise ValueError(
-            f"a weight of {weight.abs().max():.3g} exceeds float16's largest number {MOST:.0f}: keep float32"
+            f"a weight of {weight.abs().max():.3g} exceeds float16's largest number {FLOAT16_MAX:.0f}: keep float32"
         )
     return weight.to(torch.float16, memory_format=torch.contiguous_format)

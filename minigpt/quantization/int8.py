@@ -2,7 +2,7 @@
 
 A product of integers is exact, so a row gives the same bits whatever rows are multiplied beside it: each row of
 the input has a scale of its own. Some inputs are far larger than the others (GPT-2 has a few such channels), and
-a scale that fits them leaves nothing of the rest. So the channels are evened out first, by factors that the
+a scale that fits them leaves nothing of the rest. So the channels are smoothed first, by factors that the
 weights take back: (x / s) · (s · w). `calibration` measures how large each channel gets.
 
 What comes out of the MLP's activation function differs even within a channel, being nearly zero for most tokens. So
@@ -47,7 +47,7 @@ CARRY = 2 * LARGEST  # steps of a second number: half of one is what the first h
 TYPICAL = 4  # times the mean: what the first is to hold
 WHOLE = 2**24  # up to which float32 holds every whole number: their sum is the same in any order
 EXACT = 1024  # products of 8-bit integers whose sum is below WHOLE: 1024 * 127 * 128
-MOST = 2**17  # inputs of a layer: the sum of their products is to fit into 32 bits
+MAX_INPUTS = 2**17  # inputs of a layer: the sum of their products is to fit into 32 bits
 TINY = 1e-30  # instead of the largest magnitude of a row or channel that is all zeros
 
 
@@ -177,20 +177,20 @@ def round_weight(weight: Tensor, largest_input: Tensor) -> tuple[Tensor, Tensor,
     Shapes: (out, in), (in,)  ->  int8 (out, in), (out,), (in,)
 
     Raises:
-        ValueError: there are more than `MOST` inputs.
+        ValueError: there are more than `MAX_INPUTS` inputs.
     """
-    if weight.size(1) > MOST:
+    if weight.size(1) > MAX_INPUTS:
         raise ValueError(
-            f"8-bit weights are for layers of at most {MOST:,} inputs, not {weight.size(1):,}: use float16"
+            f"8-bit weights are for layers of at most {MAX_INPUTS:,} inputs, not {weight.size(1):,}: use float16"
         )
     if weight.is_meta:  # there are shapes alone, and arithmetic on them would import torch's compiler
         whole = torch.empty(weight.shape, dtype=torch.int8, device="meta")
         return whole, torch.empty(len(weight), device="meta"), torch.empty(weight.size(1), device="meta")
     factor = (weight.abs().amax(0).clamp_min(TINY) / largest_input.clamp_min(TINY)).sqrt()
     factor = factor.where(largest_input > 0, 1)  # a channel that was never used
-    evened = weight / factor
-    scale = evened.abs().amax(1).clamp_min(TINY) / LARGEST
-    return (evened / scale[:, None]).round().to(torch.int8), scale, factor
+    smoothed = weight / factor
+    scale = smoothed.abs().amax(1).clamp_min(TINY) / LARGEST
+    return (smoothed / scale[:, None]).round().to(torch.int8), scale, factor
 
 
 # These are TorchScript, too: see `inference.scripted`.
@@ -224,7 +224,7 @@ def quantize_rows(
     whole: int = WHOLE,
     tiny: float = TINY,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows whose channels are evened out, in whole numbers of a step; what they carry; and each row's step.
+    """Rows whose channels are smoothed, in whole numbers of a step; what they carry; and each row's step.
 
     An input is (first number + `CARRY` · carried number) · step. The first, of 8 bits, is enough for what is up to
     `TYPICAL` times the row's mean magnitude, or more where the second would not be enough for the largest. A row with
@@ -240,14 +240,14 @@ def quantize_rows(
     """
     n = rows.size(1)
     parts = whole // n  # of the largest, in which the mean is measured
-    evened = rows * input_scale
-    size = evened.abs()
+    smoothed = rows * input_scale
+    size = smoothed.abs()
     largest = size.amax(1, keepdim=True).clamp_min_(tiny)
     total = size.mul_(parts * largest.reciprocal()).round_().sum(1, keepdim=True)
     # Of the largest, what the first number is to hold.
     limit = (total * (typical / (parts * n))).clamp_(1 / carry, 1)
     per_unit = held * (limit * largest).reciprocal_()
-    first = evened.mul_(per_unit).round_()
+    first = smoothed.mul_(per_unit).round_()
     carried = (first * (1 / carry)).round_()
     return first.sub_(carried, alpha=carry), carried, per_unit.reciprocal()
 
@@ -286,7 +286,7 @@ class _Int8(QuantizedModule):
         """The matrix, or the plain one where functions in C cannot read the rows, or somebody has to see operations."""
         matrix = self.matrix
         if isinstance(matrix, MatrixInC) and not (
-            c_functions.may_run() and c_functions.holds_its_values(rows)
+            c_functions.may_run() and c_functions.is_ordinary_tensor(rows)
         ):
             return PlainMatrix(matrix.weight, matrix.scale)
         return matrix
@@ -323,7 +323,7 @@ class Int8Embedding(_Int8, QuantizedEmbedding):
 
 
 class Int8:
-    """Weights of 8 bits, inputs rounded to 8 bits; see `Kind`."""
+    """Weights of 8 bits, inputs rounded to 8 bits; see `WeightFormat`."""
 
     rounds_inputs = True
 

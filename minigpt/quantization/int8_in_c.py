@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.kernels import c_functions
-from minigpt.kernels.c_functions import as_numbers
+from minigpt.kernels.c_functions import as_float32_vector
 from minigpt.kernels.c_structs import INT8, CLinear
 from minigpt.quantization.huge_pages import give_back_freed_memory
 
@@ -35,7 +35,10 @@ class MatrixInC:
     def layer(self, input_scale: Tensor, bias: Tensor | None) -> CLinear:
         """The layer as the functions take it."""
         n_out, n_in = self.shape
-        scales, biases = as_numbers(input_scale, n_in), None if bias is None else as_numbers(bias, n_out)
+        scales, biases = (
+            as_float32_vector(input_scale, n_in),
+            None if bias is None else as_float32_vector(bias, n_out),
+        )
         layer = CLinear(
             self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, INT8,
             self._shift.data_ptr(), self.scale.data_ptr(), scales.data_ptr(),

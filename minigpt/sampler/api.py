@@ -9,10 +9,10 @@ from minigpt.errors import InvalidRequest
 from minigpt.sampler.batches import decode_many
 from minigpt.sampler.events import Completion, Event, Failed, Finished, LanguageModel, Request, TokenGenerated
 from minigpt.sampler.requests import Limits, checked_strategy, prepare
-from minigpt.sampler.running import run, windowed
+from minigpt.sampler.running import run, with_sliding_window
 from minigpt.sampler.strategy import Strategy
 
-__all__ = ["generate", "run", "stream", "windowed"]
+__all__ = ["generate", "run", "stream", "with_sliding_window"]
 
 ONE_BATCH = 32  # prompts; longer lists are decoded by continuous batching
 
@@ -52,11 +52,13 @@ def generate(
     (3, 'length')
     """
     strategy = checked_strategy("generate", model, strategy, limits)
-    model = windowed(model, limits.get("overflow", "error"), stride)
-    return decoded(model, prepare(model, prompts, **limits), strategy)
+    model = with_sliding_window(model, limits.get("overflow", "error"), stride)
+    return decode_requests(model, prepare(model, prompts, **limits), strategy)
 
 
-def decoded(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -> list[list[Completion]]:
+def decode_requests(
+    model: LanguageModel, requests: Sequence[Request], strategy: Strategy
+) -> list[list[Completion]]:
     """The completions of every request, best first; errors as for `generate`."""
     events: Iterator[Event | Failed] = (
         decode_many(model, requests, strategy)
@@ -87,6 +89,6 @@ def stream(
             "stream continues a prompt in one way: num_return_sequences must be 1"
             f" ({type(strategy).__name__} has {strategy.n_texts}); use generate"
         )
-    model = windowed(model, limits.get("overflow", "error"), stride)
+    model = with_sliding_window(model, limits.get("overflow", "error"), stride)
     events = run(model, prepare(model, [prompt], **limits), strategy)
     return (event.token for event in events if isinstance(event, TokenGenerated))

@@ -9,7 +9,7 @@ from minigpt.errors import InvalidRequest
 from minigpt.sampler.engine.evaluation_mode import in_evaluation_mode
 from minigpt.sampler.engine.scheduler import Scheduler, rows_and_memory
 from minigpt.sampler.events import Failed, Finished, LanguageModel, Request
-from minigpt.sampler.running import ready, run
+from minigpt.sampler.running import check_and_complete, run
 from minigpt.sampler.strategy import Strategy
 
 ROWS = 8  # prompts at once, unless it is said how many
@@ -30,7 +30,7 @@ def decode_many(
     A prompt that is an error already fails with it.
     """
     # The memory of a sliding window, or of a model of another make, may have no rows that can be replaced.
-    continuous = strategy.row_reader(model) is not None and hasattr(model.new_cache(1), "take")
+    continuous = strategy.row_reader(model) is not None and hasattr(model.new_cache(1), "replace_rows")
     decode = continuously if continuous else in_batches
     return decode(model, requests, strategy, rows_at_once)
 
@@ -54,7 +54,7 @@ def continuously(
             if isinstance(request, Request):
                 at_work[i] = request
                 try:
-                    request = ready(model, request, strategy)
+                    request = check_and_complete(model, request, strategy)
                 except InvalidRequest as error:
                     request = error
             yield i, request

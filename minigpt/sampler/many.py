@@ -12,7 +12,7 @@ from minigpt.sampler.batches import decode_many
 from minigpt.sampler.engine.second_model import check_second_model
 from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
 from minigpt.sampler.requests import Lengths, Limits, checked_strategy, prepare
-from minigpt.sampler.running import windowed
+from minigpt.sampler.running import with_sliding_window
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.text import TextTokenizer, check_tokenizer, healer, prompt_ids, stop_test, with_text
 
@@ -87,7 +87,7 @@ def complete_many(
     if rows_at_once is not None and rows_at_once < 1:
         raise InvalidRequest(f"rows_at_once must be at least 1, got {rows_at_once}")
     stops = stop_test(stop, tokenizer)
-    model = windowed(model, lengths.get("overflow", "error"), stride)
+    model = with_sliding_window(model, lengths.get("overflow", "error"), stride)
     limits: Limits = {**lengths, "stop": stops.completed if stop else None}
     prepare(model, [], **limits)  # what is wrong with the limits is no row's fault
     for second in strategy.models():

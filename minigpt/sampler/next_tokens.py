@@ -41,12 +41,12 @@ class NextTokens:
         return self.rows[place]
 
     def __str__(self) -> str:
-        shown = [(json.dumps(row.text, ensure_ascii=False), row) for row in self.rows]
-        width = max(len("token"), *(len(text) for text, _ in shown))
+        labelled = [(json.dumps(row.text, ensure_ascii=False), row) for row in self.rows]
+        width = max(len("token"), *(len(text) for text, _ in labelled))
         lines = [f"{'token':{width}}  {'id':>6}  {'probability':>11}  {'logprob':>8}"]
         lines += [
             f"{text:{width}}  {row.token:6}  {row.probability:11.4f}  {row.logprob:8.3f}"
-            for text, row in shown
+            for text, row in labelled
         ]
         return "\n".join(lines)
 

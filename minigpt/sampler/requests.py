@@ -57,7 +57,7 @@ def prepare(
             `Tokenizer.stop_strings`.
         overflow: what to do where prompt and new tokens exceed the context length: "error", "truncate" (drop
             the oldest prompt tokens), "stop" (end there, with finish_reason "overflow"), or "slide" (let the
-            model, made by `windowed`, see the latest tokens only).
+            model, made by `with_sliding_window`, see the latest tokens only).
         top_logprobs: how many of the likeliest tokens to report at every step.
         trace: whether each token brings along how it came to be chosen; see `minigpt.sampler.token_trace`.
 

@@ -16,14 +16,14 @@ from minigpt.sampler.strategy import Strategy
 
 def run(model: LanguageModel, requests: Sequence[Request], strategy: Strategy) -> Iterator[Event]:
     """Everything that happens, as it happens."""
-    requests = [ready(model, request, strategy) for request in requests]
+    requests = [check_and_complete(model, request, strategy) for request in requests]
     if not requests:
         return iter(())
     models = [model, *(second.model for second in strategy.models())]
     return in_evaluation_mode(models, strategy.decode(model, requests))
 
 
-def ready(model: LanguageModel, request: Request, strategy: Strategy) -> Request:
+def check_and_complete(model: LanguageModel, request: Request, strategy: Strategy) -> Request:
     """The request, ending also where the text matches the strategy's grammar and nothing can follow.
 
     Raises:
@@ -45,7 +45,7 @@ def ready(model: LanguageModel, request: Request, strategy: Strategy) -> Request
     return replace(request, stop=lambda new: grammar.complete(new) or (stop is not None and stop(new)))
 
 
-def windowed(model: LanguageModel, overflow: str, stride: int | None = None) -> LanguageModel:
+def with_sliding_window(model: LanguageModel, overflow: str, stride: int | None = None) -> LanguageModel:
     """The model that reads the texts: with overflow "slide" one that has no end to its window.
 
     Raises:

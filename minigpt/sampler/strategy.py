@@ -16,7 +16,7 @@ from minigpt.options import Option, check_options, option, options_of
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.processors.order import CommonOptions, SamplingOptions, chain
-from minigpt.sampler.processors.processor import Processor, Step, TextContext
+from minigpt.sampler.processors.processor import Processor, Stage, TextContext
 
 if TYPE_CHECKING:
     from minigpt.sampler.engine.reader import RowReader
@@ -118,7 +118,7 @@ class Strategy(CommonOptions, ABC):
         )
         return f"{type(self).__name__}({', '.join(changed)})"
 
-    def own_processors(self, context: TextContext) -> Iterable[tuple[type[Step], Processor]]:
+    def own_processors(self, context: TextContext) -> Iterable[tuple[type[Stage], Processor]]:
         """Processors that this strategy brings along, each with the step of the order before which it acts.
 
         They take part in everything that processors do. `(Temperature, mine)` acts after all penalties,

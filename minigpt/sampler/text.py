@@ -8,11 +8,11 @@ from typing import Protocol, Unpack, overload
 
 from minigpt.errors import InvalidRequest
 from minigpt.json_files import shown
-from minigpt.sampler.api import decoded
+from minigpt.sampler.api import decode_requests
 from minigpt.sampler.events import Completion, LanguageModel, Request
 from minigpt.sampler.processors.healing import Healer
 from minigpt.sampler.requests import Lengths, checked_strategy, prepare
-from minigpt.sampler.running import windowed
+from minigpt.sampler.running import with_sliding_window
 from minigpt.sampler.strategy import Strategy
 
 
@@ -109,12 +109,12 @@ def complete(
             f"complete() takes text, got {shown(wrong[0])}: for token ids use minigpt.sampler.generate"
         )
     stops = stop_test(stop, tokenizer)
-    model = windowed(model, lengths.get("overflow", "error"), stride)
+    model = with_sliding_window(model, lengths.get("overflow", "error"), stride)
     ids = [prompt_ids(text, tokenizer) for text in texts]
     requests = prepare(model, ids, stop=stops.completed if stop else None, **lengths)
     if heal:
         requests = list(map(healer(model, tokenizer, stops), requests))
-    groups = decoded(model, requests, strategy)
+    groups = decode_requests(model, requests, strategy)
     best = [_best_of([with_text(each, tokenizer, stops) for each in group]) for group in groups]
     return best[0] if isinstance(prompt, str) else best
 
@@ -125,7 +125,7 @@ def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False)
     Raises:
         InvalidRequest: the prompt is empty and there is no such token, or it cannot be encoded.
     """
-    ids = encoded(tokenizer, text, allow_special)
+    ids = encode_prompt(tokenizer, text, allow_special)
     if ids:
         return ids
     if tokenizer.end_token is None:
@@ -135,7 +135,7 @@ def prompt_ids(text: str, tokenizer: TextTokenizer, allow_special: bool = False)
     return [tokenizer.end_token]
 
 
-def encoded(tokenizer: TextTokenizer, text: str, allow_special: bool = False) -> list[int]:
+def encode_prompt(tokenizer: TextTokenizer, text: str, allow_special: bool = False) -> list[int]:
     """The ids of a text.
 
     Raises:

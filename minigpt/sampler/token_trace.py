@@ -1,4 +1,4 @@
-"""Why each token was written: what the model predicted, and what every step on the logits made of that.
+"""Why each token was written: what the model predicted, and what every stage of the processing made of that.
 
     requests = prepare(model, prompts, trace=True)
     for event in run(model, requests, strategy): ...      # TokenGenerated, BeamExtension: .trace
@@ -35,7 +35,7 @@ class TokenRank:
 
 @dataclass(frozen=True)
 class StageTrace:
-    """One step on the logits.
+    """One stage: what a processor did to the logits.
 
     `removed` tokens were ruled out, which had the probability `mass` before it; after it the token that was
     chosen in the end has the probability `probability`.
@@ -49,19 +49,19 @@ class StageTrace:
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """One token, before all steps and after the last; what they leave is renormalised."""
+    """One token, before all stages and after the last; what they leave is renormalised."""
 
     before: TokenRank
     after: TokenRank
     stages: tuple[StageTrace, ...] = ()
 
 
-def explain(logits: Tensor, steps: Sequence[tuple[str, Tensor]], token: int) -> TokenTrace:
+def explain(logits: Tensor, stages: Sequence[tuple[str, Tensor]], token: int) -> TokenTrace:
     """The trace of a token that was chosen where the model's logits were these.
 
     Args:
         logits: the model's own, (V,).
-        steps: the name of each step in their order, and the logits that it left, (V,).
+        stages: the name of each stage in their order, and the logits that it left, (V,).
         token: the token that was chosen.
 
     >>> import torch
@@ -69,11 +69,11 @@ def explain(logits: Tensor, steps: Sequence[tuple[str, Tensor]], token: int) -> 
     >>> trace.stages[0].removed, round(trace.before.probability, 2), round(trace.after.probability, 2)
     (1, 0.21, 0.27)
     """
-    befores = [logits, *(after for _, after in steps)]
-    stages = tuple(
-        _stage(name, before, after, token) for (name, after), before in zip(steps, befores, strict=False)
+    befores = [logits, *(after for _, after in stages)]
+    traces = tuple(
+        _stage(name, before, after, token) for (name, after), before in zip(stages, befores, strict=False)
     )
-    return TokenTrace(rank(logits, token), rank(befores[-1], token), stages)
+    return TokenTrace(rank(logits, token), rank(befores[-1], token), traces)
 
 
 def rank(logits: Tensor, token: int) -> TokenRank:
@@ -96,10 +96,10 @@ def _stage(name: str, before: Tensor, after: Tensor, token: int) -> StageTrace:
     return StageTrace(name, int(gone.sum()), mass, after.float().log_softmax(-1)[token].exp().item())
 
 
-def spelled(stage: str) -> str:
-    """A step's name as the command line would write it.
+def flag_style(stage: str) -> str:
+    """A stage's name as the command line would write it.
 
-    >>> spelled("TopNSigma"), spelled("XTC"), spelled("my_own_step")
-    ('top-n-sigma', 'xtc', 'my-own-step')
+    >>> flag_style("TopNSigma"), flag_style("XTC"), flag_style("my_own_stage")
+    ('top-n-sigma', 'xtc', 'my-own-stage')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", "-", stage).lower()

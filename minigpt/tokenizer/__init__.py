@@ -14,7 +14,7 @@ import tiktoken
 
 from minigpt.atomic import all_or_none
 from minigpt.json_files import shown
-from minigpt.tokenizer import files as vocabulary
+from minigpt.tokenizer import files
 from minigpt.tokenizer.bpe import BYTES, check_ids, makeable, spell
 from minigpt.tokenizer.stop_strings import StopStrings
 from minigpt.tokenizer.streaming import TextStream
@@ -77,7 +77,7 @@ class Tokenizer:
         self._bytes = {token: text.encode() for text, token in self._added.items()}
         self._bytes |= {vocab[token]: spelling for token, spelling in spelled.items()}
         self.vocab_size = max(self._bytes) + 1  # ids may have gaps; these decode to U+FFFD
-        self.end_token = self.special_tokens.get(vocabulary.end_token_text(self._settings))
+        self.end_token = self.special_tokens.get(files.end_token_text(self._settings))
 
         # tiktoken's ids say which merge goes first; the vocabulary's are free to be in another order.
         made = makeable(merges)
@@ -119,7 +119,7 @@ class Tokenizer:
             ValueError: a file cannot be read, or describes something else than GPT-2's byte-level BPE; the
                 message names the file, what was found and what is supported.
         """
-        found = vocabulary.read(Path(directory))
+        found = files.read(Path(directory))
         try:
             return cls(
                 found.vocab,
@@ -230,14 +230,12 @@ class Tokenizer:
         `load` and transformers' AutoTokenizer read the same tokenizer from it.
         """
         with all_or_none(directory) as aside:
-            vocabulary.write(
-                aside, self._vocab, self._merges, self.special_tokens, self.words, self._settings
-            )
+            files.write(aside, self._vocab, self._merges, self.special_tokens, self.words, self._settings)
 
     def fingerprint(self) -> str:
         """A sha256 of all that decides which ids a text becomes: that of the tokenizer.json which is saved."""
-        whole = vocabulary.whole_tokenizer(self._vocab, self._merges, self.special_tokens, self.words)
-        return hashlib.sha256(vocabulary.as_json(whole).encode()).hexdigest()
+        whole = files.whole_tokenizer(self._vocab, self._merges, self.special_tokens, self.words)
+        return hashlib.sha256(files.as_json(whole).encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special_tokens={self.special_tokens})"

@@ -26,7 +26,7 @@ from minigpt.training.lora import (
     refuse_plain,
     refuse_quantized,
 )
-from minigpt.weights import damaged, to_theirs, whole
+from minigpt.weights import damaged, full_tensor, to_theirs
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -76,7 +76,7 @@ def tensors_of(model: GPT2) -> dict[str, Tensor]:
     tensors = {}
     for name, linear in lora_linears(model).items():
         for key, pair in zip(_keys(name), (linear.lora_a, linear.lora_b), strict=True):
-            tensors[key] = whole(pair.detach()).cpu().T.contiguous()
+            tensors[key] = full_tensor(pair.detach()).cpu().T.contiguous()
     return tensors
 
 

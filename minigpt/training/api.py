@@ -141,7 +141,7 @@ def _prepare_and_run(
     otherwise be the last to hold gloo, and hang now and then, when it waits for gloo's thread, which waits
     for Python's lock (torch 2.13).
     """
-    if request.resume and not request.resumes:
+    if request.resume and not request.was_begun:
         log(f"{request.out} holds no run to resume: starting one")
     try:
         run = prepare(request, device, processes, log, callback)
@@ -161,7 +161,7 @@ def _run(run: TrainingRun, request: RunRequest, log: Log) -> bool:
         run.processes.check_shared(request.out)
     except ValueError as error:
         raise InvalidRequest(error) from error
-    if request.resumes:
+    if request.was_begun:
         run.restore(log)
     if run.finished:
         log(f"{request.out} is finished, at step {run.progress.step}; give more --steps to extend it")

@@ -37,7 +37,7 @@ class Learner:
     Args:
         model: on the device to train on.
         windows: the text.
-        settings: with every default settled.
+        settings: with every default filled in.
         dtype: of matrix products.
         processes: which of how many this one is.
         targets: what is to be predicted of some rows: tokens, or the distributions of a `Distillation`.
@@ -69,7 +69,7 @@ class Learner:
         """Trains on the windows of one step, counted from 0; this process's loss, and the gradient norm."""
         s = self.settings
         torch.manual_seed(_seed(s.seed, step, self.processes.rank))  # for dropout
-        optim.set_learning_rate(self.optimisers, _share(step, s))
+        optim.set_learning_rate(self.optimisers, _lr_factor(step, s))
         loss = torch.zeros((), device=self.device)
         for part in range(s.accumulate):
             first = (step * s.accumulate + part) * s.batch_size
@@ -111,7 +111,7 @@ def _optimisers(model: GPT2, s: Settings) -> optim.Optimisers:
     return optim.muon_and_adamw(model, s.lr, s.weight_decay, s.adamw_lr, s.beta2)
 
 
-def _share(step: int, s: Settings) -> float:
+def _lr_factor(step: int, s: Settings) -> float:
     """The share of the peak learning rates that a step is given."""
     assert s.warmup is not None
     if s.schedule == "cosine":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minigpt.kernels import product
 from minigpt.linear import Linear
 from minigpt.model import GPT2
-from minigpt.weights import NothingDrawn
+from minigpt.weights import SkipInitialisation
 
 # Shapes below:  in, out the features of a linear layer · r rank
 
@@ -79,7 +79,7 @@ def attach(
 ) -> None:
     """Freezes a model and puts a trainable low-rank pair beside linear layers of its blocks.
 
-    The logits stay what they were, to the bit, until the pairs are trained. A is drawn from torch's global
+    The logits stay what they were, to the bit, until the pairs are trained. A is sampled by torch's global
     generator.
 
     Args:
@@ -120,7 +120,7 @@ def attach(
 def merge(model: GPT2) -> GPT2:
     """A plain copy of an adapted model, its adapters added to its weights; in evaluation mode.
 
-    It shares nothing with the model, which stays as it is and can be trained on. No random number is drawn.
+    It shares nothing with the model, which stays as it is and can be trained on. No random number is used.
 
     Raises:
         ValueError: the model has no adapters.
@@ -133,7 +133,7 @@ def merge(model: GPT2) -> GPT2:
     True
     """
     refuse_plain(model)
-    with torch.device("meta"), NothingDrawn():
+    with torch.device("meta"), SkipInitialisation():
         plain = GPT2(model.config)
     state = model.state_dict()
     copies = {name: state[name].clone() for name in plain.state_dict()}

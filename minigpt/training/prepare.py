@@ -53,7 +53,7 @@ def prepare(
     _check_processes(request.settings.batch_size, processes.world_size)
     torch.manual_seed(request.settings.seed)
     start = initial_model(request.settings, request.out)
-    settings = request.settings.settled(start.model.config.n_embd)
+    settings = request.settings.with_defaults(start.model.config.n_embd)
     context = settings.context or start.model.config.n_positions
     teachers = load_teachers(settings.teacher, start, context)
     held_out_seed = request.saved.get("held_out_seed", HELD_OUT_SEED)

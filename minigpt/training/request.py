@@ -45,7 +45,7 @@ class RunRequest:
         try:
             if _holds_run(out, resume):
                 settings, saved = run_settings.load(out)
-                request = cls(settings.resumed(absolute_paths(given)), out, resume, saved)
+                request = cls(settings.with_changes(absolute_paths(given)), out, resume, saved)
             else:
                 request = cls(Settings(**absolute_paths(given)), out, resume, {})
             request._check()
@@ -54,7 +54,7 @@ class RunRequest:
         return request
 
     @property
-    def resumes(self) -> bool:
+    def was_begun(self) -> bool:
         """Whether the run was begun before."""
         return bool(self.saved)
 
@@ -64,7 +64,7 @@ class RunRequest:
         Raises:
             InvalidRequest: a new run is to be sharded.
         """
-        if self.settings.shard and not self.resumes:
+        if self.settings.shard and not self.was_begun:
             raise InvalidRequest("--shard splits a model over several processes: start them with torchrun")
         return self.for_processes(1)
 

@@ -118,11 +118,11 @@ class TrainingRun:
         loss, norm = self.learner.step(self.progress.step)
         # One exchange for both: all processes must stop at the same step.
         both = self.processes.total(torch.stack([loss, torch.full_like(loss, len(asked))]))
-        total, stops, length = torch.stack([*both, norm]).tolist()  # the one time that a GPU is waited for
+        total, stops, grad_norm = torch.stack([*both, norm]).tolist()  # the one time that a GPU is waited for
         taken = time.monotonic() - began
         self.progress.step += 1
         self.progress.seconds += taken
-        metrics = self._metrics(total / self.processes.world_size, length, taken)
+        metrics = self._metrics(total / self.processes.world_size, grad_norm, taken)
         stopped = bool(stops)
         if self.progress.step % self.settings.eval_every == 0 or self.finished:
             metrics |= self._validated()
@@ -131,7 +131,7 @@ class TrainingRun:
             self.report.step(metrics)
         except KeyboardInterrupt:  # of a callback: stop as by Ctrl-C, all processes at the same step
             asked.append(signal.SIGINT)
-        self._keep()
+        self._save_step()
         if self.progress.step % self.settings.checkpoint_every == 0 or self.finished or stopped:
             self.save()
         return stopped
@@ -161,7 +161,7 @@ class TrainingRun:
         self._refuse_divergence(validation_loss=score.loss)
         if self.progress.best is None or score.loss < self.progress.best:
             self.progress.best = score.loss
-            self._save_model(best=True)
+            self.folder.save_best(self.learner.model)
         return {
             "val_loss": score.loss,
             "val_perplexity": score.perplexity,
@@ -194,18 +194,15 @@ class TrainingRun:
     def save(self) -> None:
         """Writes the model as it is now, and a checkpoint."""
         # In this order: a run killed in between does these steps again, and never ends without its last model.
-        self._save_model(best=False)
+        self.folder.save_last(self.learner.model)
         self.folder.checkpoints.save(self.progress.step, self.learner.state(), asdict(self.progress))
         self.saved = self.progress.step
 
-    def _keep(self) -> None:
+    def _save_step(self) -> None:
         """Keeps the weights of this step, if they were asked for."""
         every = self.settings.keep_every
         if every is not None and self.progress.step % every == 0:
-            self.folder.keep(self.learner.model, self.progress.step)
-
-    def _save_model(self, best: bool) -> None:
-        self.folder.save_model(self.learner.model, best)
+            self.folder.save_step(self.learner.model, self.progress.step)
 
 
 @contextmanager

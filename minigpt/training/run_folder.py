@@ -94,25 +94,25 @@ class RunFolder:
             settings.save(self.path, self.facts)  # first: by it a folder is known to hold a run
             self.tokenizer.save_pretrained(self.path)
 
-    def save_model(self, model: GPT2, best: bool) -> None:
-        """Writes a model that every command and transformers load; an adapter also by itself.
+    def save_last(self, model: GPT2) -> None:
+        """Writes the model as it is now, in the place of the last one."""
+        self._save(model, self.path)
 
-        Args:
-            model: whole or sharded.
-            best: into the subfolder of the best model, not as the last one.
-        """
-        self._write(model, self.path / BEST if best else self.path)
+    def save_best(self, model: GPT2) -> None:
+        """Writes the model of the lowest validation loss, in the place of the best one before it."""
+        self._save(model, self.path / BEST)
 
-    def keep(self, model: GPT2, step: int) -> None:
+    def save_step(self, model: GPT2, step: int) -> None:
         """Writes the model of a step into a subfolder of its own, where no later one replaces it."""
-        self._write(model, self.path / STEPS / f"step-{step:08}")
+        self._save(model, self.path / STEPS / f"step-{step:08}")
 
-    def _write(self, model: GPT2, folder: Path) -> None:
+    def _save(self, model: GPT2, folder: Path) -> None:
+        """Writes a model, whole or sharded, that every command and transformers load; an adapter also by itself."""
         plain, adapter = model, None
         if lora.lora_linears(model):
             plain, adapter = lora.merge(model), adapters.tensors_of(model)
         if not self.processes.is_main:
-            weights.send(plain.state_dict())
+            weights.take_part_in_save(plain.state_dict())
             return
         if adapter is not None:
             adapters.write(model, adapter, folder / ADAPTER, base=self.facts["base"])

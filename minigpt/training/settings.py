@@ -52,7 +52,7 @@ TEACHER_WEIGHT = 0.5  # the text and the teachers count alike
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings; None where a default follows from others, until `settled`.
+    """All settings; None where a default follows from others, until `with_defaults`.
 
     The fact `fixed` of an option says whether a run keeps it to its end (it does unless it says False); the others may be
     given anew with `--resume`.
@@ -201,7 +201,7 @@ class Settings:
     def with_dropout(self, config: GPT2Config) -> GPT2Config:
         return replace(config, resid_pdrop=self.dropout, embd_pdrop=self.dropout, attn_pdrop=self.dropout)
 
-    def settled(self, n_embd: int) -> Settings:
+    def with_defaults(self, n_embd: int) -> Settings:
         """With every default that follows from other settings filled in."""
         # nanoGPT's at GPT-2's width; elsewhere as Yang et al. 2022 (arXiv:2203.03466) found it to go with width.
         scratch = min(5e-3, round(6e-4 * 768 / n_embd, 6))
@@ -225,7 +225,7 @@ class Settings:
         """Writes run.json: the settings and further facts of the run."""
         replace_text(out / RUN, json.dumps({"settings": asdict(self), **facts}, indent=2) + "\n")
 
-    def resumed(self, given: Mapping[str, Any]) -> Settings:
+    def with_changes(self, given: Mapping[str, Any]) -> Settings:
         """These settings with those newly given that may change when a run is resumed.
 
         Raises:

@@ -300,14 +300,14 @@ FULL = {
     ),
     "the model": (
         RunFolder,
-        "save_model",
+        "_save",
         4,
         5000,
         ["model.safetensors cannot be written", "step 3 is good"],
     ),
     "the best model": (
         RunFolder,
-        "save_model",
+        "_save",
         1,
         5000,
         ["model.safetensors cannot be written", "no checkpoint yet"],

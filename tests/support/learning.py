@@ -37,7 +37,7 @@ def learner(
     model: GPT2 | None = None, targets: Callable[[Tensor], Tensor] = next_tokens, **how: Any
 ) -> Learner:
     how = {"lr": 0.01, "warmup": 0, "steps": 10, "batch_size": 8, **how}
-    settings = Settings(**how).settled(CONFIG.n_embd)
+    settings = Settings(**how).with_defaults(CONFIG.n_embd)
     model = model or new_model(
         resid_pdrop=settings.dropout, embd_pdrop=settings.dropout, attn_pdrop=settings.dropout
     )

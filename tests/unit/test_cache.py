@@ -231,7 +231,7 @@ def test_rows_that_are_replaced_go_on_as_if_alone(model, lengths, rows, new):
     texts = [tokens(1, n)[0] for n in lengths]
     cache, _ = read(model, texts, room=16)
     fresh = [tokens(1, 2 * n)[0, n:] for n in new]
-    cache.take(rows, read(model, fresh)[0])
+    cache.replace_rows(rows, read(model, fresh)[0])
     for row, text in zip(rows, fresh, strict=True):
         texts[row] = text
     for step in range(12):  # beyond the room, where texts are short: slots are used again
@@ -252,17 +252,17 @@ def test_short_texts_follow_each_other_without_end(model):
     cache = model.new_cache(12, rows=2)
     chance = torch.Generator().manual_seed(0)
     texts = [torch.randint(61, (n,), generator=chance) for n in (3, 2)]
-    cache.take([0, 1], read(model, texts)[0])
+    cache.replace_rows([0, 1], read(model, texts)[0])
     for step in range(60):
         row = step % 2
         if step % 3 == 0 or len(texts[row]) > 6:
             n = int(torch.randint(1, 7, (), generator=chance))
             texts[row] = torch.randint(61, (n,), generator=chance)
-            cache.take([row], read(model, [texts[row]])[0])
+            cache.replace_rows([row], read(model, [texts[row]])[0])
         if step == 40:
             cache.grow(30)
             texts[1] = torch.randint(61, (28,), generator=chance)
-            cache.take([1], read(model, [texts[1]])[0])
+            cache.replace_rows([1], read(model, [texts[1]])[0])
         cache.make_room()
         more = torch.randint(61, (2, 1), generator=chance)
         texts = [torch.cat([text, token]) for text, token in zip(texts, more, strict=True)]
@@ -288,7 +288,7 @@ def test_a_text_of_no_numbers_leaves_nothing_behind(model):
     for layer in cache.layers:
         layer.extend(torch.zeros(2, 2, 4, 1, 8))[0][1].fill_(float("nan"))
     text = tokens(1, 3)[0]
-    cache.take([1], read(model, [text])[0])
+    cache.replace_rows([1], read(model, [text])[0])
     close(model.next_logits(torch.tensor([[1], [2]]), cache)[1], model(torch.tensor([[*text, 2]]))[0, -1])
 
 

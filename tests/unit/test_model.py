@@ -13,7 +13,7 @@ from fakes import tiny_gpt2
 
 from minigpt import GPT2, GPT2Config
 from minigpt.atomic import all_or_none
-from minigpt.kernels.products import wants_outputs_first
+from minigpt.kernels.products import wants_output_major
 
 CONFIG = GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=3, n_head=4)
 TOKENS = torch.arange(10)[None]
@@ -116,7 +116,7 @@ def test_a_loaded_model_is_stored_without_gaps(model, tmp_path):
     model.save_pretrained(tmp_path)
     for name, parameter in GPT2.from_pretrained(tmp_path).named_parameters():
         is_linear = name.startswith("blocks.") and parameter.dim() == 2
-        if is_linear and wants_outputs_first(parameter.shape, parameter.dtype, parameter.device):
+        if is_linear and wants_output_major(parameter.shape, parameter.dtype, parameter.device):
             assert parameter.t().is_contiguous()
         else:
             assert parameter.is_contiguous()

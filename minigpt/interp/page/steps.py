@@ -18,10 +18,10 @@ from minigpt.interp.page.observed import Observed
 from minigpt.interp.page.packed import id_dtype, pack
 from minigpt.interp.page.sliders import Sliders
 from minigpt.sampler.choosing import Sampling
-from minigpt.sampler.processors import ORDER, Processor, Temperature, chain, name_of_step
+from minigpt.sampler.processors import ORDER, Processor, Temperature, chain, name_of_stage
 from minigpt.sampler.strategies.beam import Beam
 from minigpt.sampler.strategy import Strategy
-from minigpt.sampler.token_trace import TokenTrace, spelled
+from minigpt.sampler.token_trace import TokenTrace, flag_style
 
 # Shapes below:  V vocab_size
 
@@ -67,7 +67,7 @@ def steps_of(written: Written, seen: Observed, strategy: Strategy, all_logits: b
             **_traced(completion.traces[i]),
             "logits": pack(own, "float32") if all_logits else _largest(own, likeliest),
         })  # fmt: skip
-    names = [spelled(name_of_step(processor)) for processor in before]
+    names = [flag_style(name_of_stage(processor)) for processor in before]
     return Steps(steps, sampling(strategy, names, completion.traces), named)
 
 
@@ -100,7 +100,7 @@ def ascending(logits: Tensor) -> Tensor:
 
 def sampling(strategy: Strategy, before: list[str], traces: Sequence[TokenTrace]) -> dict[str, Any]:
     """Where the page's sliders start, what came before them, and which stages of the run they leave out."""
-    had = dict.fromkeys(spelled(stage.stage) for trace in traces for stage in trace.stages)
+    had = dict.fromkeys(flag_style(stage.stage) for trace in traces for stage in trace.stages)
     start = OFF
     if isinstance(strategy, Sampling) and strategy.samples:
         start = Sliders(strategy.temperature, strategy.top_k, strategy.top_p)
@@ -114,7 +114,7 @@ def sampling(strategy: Strategy, before: list[str], traces: Sequence[TokenTrace]
 
 def _traced(trace: TokenTrace) -> dict[str, Any]:
     facts = asdict(trace)
-    facts["stages"] = [{**stage, "stage": spelled(stage["stage"])} for stage in facts["stages"]]
+    facts["stages"] = [{**stage, "stage": flag_style(stage["stage"])} for stage in facts["stages"]]
     return facts
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Completion, Request, TokenGenerated
-from minigpt.sampler.processors import Processor, chain, name_of_step
+from minigpt.sampler.processors import Processor, chain, name_of_stage
 from minigpt.sampler.strategy import Strategy
 from minigpt.sampler.token_trace import TokenTrace, explain
 
@@ -28,7 +28,7 @@ class ActiveSequence:
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     traces: list[TokenTrace] = field(default_factory=list)  # of each token, if the request asks for them
-    steps: list[tuple[str, Tensor]] = field(default_factory=list)  # for the next token's trace
+    stages: list[tuple[str, Tensor]] = field(default_factory=list)  # for the next token's trace
     finish_reason: str | None = None
 
     @classmethod
@@ -48,17 +48,17 @@ class ActiveSequence:
         reason = self.request.finish_reason(new) if new else None
         return replace(self, request=replace(self.request, trace=False), tokens=new, finish_reason=reason)
 
-    def processed(self, logits: Tensor) -> Tensor:
+    def process(self, logits: Tensor) -> Tensor:
         """The logits after this text's processors: (V,)  ->  (V,)."""
-        steps: list[tuple[str, Tensor]] | None = [] if self.request.trace else None
-        scores = apply(self.processors, logits[None], [self.token_ids], steps)[0]
-        self.steps += [(name, rows[0]) for name, rows in steps or ()]
+        stages: list[tuple[str, Tensor]] | None = [] if self.request.trace else None
+        scores = apply(self.processors, logits[None], [self.token_ids], stages)[0]
+        self.stages += [(name, rows[0]) for name, rows in stages or ()]
         return scores
 
-    def record(self, step: str, scores: Tensor) -> None:
-        """Keeps what a step made of the scores (V,), for the trace of the token that is chosen next."""
+    def record(self, stage: str, scores: Tensor) -> None:
+        """Keeps what a stage made of the scores (V,), for the trace of the token that is chosen next."""
         if self.request.trace:
-            self.steps.append((step, scores.clone()))
+            self.stages.append((stage, scores.clone()))
 
     def add(self, token: int, logits: Tensor, logprob: float, top: list[tuple[int, float]]) -> None:
         """Adds the chosen token; `logits` (V,) are the model's own."""
@@ -66,8 +66,8 @@ class ActiveSequence:
         self.logprobs.append(logprob)
         self.top_logprobs.append(top)
         if self.request.trace:
-            self.traces.append(explain(logits, self.steps, token))
-            self.steps.clear()
+            self.traces.append(explain(logits, self.stages, token))
+            self.stages.clear()
         self.finish_reason = self.request.finish_reason(self.tokens)
 
     def last_event(self) -> TokenGenerated:
@@ -89,19 +89,19 @@ def apply(
     processors: Sequence[Processor],
     logits: Tensor,
     rows: list[list[int]],
-    steps: list[tuple[str, Tensor]] | None,
+    stages: list[tuple[str, Tensor]] | None,
 ) -> Tensor:
     """The logits after all processors; `rows` are all tokens so far, equally many in each.
 
     Padding never gets here: prompts of unequal length are processed each by itself.
 
     Args:
-        steps: gets the name of each step, and a copy of the logits that it left; None if no trace is asked for.
+        stages: gets the name of each stage, and a copy of the logits that it left; None if no trace is asked for.
     """
     if processors:
         tokens = torch.tensor(rows, device=logits.device)
         for processor in processors:
             logits = processor(logits, tokens)
-            if steps is not None:
-                steps.append((name_of_step(processor), logits.clone()))
+            if stages is not None:
+                stages.append((name_of_stage(processor), logits.clone()))
     return logits

@@ -65,7 +65,7 @@ class Search:
     ended: list[Hypothesis] = field(default_factory=list)  # those that the last step finished
     done: bool = False
     shown: int = 0  # tokens reported as final
-    steps: list[tuple[str, Tensor]] | None = None  # what each processor left, if traces are asked for
+    stages: list[tuple[str, Tensor]] | None = None  # what each processor left, if traces are asked for
 
     @cached_property
     def processors(self) -> list[Processor]:
@@ -83,9 +83,9 @@ class Search:
         Shapes: (R, V)
         """
         logprobs = logits.log_softmax(-1)  # (R, V)
-        self.steps = [] if self.request.trace else None
+        self.stages = [] if self.request.trace else None
         rows = [[*self.request.prompt, *beam.tokens] for beam in self.live]
-        scores = apply(self.processors, logprobs, rows, self.steps)
+        scores = apply(self.processors, logprobs, rows, self.stages)
         totals = scores + scores.new_tensor([[beam.total] for beam in self.live])
         best = totals.max().item()
         if not (self.finished and best == float("-inf")):  # else nothing goes on: what is finished stands
@@ -134,10 +134,10 @@ class Search:
 
     def _traces(self, logprobs: Tensor, parent: int, token: int) -> tuple[TokenTrace, ...]:
         """Those of the parent and one more, if traces are asked for.  Shape: (V,)"""
-        if self.steps is None:
+        if self.stages is None:
             return ()
-        steps = [(name, scores[parent]) for name, scores in self.steps]
-        return (*self.live[parent].traces, explain(logprobs, steps, token))
+        stages = [(name, scores[parent]) for name, scores in self.stages]
+        return (*self.live[parent].traces, explain(logprobs, stages, token))
 
     def _child(self, parent: int, token: int, total: float, logprob: float) -> Hypothesis:
         old = self.live[parent]

@@ -49,8 +49,8 @@ def decode_loop(
         reader.select(rows)
         seen = seen.select(rows)
     while True:
-        chosen = pick(processed_scores(seen, running, strategy), running)
-        yield from add_chosen(chosen, seen.logits, running, sequences)
+        chosen = pick(apply_processors_checked(seen, running, strategy), running)
+        yield from add_and_report(chosen, seen.logits, running, sequences)
         going = [i for i, sequence in enumerate(running) if sequence.finish_reason is None]
         if not going:
             return
@@ -60,46 +60,48 @@ def decode_loop(
         seen = reader.read_next(running)
 
 
-def processed_scores(seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
+def apply_processors_checked(
+    seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy
+) -> Tensor:
     """The scores after each text's own processors: (B, V).
 
     Raises:
         InvalidRequest: no token is left to choose for one of the texts.
     """
-    scores = processed(seen, sequences, strategy)
+    scores = apply_processors(seen, sequences, strategy)
     if scores is not seen.scores:
         require_possible(scores.amax(-1).tolist(), [sequence.request for sequence in sequences])
     return scores
 
 
-def processed(seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
+def apply_processors(seen: Prediction, sequences: Sequence[ActiveSequence], strategy: Strategy) -> Tensor:
     """The scores after each text's own processors, for they see its own tokens: (B, V)."""
     if seen.scores is not seen.logits:
         for sequence, scores in zip(sequences, seen.scores, strict=True):
             sequence.record(name_of(type(strategy)), scores)
     if not any(sequence.processors for sequence in sequences):
         return seen.scores
-    rows = [sequence.processed(scores) for sequence, scores in zip(sequences, seen.scores, strict=True)]
-    if seen.otherwise is not None:
+    rows = [sequence.process(scores) for sequence, scores in zip(sequences, seen.scores, strict=True)]
+    if seen.fallback_scores is not None:
         for i, sequence in enumerate(sequences):
             if rows[i].max() == float("-inf"):
-                sequence.steps.clear()
-                rows[i] = sequence.processed(seen.otherwise[i])
+                sequence.stages.clear()
+                rows[i] = sequence.process(seen.fallback_scores[i])
     return torch.stack(rows)
 
 
-def add_chosen(
+def add_and_report(
     chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence], sequences: Sequence[ActiveSequence]
 ) -> Iterator[Event]:
     """Adds the chosen tokens to the running texts; reports them, and the prompts that are done."""
-    for sequence in added(chosen, logits, running):
+    for sequence in add_tokens(chosen, logits, running):
         yield sequence.last_event()
         if sequence.finish_reason:
             group = [other for other in sequences if other.prompt_index == sequence.prompt_index]
-            yield from finished(group)
+            yield from finished_events(group)
 
 
-def added(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> Iterator[ActiveSequence]:
+def add_tokens(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> Iterator[ActiveSequence]:
     """Adds the chosen tokens to the running texts; each text, once its token is added."""
     logprobs = logits.log_softmax(-1)  # the model's own, whatever the processors did
     reported = logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
@@ -111,7 +113,7 @@ def added(chosen: Tensor, logits: Tensor, running: Sequence[ActiveSequence]) -> 
         yield sequence
 
 
-def finished(group: Sequence[ActiveSequence]) -> Iterator[Finished]:
+def finished_events(group: Sequence[ActiveSequence]) -> Iterator[Finished]:
     """The event that reports a prompt as done, if all its texts are."""
     if all(sequence.finish_reason for sequence in group):
         ranked = sorted((sequence.completion() for sequence in group), key=lambda done: -done.score)

@@ -15,7 +15,9 @@ MARGIN = 1.2  # drafts must promise this much more than plain decoding, for what
 EVIDENCE = 3  # draft tokens that must have been judged, where that costs nothing
 MEMORY = 0.85  # how much each step leaves of what earlier ones said about a text
 FORGETTING = 0.98  # ... where nothing was drafted, so that in time it is tried again
-MOST = 8  # draft tokens that are remembered: long drafts must not outweigh a text that turns to something new
+MAX_REMEMBERED = (
+    8  # draft tokens that are remembered: long drafts must not outweigh a text that turns to something new
+)
 ASSUMED_COST = 1 / 16  # of a plain step: what a draft token is assumed to add until that is measured
 ASSUMED_WEIGHT = 4  # how strongly what is measured is held to that
 
@@ -36,7 +38,7 @@ class Acceptance:
         kept = MEMORY if offered else FORGETTING
         self.accepted = 0.5 * (1 - kept) + kept * self.accepted + accepted
         self.offered = (1 - kept) + kept * self.offered + offered
-        excess = max(1.0, self.offered / MOST)
+        excess = max(1.0, self.offered / MAX_REMEMBERED)
         self.accepted, self.offered = self.accepted / excess, self.offered / excess
 
     def tokens(self, n: int) -> float:
@@ -84,7 +86,7 @@ class StepCost:
 class DraftLength:
     """Chooses the number of draft tokens, the same for all texts of a batch, for they are read in one pass.
 
-    The number with the most expected tokens per second is chosen; none where plain decoding is as good. What
+    The number with the most expected tokens per second is chosen; none unless drafts promise `MARGIN` times the speed of plain decoding. What
     is accepted is measured for each text, what steps cost for each size of the batch anew.
 
     Args:

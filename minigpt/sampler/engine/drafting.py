@@ -19,7 +19,7 @@ from minigpt.options import HUGE, option
 from minigpt.sampler.choosing import Choosing
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose
-from minigpt.sampler.engine.decode_loop import add_chosen, processed_scores
+from minigpt.sampler.engine.decode_loop import add_and_report, apply_processors_checked
 from minigpt.sampler.engine.draft_length import DraftLength, matching
 from minigpt.sampler.engine.reader import ModelReader, Prediction, ids, padding
 from minigpt.sampler.events import Cache, Event, LanguageModel, PrefillDone, Request
@@ -92,7 +92,7 @@ class RewindingReader(ModelReader):
         return self.model.unembed(self.model.hidden_states(tokens, self.cache)).float()
 
 
-def drafted(
+def decode_with_drafts(
     model: LanguageModel,
     requests: Sequence[Request],
     strategy: DraftOptions,
@@ -164,8 +164,8 @@ def _verify(
     while going:
         rows = torch.stack([logits[i, n - len(drafts[i]) - 1] for i in going])
         some = [sequences[i] for i in going]
-        chosen = choose(processed_scores(Prediction(rows, rows), some, strategy), some)
-        yield from add_chosen(chosen, rows, some, some)
+        chosen = choose(apply_processors_checked(Prediction(rows, rows), some, strategy), some)
+        yield from add_and_report(chosen, rows, some, some)
         accepted = {
             i for i, token in zip(going, chosen.tolist(), strict=True) if drafts[i][n : n + 1] == [token]
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
-from minigpt.sampler.engine.choice import first_of_the_best, most_likely, require_possible
+from minigpt.sampler.engine.choice import argmax_within_rounding, require_possible, top_k_ids
 from minigpt.sampler.engine.reader import Prediction, left_padded_batch
 from minigpt.sampler.events import LanguageModel
 from minigpt.sampler.registry import name_of
@@ -59,7 +59,7 @@ class Candidates:
         logits = self.model.unembed(self.states).float()
         return torch.stack(
             [
-                torch.stack([sequence.processed(row) for sequence, row in zip(sequences, rows, strict=True)])
+                torch.stack([sequence.process(row) for sequence, row in zip(sequences, rows, strict=True)])
                 for sequences, rows in zip(self.extended(), logits, strict=True)
             ]
         )
@@ -103,7 +103,7 @@ class LookAhead(ABC):
         Shapes: (B, V) processed, B texts  ->  (B,)
         """
         require_possible(scores.amax(-1).tolist(), [sequence.request for sequence in sequences])
-        likely = torch.stack([most_likely(row, self.k) for row in scores])  # (B, K)
+        likely = torch.stack([top_k_ids(row, self.k) for row in scores])  # (B, K)
         chosen = likely[:, 0].clone()
         n_positions = self.model.config.n_positions
         rows = [i for i, sequence in enumerate(sequences) if len(sequence.token_ids) < n_positions]
@@ -115,7 +115,7 @@ class LookAhead(ABC):
             candidates = Candidates(self.model, rows, some, scores[rows], likely[rows], self.states)
             values = self.weigh(candidates)
             values = values.masked_fill(values.isnan() | (candidates.own_scores() == RULED_OUT), RULED_OUT)
-            best = first_of_the_best(values)
+            best = argmax_within_rounding(values)
             chosen[rows] = likely[rows, best]
             self.places = {i: (at, j) for at, (i, j) in enumerate(zip(rows, best.tolist(), strict=True))}
             self._record(candidates, values)

@@ -17,7 +17,7 @@ from minigpt.sampler.events import Cache, LanguageModel, Request
 class Prediction:
     """What follows each text: the model's own logits, and the scores that a strategy makes of them.
 
-    The processors act on the scores. Where they rule out all that the scores leave, they act on `otherwise`
+    The processors act on the scores. Where they rule out all that the scores leave, they act on `fallback_scores`
     instead, if there is such.
 
     Shapes: (B, V) all
@@ -25,12 +25,14 @@ class Prediction:
 
     logits: Tensor
     scores: Tensor
-    otherwise: Tensor | None = None
+    fallback_scores: Tensor | None = None
 
     def select(self, rows: Sequence[int]) -> Prediction:
         logits, rows = self.logits[list(rows)], list(rows)
         scores = logits if self.scores is self.logits else self.scores[rows]
-        return Prediction(logits, scores, None if self.otherwise is None else self.otherwise[rows])
+        return Prediction(
+            logits, scores, None if self.fallback_scores is None else self.fallback_scores[rows]
+        )
 
 
 class Reader(Protocol):
@@ -65,7 +67,7 @@ class RowReader(Reader, Protocol):
         """The memory that one token of one text takes."""
 
     def replace(
-        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[Known]
+        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[SharedPrefix]
     ) -> Prediction:
         """Reads the prompts of new texts; text i takes row `rows[i]`, and `known[i]` of it has been read."""
 
@@ -74,7 +76,7 @@ class RowReader(Reader, Protocol):
 
 
 @dataclass(frozen=True)
-class Known:
+class SharedPrefix:
     """The first `n` tokens of a prompt have been read: they are the first ones of this row, too."""
 
     row: int = 0
@@ -115,7 +117,7 @@ class ModelReader:
         return n_bytes
 
     def replace(
-        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[Known]
+        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[SharedPrefix]
     ) -> Prediction:
         prompts = [sequence.request.prompt for sequence in sequences]
         pads, longest = padding(prompts), max(map(len, prompts))
@@ -126,7 +128,7 @@ class ModelReader:
         fresh.begin_with(self.cache, [has.row for has in known], begin)
         texts = [([0] * n + list(prompt))[begin:] for n, prompt in zip(pads, prompts, strict=True)]
         prediction = self.predict(ids(texts, self.model), fresh)
-        self.cache.take(rows, fresh)
+        self.cache.replace_rows(rows, fresh)
         return prediction
 
     def make_room(self) -> None:

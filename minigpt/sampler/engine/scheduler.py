@@ -17,9 +17,9 @@ from minigpt.errors import InvalidRequest
 from minigpt.lazy import torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose, require_possible
-from minigpt.sampler.engine.decode_loop import added, finished, processed
+from minigpt.sampler.engine.decode_loop import add_tokens, apply_processors, finished_events
 from minigpt.sampler.engine.prefix import common_prefix
-from minigpt.sampler.engine.reader import Known, Prediction, RowReader
+from minigpt.sampler.engine.reader import Prediction, RowReader, SharedPrefix
 from minigpt.sampler.events import Failed, Finished, Request
 from minigpt.sampler.strategy import Strategy
 
@@ -139,7 +139,7 @@ class Scheduler:
 
     def _add(self, seen: Prediction, sequences: Sequence[ActiveSequence]) -> Iterator[Finished | Failed]:
         """Chooses a token for each text; which prompts are finished by it, or have failed."""
-        scores = processed(seen, sequences, self.strategy)
+        scores = apply_processors(seen, sequences, self.strategy)
         best = scores.amax(-1).tolist()
         if not all(map(math.isfinite, best)):
             for sequence, score in zip(sequences, best, strict=True):
@@ -148,9 +148,9 @@ class Scheduler:
             if not going:
                 return
             sequences, scores, seen = [sequences[i] for i in going], scores[going], seen.select(going)
-        for sequence in added(choose(scores, sequences), seen.logits, sequences):
+        for sequence in add_tokens(choose(scores, sequences), seen.logits, sequences):
             if sequence.finish_reason:
-                for event in finished(self._groups[sequence.prompt_index]):
+                for event in finished_events(self._groups[sequence.prompt_index]):
                     del self._groups[sequence.prompt_index]
                     yield event
 
@@ -178,12 +178,12 @@ def _length(sequence: ActiveSequence) -> int:
     return len(sequence.request.prompt) + sequence.request.max_new_tokens - 1
 
 
-def in_one_pass(prompts: Sequence[Tokens], known: Sequence[Known]) -> list[int]:
+def in_one_pass(prompts: Sequence[Tokens], known: Sequence[SharedPrefix]) -> list[int]:
     """Which of some prompts to read in the next pass: the one that has most to read, and those nearly as long.
 
     What two of them share is read once only: so one of them waits for the next pass, where it is known.
 
-    >>> in_one_pass([(1,) * 9, (2,) * 70, (3,) * 90, (2,) * 60], [Known()] * 4)
+    >>> in_one_pass([(1,) * 9, (2,) * 70, (3,) * 90, (2,) * 60], [SharedPrefix()] * 4)
     [2, 1]
     """
     unread = [len(prompt) - has.n for prompt, has in zip(prompts, known, strict=True)]
@@ -196,10 +196,10 @@ def in_one_pass(prompts: Sequence[Tokens], known: Sequence[Known]) -> list[int]:
     return chosen
 
 
-def _known(prompt: Tokens, texts: Sequence[Tokens]) -> Known:
+def _known(prompt: Tokens, texts: Sequence[Tokens]) -> SharedPrefix:
     """The row whose text begins as a prompt does for longest; the prompt's last token is read in any case."""
     n, row = max(((shared(prompt[:-1], text), row) for row, text in enumerate(texts)), default=(0, 0))
-    return Known(row, n)
+    return SharedPrefix(row, n)
 
 
 def shared(a: Tokens, b: Tokens) -> int:

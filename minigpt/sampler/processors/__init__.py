@@ -36,7 +36,7 @@ from minigpt.sampler.processors.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
-from minigpt.sampler.processors.processor import RULED_OUT, Processor, Step, TextContext, name_of_step
+from minigpt.sampler.processors.processor import RULED_OUT, Processor, Stage, TextContext, name_of_stage
 from minigpt.sampler.processors.watermark import Watermark
 from minigpt.sampler.processors.xtc import XTC
 
@@ -61,7 +61,7 @@ __all__ = [
     "PresencePenalty",
     "Processor",
     "RepetitionPenalty",
-    "Step",
+    "Stage",
     "Temperature",
     "TextContext",
     "TopK",
@@ -70,5 +70,5 @@ __all__ = [
     "Typical",
     "Watermark",
     "chain",
-    "name_of_step",
+    "name_of_stage",
 ]

@@ -34,11 +34,11 @@ from minigpt.sampler.processors.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
-from minigpt.sampler.processors.processor import Checked, Processor, Step, TextContext
+from minigpt.sampler.processors.processor import Checked, Processor, Stage, TextContext
 from minigpt.sampler.processors.watermark import Watermark, WatermarkOptions
 from minigpt.sampler.processors.xtc import XTC, XTCOptions
 
-ORDER: tuple[type[Step], ...] = (
+ORDER: tuple[type[Stage], ...] = (
     LogitBias,
     RepetitionPenalty,
     PresencePenalty,
@@ -76,9 +76,9 @@ class SamplingOptions(MirostatOptions, XTCOptions, CutoffOptions):
 
 
 class HasProcessors(Protocol):
-    """What `chain` asks of a strategy, beside the options of the steps that it has."""
+    """What `chain` asks of a strategy, beside the options of the stages that it has."""
 
-    def own_processors(self, context: TextContext) -> Iterable[tuple[type[Step], Processor]]: ...
+    def own_processors(self, context: TextContext) -> Iterable[tuple[type[Stage], Processor]]: ...
 
 
 def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int = 1) -> list[Processor]:
@@ -87,23 +87,23 @@ def chain(strategy: HasProcessors, request: Request, index: int = 0, keep: int =
     One text, or the beams of one prompt, need one chain from beginning to end: Mirostat remembers.
 
     Args:
-        strategy: takes part in the steps whose options it has: one that never samples has no temperature.
+        strategy: takes part in the stages whose options it has: one that never samples has no temperature.
         request: the prompt, and what ends its texts.
         index: which of its prompt's texts this is.
         keep: how many tokens the cut-offs leave at least.
 
     Raises:
-        TypeError: the strategy puts a processor of its own before something that is no step.
+        TypeError: the strategy puts a processor of its own before something that is no stage.
     """
     context = TextContext(request, index, keep)
     own = list(strategy.own_processors(context))
     if misplaced := [place for place, _ in own if place not in ORDER]:
         raise TypeError(
-            f"{type(strategy).__name__}.own_processors: {misplaced[0]} is no step of the order; name one of ORDER"
+            f"{type(strategy).__name__}.own_processors: {misplaced[0]} is no stage of the order; name one of ORDER"
         )
-    steps: list[Processor] = []
-    for step in ORDER:
-        steps += [Checked(processor) for place, processor in own if place is step]
-        if isinstance(strategy, step.options):
-            steps += step.for_text(strategy, context)
-    return steps
+    processors: list[Processor] = []
+    for stage in ORDER:
+        processors += [Checked(processor) for place, processor in own if place is stage]
+        if isinstance(strategy, stage.options):
+            processors += stage.for_text(strategy, context)
+    return processors

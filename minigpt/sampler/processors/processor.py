@@ -31,7 +31,7 @@ class TextContext:
         return self.request.end_tokens
 
 
-class Step(Protocol):
+class Stage(Protocol):
     """A class of processors, as `order.ORDER` lists them: it knows its options, and what they ask for."""
 
     options: ClassVar[type]
@@ -49,7 +49,7 @@ class Checked:
 
     @property
     def __name__(self) -> str:
-        return name_of_step(self.processor)
+        return name_of_stage(self.processor)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         out = self.processor(logits.clone(), tokens.clone())
@@ -64,7 +64,7 @@ class Checked:
         )
 
 
-def name_of_step(processor: Processor) -> str:
+def name_of_stage(processor: Processor) -> str:
     """What a trace calls a processor: a function's own name, or that of its class."""
     name: str = getattr(processor, "__name__", type(processor).__name__)
     return name

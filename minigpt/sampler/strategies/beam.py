@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from minigpt.errors import InvalidRequest
 from minigpt.options import option
 from minigpt.sampler.engine.beam_search import Choose, Search
-from minigpt.sampler.engine.choice import most_likely
+from minigpt.sampler.engine.choice import top_k_ids
 from minigpt.sampler.engine.reader import ids, read_prompts
 from minigpt.sampler.events import (
     BeamExtension,
@@ -85,7 +85,7 @@ class Beam(Strategy):
 
     def chooser(self, request: Request) -> Choose:
         """How one prompt's search chooses among all continuations of its beams."""
-        return lambda totals, n, position: most_likely(totals, n)
+        return lambda totals, n, position: top_k_ids(totals, n)
 
     def alone(self) -> Strategy:
         """The strategy that a single beam is: greedy decoding."""

@@ -12,7 +12,7 @@ from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.options import Kind, option
 from minigpt.sampler.engine.beam_search import Hypothesis, Search
-from minigpt.sampler.engine.choice import ranked, require_possible
+from minigpt.sampler.engine.choice import require_possible, top_k_within_rounding
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import Loaded, are_ids, spelling
 from minigpt.sampler.strategies.beam import Beam
@@ -196,10 +196,10 @@ class ConstrainedSearch(Search):
         found = {
             row * vocab_size + token
             for row, beam in enumerate(self.live)
-            for token in (*ranked(totals[row], n), *self.goal.next_tokens(beam.tokens))
+            for token in (*top_k_within_rounding(totals[row], n), *self.goal.next_tokens(beam.tokens))
         }
         chosen = torch.tensor(sorted(found), device=totals.device)
-        return chosen[ranked(totals.flatten()[chosen], len(chosen))]
+        return chosen[top_k_within_rounding(totals.flatten()[chosen], len(chosen))]
 
     def ending(self, grown: list[Hypothesis]) -> list[Hypothesis]:
         return super().ending([hypothesis for hypothesis in grown if not self.goal.unmet(hypothesis.tokens)])

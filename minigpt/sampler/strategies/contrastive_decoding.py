@@ -9,7 +9,7 @@ from minigpt.options import REQUIRED, option
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.contrast import ContrastMixin, contrast
 from minigpt.sampler.engine.decode_loop import decode_loop
-from minigpt.sampler.engine.reader import Known, ModelReader, Prediction
+from minigpt.sampler.engine.reader import ModelReader, Prediction, SharedPrefix
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
 from minigpt.sampler.strategy import SecondModel
@@ -74,7 +74,7 @@ class TwoReaders:
         return self.expert.bytes_per_token() + self.amateur.bytes_per_token()
 
     def replace(
-        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[Known]
+        self, rows: Sequence[int], sequences: Sequence[ActiveSequence], known: Sequence[SharedPrefix]
     ) -> Prediction:
         expert, amateur = (reader.replace(rows, sequences, known) for reader in (self.expert, self.amateur))
         return self._contrast(expert, amateur)

@@ -24,8 +24,7 @@ class DiverseBeam(Beam):
     The `num_beams` beams are shared among `num_beam_groups`, each a beam search of its own. At every step the
     groups go one after the other, and a token's log-probability loses `diversity_penalty` for each beam of
     the groups before that has just chosen it; then the other processors act. What was lost stays in the
-    text's score. The best text of each group is returned before
-    a second of any.
+    text's score. The result has the best text of every group before the second best of any.
 
     Source: Vijayakumar et al. 2018 (diverse beam search), section 4, with the Hamming diversity of section 5.1.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minigpt.options import HUGE, option
 from minigpt.sampler.engine.active_sequence import ActiveSequence
-from minigpt.sampler.engine.drafting import DraftOptions, drafted, room
+from minigpt.sampler.engine.drafting import DraftOptions, decode_with_drafts, room
 from minigpt.sampler.events import Event, LanguageModel, Request
 
 
@@ -34,7 +34,7 @@ class PromptLookup(DraftOptions):
     max_ngram: int = option(3, "longest n-gram to match in the context", group="strategy", least=1, most=64)
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return drafted(model, requests, self, lambda sequences: Lookup(self.max_ngram, sequences))
+        return decode_with_drafts(model, requests, self, lambda sequences: Lookup(self.max_ngram, sequences))
 
 
 class Lookup:

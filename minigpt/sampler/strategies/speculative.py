@@ -10,7 +10,7 @@ from minigpt.lazy import Tensor, torch
 from minigpt.options import REQUIRED, option
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose
-from minigpt.sampler.engine.drafting import DraftOptions, RewindingReader, drafted, room
+from minigpt.sampler.engine.drafting import DraftOptions, RewindingReader, decode_with_drafts, room
 from minigpt.sampler.engine.prefix import common_prefix
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.option_values import MODEL
@@ -42,7 +42,7 @@ class Speculative(DraftOptions):
         return [SecondModel("draft", self.draft, optional=True)]
 
     def decode(self, model: LanguageModel, requests: Sequence[Request]) -> Iterator[Event]:
-        return drafted(model, requests, self, partial(DraftModel, self, model.config.vocab_size))
+        return decode_with_drafts(model, requests, self, partial(DraftModel, self, model.config.vocab_size))
 
 
 class DraftModel:
@@ -124,7 +124,7 @@ class DraftModel:
 
     def _add(self, sequence: ActiveSequence, logits: Tensor, draft: list[int]) -> None:
         """Adds a token to the draft, unless it has come to an end."""
-        scores = logits if sequence.finish_reason else sequence.processed(logits)
+        scores = logits if sequence.finish_reason else sequence.process(logits)
         if sequence.finish_reason or not scores.max().isfinite():
             sequence.finish_reason = sequence.finish_reason or "nothing to draft"
             sequence.tokens.append(0)  # any: its row stays in the batch and is read on, but not written

@@ -96,7 +96,7 @@ def test_the_bits_are_those_of_the_blocks(
     model = new_model(**options)
     fast = logits_of(model, rows, pad)
     assert len(steps) == 5
-    monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
+    monkeypatch.setattr(plain_pass, "blocks_are_plain", lambda *_: False)
     plain = logits_of(model, rows, pad)
     assert len(steps) == 5
     assert torch.equal(fast, plain)
@@ -110,7 +110,7 @@ def test_packed_weights_give_the_same_bits(
     model = quantized(new_model(), kind, monkeypatch)
     fast = logits_of(model, rows, pad)
     assert len(steps) == 5
-    monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
+    monkeypatch.setattr(plain_pass, "blocks_are_plain", lambda *_: False)
     assert torch.equal(fast, logits_of(model, rows, pad))
 
 
@@ -124,7 +124,7 @@ def test_long_prompts_give_the_same_bits(
     tokens = torch.randint(61, (1, n_tokens), generator=torch.Generator().manual_seed(1))
     fast = model.hidden_states(tokens, model.new_cache(n_tokens))
     assert len(steps) == 1
-    monkeypatch.setattr(plain_pass, "applies", lambda *_: False)
+    monkeypatch.setattr(plain_pass, "blocks_are_plain", lambda *_: False)
     assert torch.equal(fast, model.hidden_states(tokens, model.new_cache(n_tokens)))
 
 

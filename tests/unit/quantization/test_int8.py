@@ -160,7 +160,7 @@ def test_inputs_that_nobody_expected_to_be_large_leave_the_others_their_precisio
 
 
 @torch.no_grad()
-def test_a_channel_that_is_always_larger_is_evened_out() -> None:
+def test_a_channel_that_is_always_larger_is_smoothed() -> None:
     """Its weights are as much smaller: unless they are made larger, their 8 bits are lost."""
     weight, rows = random(N_OUT, N_IN), random(50, N_IN, seed=3)
     size = torch.ones(N_IN)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minigpt.quantization import KINDS, float16, int8
+from minigpt.quantization import WEIGHT_FORMATS, float16, int8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_FORMATS)
 @pytest.mark.skipif(
     not (int8.packing_is_exact() and float16.can_pack()), reason="needs packed weights: x86 with VNNI"
 )
@@ -17,7 +17,7 @@ def test_a_packed_weight_is_not_asked_whether_it_overrides_operations(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For it has no answer but exceptions, at every product."""
-    linear = KINDS[kind].linear(torch.randn(64, 96), torch.zeros(64), torch.ones(96))
+    linear = WEIGHT_FORMATS[kind].linear(torch.randn(64, 96), torch.zeros(64), torch.ones(96))
     expected = linear(torch.ones(2, 96))
     answer = classmethod(lambda *_: pytest.fail("asked"))
     monkeypatch.setattr(torch.ScriptObject, "__torch_function__", answer, raising=False)

@@ -80,7 +80,7 @@ def test_only_plausible_tokens_are_contrasted() -> None:
     prediction = contrast(better, better, worse, 0.5)
     expected = torch.tensor([[2, 1, 0, 0], [0.5, 1, 2, 2]]).log()
     assert prediction.scores.equal(expected)
-    assert prediction.otherwise is better
+    assert prediction.fallback_scores is better
 
 
 def test_if_no_plausible_token_is_left_the_likeliest_of_the_others_is_taken() -> None:

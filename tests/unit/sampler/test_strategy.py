@@ -22,7 +22,7 @@ from minigpt.sampler.processors import (
     ORDER,
     LogitBias,
     Processor,
-    Step,
+    Stage,
     Temperature,
     TextContext,
     TopK,
@@ -216,7 +216,7 @@ class Annealed(Sample):
     hot: float = option(1.5, "first temperature", group="sampling", above=0, most=9)
     cooling: int = option(20, "tokens until the temperature is 1", group="sampling", least=1)
 
-    def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]:
+    def own_processors(self, text: TextContext) -> Iterable[tuple[type[Stage], Processor]]:
         yield Temperature, Cooling(self.hot, self.cooling, text.prompt_length)
 
 
@@ -237,11 +237,11 @@ def test_a_strategy_brings_a_processor_that_has_its_place_in_the_order() -> None
 
 def test_a_place_that_is_none_is_refused() -> None:
     class Lost(Greedy):
-        def own_processors(self, text: TextContext) -> Iterable[tuple[type[Step], Processor]]:
+        def own_processors(self, text: TextContext) -> Iterable[tuple[type[Stage], Processor]]:
             yield Cooling, lambda logits, tokens: logits  # type: ignore[misc]
 
     with pytest.raises(
-        TypeError, match=r"^Lost.own_processors: .*Cooling'> is no step of the order; name one of ORDER$"
+        TypeError, match=r"^Lost.own_processors: .*Cooling'> is no stage of the order; name one of ORDER$"
     ):
         Lost()
 

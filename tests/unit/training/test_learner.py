@@ -106,7 +106,7 @@ def test_a_state_is_shared_and_enough_to_go_on() -> None:
 
 
 def test_half_precision_is_for_products_alone() -> None:
-    settings = Settings(lr=0.01, steps=10, batch_size=8).settled(16)
+    settings = Settings(lr=0.01, steps=10, batch_size=8).with_defaults(16)
     tokens = numbers()
     half = Learner(new_model(), Windows(tokens, 16, 0), settings, "bfloat16", Processes())
     whole = learner(warmup=None)

@@ -17,9 +17,9 @@ def sharded(tmp_path: Path) -> RunRequest:
 
 
 def test_one_process_of_torchrun_begins_a_run_that_others_can_join(sharded: RunRequest) -> None:
-    alone = sharded.for_processes(1).settings.settled(768)
+    alone = sharded.for_processes(1).settings.with_defaults(768)
     assert not alone.shard
-    assert alone.optimizer == sharded.settings.settled(768).optimizer == "adamw"
+    assert alone.optimizer == sharded.settings.with_defaults(768).optimizer == "adamw"
     assert sharded.for_processes(2) is sharded
 
 

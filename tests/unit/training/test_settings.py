@@ -76,39 +76,39 @@ def test_flags_that_do_not_go_together() -> None:
 
 def test_defaults_that_follow_from_others() -> None:
     scratch, full, adapter = (
-        Settings(**how).settled(768) for how in ({}, {"init": "x"}, {"init": "x", "lora": 4})
+        Settings(**how).with_defaults(768) for how in ({}, {"init": "x"}, {"init": "x", "lora": 4})
     )
     assert (scratch.lr, full.lr, adapter.lr) == (6e-4, 1e-4, 5e-4)
-    assert [Settings().settled(width).lr for width in (192, 16)] == [2.4e-3, 5e-3]
-    assert Settings(steps=500).settled(768).warmup == 25
-    given = Settings(lr=0.0, warmup=0).settled(768)
+    assert [Settings().with_defaults(width).lr for width in (192, 16)] == [2.4e-3, 5e-3]
+    assert Settings(steps=500).with_defaults(768).warmup == 25
+    given = Settings(lr=0.0, warmup=0).with_defaults(768)
     assert (given.lr, given.warmup) == (0.0, 0)
-    assert given.settled(192) == given
+    assert given.with_defaults(192) == given
 
 
 def test_muon_trains_new_models_and_adamw_all_others() -> None:
-    new, tuned, sharded = (Settings(**how).settled(768) for how in ({}, {"init": "x"}, {"shard": True}))
+    new, tuned, sharded = (Settings(**how).with_defaults(768) for how in ({}, {"init": "x"}, {"shard": True}))
     assert [s.optimizer for s in (new, tuned, sharded)] == ["muon", "adamw", "adamw"]
     assert (new.adamw_lr, tuned.adamw_lr) == (3e-4, None)
-    assert Settings(lr=0.1, optimizer="muon", init="x").settled(768).adamw_lr == 0.05
-    assert Settings(adamw_lr=0.2).settled(768).adamw_lr == 0.2
+    assert Settings(lr=0.1, optimizer="muon", init="x").with_defaults(768).adamw_lr == 0.05
+    assert Settings(adamw_lr=0.2).with_defaults(768).adamw_lr == 0.2
 
 
 def test_a_run_keeps_its_optimiser_when_it_is_sharded() -> None:
-    assert Settings(shard=True).settled(768).optimizer == "adamw"
-    assert Settings(shard=True, optimizer="muon").settled(768).optimizer == "muon"
-    assert Settings().settled(768).resumed({"shard": True}).settled(768).optimizer == "muon"
+    assert Settings(shard=True).with_defaults(768).optimizer == "adamw"
+    assert Settings(shard=True, optimizer="muon").with_defaults(768).optimizer == "muon"
+    assert Settings().with_defaults(768).with_changes({"shard": True}).with_defaults(768).optimizer == "muon"
 
 
 def test_only_wsd_has_a_decay() -> None:
-    assert Settings(steps=500).settled(768).decay is None
-    assert Settings(steps=500, schedule="wsd").settled(768).decay == 100
-    assert Settings(steps=500, schedule="wsd", decay=7).settled(768).decay == 7
+    assert Settings(steps=500).with_defaults(768).decay is None
+    assert Settings(steps=500, schedule="wsd").with_defaults(768).decay == 100
+    assert Settings(steps=500, schedule="wsd", decay=7).with_defaults(768).decay == 7
 
 
 def test_optimisers_and_schedules_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="--adamw-lr is the rate beside Muon: with --optimizer adamw, give"):
-        Settings(init="x", adamw_lr=0.1).settled(768)
+        Settings(init="x", adamw_lr=0.1).with_defaults(768)
     with pytest.raises(ValueError, match="--decay 7 belongs to --schedule wsd: add it, or leave --decay out"):
         Settings(decay=7)
 
@@ -140,7 +140,7 @@ def test_a_shape_is_the_named_one_with_what_is_given() -> None:
 
 def test_a_run_keeps_what_decides_its_result() -> None:
     run = Settings(data=("a.txt",), batch_size=4, lr=0.1, warmup=3, init="gpt2")
-    again = run.resumed({"steps": 9, "data": ("b.txt",), "batch_size": 4, "device": "cpu"})
+    again = run.with_changes({"steps": 9, "data": ("b.txt",), "batch_size": 4, "device": "cpu"})
     assert again == replace(run, steps=9, data=("b.txt",), device="cpu")
     fixed = {
         "batch_size": 8, "accumulate": 2, "lr": 0.2, "warmup": 4, "seed": 1, "dropout": 0.1, "context": 8, "lora": 2,
@@ -153,9 +153,9 @@ def test_a_run_keeps_what_decides_its_result() -> None:
             f"{flag_of(name)} {value}: this run began with {getattr(run, name)}, and keeps it to its end"
         )
         with pytest.raises(ValueError, match=message):
-            run.resumed({name: value})
+            run.with_changes({name: value})
     with pytest.raises(ValueError, match="--teacher a, b: this run began with None, and keeps it to its end"):
-        run.resumed({"teacher": ("a", "b")})
+        run.with_changes({"teacher": ("a", "b")})
     fixed["teacher"] = ("a", "b")
     free = {"data", "token_cache", "steps", "eval_every", "checkpoint_every", "keep_every", "logger", "device", "threads",
             "compile", "gradient_checkpointing", "shard", "decay"}  # fmt: skip
@@ -165,11 +165,11 @@ def test_a_run_keeps_what_decides_its_result() -> None:
 
 def test_a_held_out_file_may_have_moved_but_not_become_a_share() -> None:
     shared, file = Settings(val="0.05"), Settings(val="a.txt")
-    assert file.resumed({"val": "b.txt"}).val == "b.txt"
-    assert shared.resumed({"val": "0.05"}) == shared
+    assert file.with_changes({"val": "b.txt"}).val == "b.txt"
+    assert shared.with_changes({"val": "0.05"}) == shared
     for run, val in ((shared, "a.txt"), (file, "0.05"), (shared, "0.1")):
         with pytest.raises(ValueError, match=f"--val {val}: this run began with {run.val}, and keeps it"):
-            run.resumed({"val": val})
+            run.with_changes({"val": val})
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_an_alpha_belongs_to_an_adapter_and_is_above_0(how: dict[str, Any], mess
 
 
 def test_a_weight_belongs_to_a_teacher_and_each_teacher_counts_once() -> None:
-    assert Settings(teacher=("a",)).settled(768).teacher_weight == 0.5
-    assert Settings(teacher=("a",), teacher_weight=1.0).settled(768).teacher_weight == 1
-    assert Settings().settled(768).teacher_weight is None
+    assert Settings(teacher=("a",)).with_defaults(768).teacher_weight == 0.5
+    assert Settings(teacher=("a",), teacher_weight=1.0).with_defaults(768).teacher_weight == 1
+    assert Settings().with_defaults(768).teacher_weight is None
     with pytest.raises(ValueError, match=r"--teacher-weight 0\.5 weighs a teacher: add --teacher MODEL"):
         Settings(teacher_weight=0.5)
     with pytest.raises(ValueError, match="--teacher a is given more than once: give it once"):

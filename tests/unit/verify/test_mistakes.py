@@ -390,7 +390,7 @@ def test_greedy_text_that_is_not_the_likeliest(tmp_path: Path, monkeypatch: pyte
 
 
 def test_rows_that_are_mixed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = KVCache.take
+    right = KVCache.replace_rows
     wrong = lambda self, rows, other: right(self, [self.rows - 1 - row for row in rows], other)  # noqa: E731
-    monkeypatch.setattr(KVCache, "take", wrong)
+    monkeypatch.setattr(KVCache, "replace_rows", wrong)
     assert "many prompts side by side, as alone: " in complaints(save(tmp_path))

@@ -13,7 +13,7 @@ from minigpt import InvalidRequest
 from minigpt.sampler import Greedy, Sample, generate
 from minigpt.sampler.batches import continuously, decode_many, in_batches
 from minigpt.sampler.engine import scheduler
-from minigpt.sampler.engine.reader import Known
+from minigpt.sampler.engine.reader import SharedPrefix
 from minigpt.sampler.engine.scheduler import in_one_pass
 from minigpt.sampler.events import Failed, Finished, Request
 from minigpt.sampler.requests import prepare
@@ -138,7 +138,7 @@ def test_rows_that_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_prompts_of_one_pass_are_of_like_length(lengths: list[int], chosen: list[int]) -> None:
     prompts = [(i,) * n for i, n in enumerate(lengths)]
-    assert in_one_pass(prompts, [Known()] * len(prompts)) == chosen
+    assert in_one_pass(prompts, [SharedPrefix()] * len(prompts)) == chosen
 
 
 def test_generate_decodes_long_lists_so() -> None:
