@@ -332,7 +332,7 @@ class GPT2(nn.Module):
             warnings.warn(f"{directory}: wte and lm_head differ; loading them untied", stacklevel=2)
             config = replace(config, tie_word_embeddings=False)
         with torch.device("meta"), weights.SkipInitialisation():
-            model = cls(config)
+            model = cls(config).float()  # whatever torch's default dtype is
         if stored:
             quantization.prepare(model, stored)
         with quantization.in_huge_pages() if stored else nullcontext():

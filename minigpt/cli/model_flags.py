@@ -101,9 +101,9 @@ class ModelFlags:
             digest.update(f"{path.name} {hub.sha256(path)}\n".encode())
         return digest.hexdigest()
 
-    def load_beside(self, name_or_dir: str) -> tuple[GPT2, Tokenizer]:
-        """Another model, where and how the flags ask for the first one."""
-        return replace(self, model=name_or_dir, tokenizer=None, revision=None).load()
+    def beside(self, name_or_dir: str) -> ModelFlags:
+        """The flags of another model, which is to be where and as the first one is."""
+        return replace(self, model=name_or_dir, tokenizer=None, revision=None)
 
 
 def add_model_flags(parser: Parser) -> None:

@@ -31,7 +31,7 @@ class Loaded:
 
     def other_model(self, name_or_dir: str) -> LanguageModel:
         """A second model, where the first one is; its tokens must mean the same."""
-        model, tokenizer = self.wanted.load_beside(name_or_dir)
+        model, tokenizer = self.wanted.beside(name_or_dir).load()
         differing = (
             i
             for i in range(max(self.tokenizer.vocab_size, tokenizer.vocab_size))

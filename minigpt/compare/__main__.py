@@ -34,7 +34,7 @@ def compare(args: argparse.Namespace) -> int:
     check_fit(prompts, settings.max_new_tokens, model.config.n_positions)
     loaded = Loaded(settings.model, tokenizer)
     methods = [(method, method.strategy(loaded)) for method in settings.methods]
-    judge = None if settings.judge is None else Judge(*settings.model.load_beside(settings.judge))
+    judge = None if settings.judge is None else Judge(*settings.model.beside(settings.judge).load())
     comparison = Comparison(settings, tokenizer, Measure(model, tokenizer, prompts, judge))
     comparison.run(methods)
     return show(comparison)

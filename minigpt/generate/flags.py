@@ -26,7 +26,7 @@ The text goes to stdout, everything else to stderr. Several texts are separated 
 The default model is bundled and writes fairy tales; --model gpt2 downloads OpenAI's.
 """
 MANY = """A text's random numbers follow from --seed and its prompt's id: the one given, or the file's name, a colon and
-the number of its line. Workers, shards, restarts and the order of arrival change no token."""
+the number of its line. Workers, shards, restarts and the order of arrival change no token (--dtype bfloat16 may)."""
 EPILOG = """strategies:
 {strategies}
 

@@ -14,6 +14,7 @@ from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.outputs import reason
 from minigpt.generate.settings import GenerateSettings
 from minigpt.options import flag_of, options_of
+from minigpt.sampler.option_values import MODEL
 
 SUFFIXES = (".jsonl", ".txt")
 CHUNK = 1 << 20  # bytes read at once
@@ -73,7 +74,27 @@ def flags_of(settings: GenerateSettings) -> dict[str, str]:
     values |= {flag_of(name): getattr(settings, name) for name in names}
     values["--strategy"] = settings.strategy.name
     values.pop("--seed", None)
-    return {flag: str(value) for flag, value in values.items() if value not in (None, False, ())}
+    return {flag: str(value) for flag, value in values.items() if _was_given(value)}
+
+
+def _was_given(value: object) -> bool:
+    """Whether a flag's value is one: 0 is.
+
+    >>> [_was_given(value) for value in (0, 0.0, "", None, False, ())]
+    [True, True, True, False, False, False]
+    """
+    return value is not None and value is not False and value != ()
+
+
+def second_models(settings: GenerateSettings) -> dict[str, str]:
+    """The sha256 of each model that the flags name beside the first one, by its flag.
+
+    Raises:
+        Failure: there is no such model.
+    """
+    kind, given = settings.strategy.kind, settings.strategy.flags
+    named = {name: getattr(given, name) for name, option in options_of(kind).items() if option.kind is MODEL}
+    return {flag_of(name): settings.model.beside(model).sha256() for name, model in named.items() if model}
 
 
 def check_same(file: str, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from minigpt.cli.terminal import is_terminal, utf8, write_out
 from minigpt.data.prompt_rows import PromptRow, RejectedRow, read_rows
 from minigpt.generate import growing_file
 from minigpt.generate.growing_file import GrowingFile
-from minigpt.generate.job import PromptsFile, check_same, job_of, with_seed
+from minigpt.generate.job import PromptsFile, check_same, job_of, second_models, with_seed
 from minigpt.generate.records import Written, record, with_columns
 from minigpt.generate.settings import GenerateSettings
 from minigpt.json_files import counted
@@ -134,7 +134,7 @@ def write_many(settings: GenerateSettings) -> int:
     seed = strategy.seed_in_use
     file = None
     if settings.output is not None:
-        job |= {"model": settings.model.sha256(), "seed": seed}
+        job |= {"model": settings.model.sha256(), **second_models(settings), "seed": seed}
         if begun is not None:
             check_same(settings.output, begun, job)
         file = GrowingFile(settings.output, prompts.n_lines, job)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.strategy_flags import samples
 from minigpt.data.prompt_rows import PromptRow, RejectedRow, row_of
-from minigpt.generate.job import flags_of, with_seed
+from minigpt.generate.job import flags_of, second_models, with_seed
 from minigpt.generate.records import FIELDS, Written, record
 from minigpt.generate.settings import GenerateSettings
 from minigpt.jobs.blocks import Source
@@ -48,7 +48,7 @@ def write_shards(settings: GenerateSettings, flags: JobFlags) -> int:
     seed = settings.strategy.flags.seed if samples(settings.strategy.kind, settings.strategy.flags) else None
     facts = {flag: value for flag, value in flags_of(settings).items() if flag != "--json"}
     task = Task(
-        "generate", "prompts", settings.model, flags, {**facts, "seed": seed}, Generation(settings),
+        "generate", "prompts", settings.model, flags, {**facts, **second_models(settings), "seed": seed}, Generation(settings),
         {**KINDS, **(TOP if settings.logprobs is not None or settings.top is not None else {})}, frozenset(FIELDS),
         quiet=settings.quiet,
     )  # fmt: skip

@@ -164,3 +164,5 @@ def _check_plain(model: GPT2) -> None:
             raise ValueError(
                 f"only float32 weights on the CPU can be quantized, and {name} is {dtype} on {parameter.device.type}"
             )
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite: such a model cannot be quantized")

@@ -22,8 +22,8 @@ def largest_inputs(
 
     Shapes: (in,) each
     """
-    random = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (ROWS, min(TOKENS, context)), generator=random)
+    random = torch.Generator("cpu").manual_seed(0)
+    tokens = torch.randint(vocab_size, (ROWS, min(TOKENS, context)), generator=random, device="cpu")
     for _ in range(ROUNDS):
         predicted: Tensor = model(tokens)[:, :-1].float().softmax(-1)
         sampled = torch.multinomial(predicted.flatten(0, 1), 1, generator=random)

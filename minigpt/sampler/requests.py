@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from minigpt.errors import InvalidRequest
 from minigpt.json_files import shown
-from minigpt.options import check_count
+from minigpt.options import KINDS, check_count
 from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request, misfit
 from minigpt.sampler.registry import names
 from minigpt.sampler.right_names import refuse_unknown
@@ -135,8 +135,8 @@ def _check_strategy(strategy: object) -> None:
     )
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not KINDS[int].has(value) or value < least:
         raise InvalidRequest(f"{name} must be a whole number of at least {least}, got {value!r}")
     check_count(name, value, least)
 

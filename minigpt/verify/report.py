@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 Verdict = Literal["ok", "failed", "not checked"]
@@ -35,6 +35,18 @@ def failed(name: str, detail: str) -> Check:
 
 def not_checked(name: str, why: str) -> Check:
     return Check(name, "not checked", why)
+
+
+def with_finite_numbers(check: Check) -> Check:
+    """The check itself; failed where what was compared is NaN or infinite, which no bound allows.
+
+    >>> with_finite_numbers(Check("logits", "ok", difference=math.inf, bound=math.inf)).verdict
+    'failed'
+    """
+    figures = [figure for figure in (check.difference, check.bound) if figure is not None]
+    if check.verdict != "ok" or all(map(math.isfinite, figures)):
+        return check
+    return replace(check, verdict="failed", detail="the numbers are not finite: is a weight NaN or infinite?")
 
 
 def first_difference(a: Sequence[object], b: Sequence[object]) -> int | None:

@@ -220,6 +220,8 @@ def test_a_random_seed_is_taken_over(folder: Path, interrupt_after: Callable[[in
         (("--max-new-tokens", 5), "--max-new-tokens 6, now 5"),
         (("--num-beams", 2), "--early-stopping|--length-penalty|--num-beams"),
         (("--dtype", "bfloat16"), "--dtype auto, now bfloat16"),
+        (("--top-p", 0), r"--top-p \(not given\), now 0"),
+        (("--logprobs", 0), r"--logprobs \(not given\), now 0"),
     ],
 )
 @pytest.mark.usefixtures("folder")
@@ -232,6 +234,19 @@ def test_another_job_is_refused_by_name(
     assert result.code == 2
     assert re.search(named, result.mistake), result.mistake
     assert len(Path("out.jsonl.part").read_text().splitlines()) == 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_another_amateur_is_refused(
+    interrupt_after: Callable[[int], None], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    amateur = tmp_path_factory.mktemp("amateur")
+    save(amateur, tiny(initializer_range=0.4))
+    interrupt_after(2)
+    flags = [*FLAGS, *JSON, "--amateur", amateur]
+    call(*flags)
+    save(amateur, tiny(initializer_range=0.3))
+    assert "was begun with another --amateur" in call(*flags).mistake
 
 
 def test_other_prompts_and_another_model_are_refused(

@@ -44,7 +44,7 @@ class RandomStream:
         self, seed: int, prompt: str | Sequence[int], index: int = 0, purpose: str = "token"
     ) -> None:
         # JSON distinguishes all of these: a list from a string of digits, [1, 23] from [12, 3].
-        named = json.dumps([purpose, seed, index, prompt if isinstance(prompt, str) else list(prompt)])
+        named = json.dumps([purpose, int(seed), index, prompt if isinstance(prompt, str) else list(prompt)])
         self._key = blake2b(named.encode("ascii"), digest_size=32).digest()
 
     def key(self, position: int) -> int:

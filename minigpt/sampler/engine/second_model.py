@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from minigpt.errors import InvalidRequest
 from minigpt.options import flag_of
+from minigpt.sampler.engine.sliding_window import Sliding
 from minigpt.sampler.events import LanguageModel, PromptTooLong, Request, misfit
 from minigpt.sampler.strategy import SecondModel
 
@@ -27,4 +28,5 @@ def check_second_model(model: LanguageModel, second: SecondModel, requests: Sequ
         prompt = "the prompt" if len(requests) == 1 else "a prompt"
         sizes = len(longest.prompt), longest.max_new_tokens, n_positions
         why = misfit(prompt, *sizes, f"the {named} model")
-        raise PromptTooLong(f"{why}: shorten the prompt, or ask for fewer new tokens")
+        slides = "; overflow slide moves the first model's window only" if isinstance(model, Sliding) else ""
+        raise PromptTooLong(f"{why}: shorten the prompt, or ask for fewer new tokens{slides}")

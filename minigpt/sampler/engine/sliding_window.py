@@ -10,6 +10,7 @@ from typing import Any
 from minigpt.errors import InvalidRequest
 from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
+from minigpt.options import KINDS
 from minigpt.sampler.events import LanguageModel
 
 # Shapes below:  B rows · T new tokens · D width of the model · W the model's window
@@ -121,9 +122,9 @@ class Sliding:
         self.model = model
         self.window = model.config.n_positions
         self.stride = max(1, self.window // 2) if stride is None else stride
-        if not isinstance(self.stride, int) or not 1 <= self.stride <= self.window:
+        if not KINDS[int].has(self.stride) or not 1 <= self.stride <= self.window:
             raise InvalidRequest(
-                f"stride must be a whole number from 1 to the model's context length of {self.window}, got {stride}"
+                f"stride must be a whole number from 1 to the model's context length of {self.window}, got {stride!r}"
             )
         self.config = Unbounded(model.config.vocab_size, model.config.end_tokens)
         self.cost = Cost()

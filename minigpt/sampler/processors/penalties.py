@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 from minigpt.errors import InvalidRequest
@@ -210,7 +211,7 @@ class BadWords:
             yield cls(banned)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        _require_known("bad_words", [word[-1] for word in self.sequences], logits)
+        _require_known("bad_words", list(chain.from_iterable(self.sequences)), logits)
         out = logits.clone()
         for *start, last in self.sequences:
             if len(start) <= tokens.size(1):

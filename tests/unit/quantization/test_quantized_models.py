@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -234,6 +234,11 @@ def test_what_cannot_be_quantized_is_refused(kind: str, tmp_path: Path) -> None:
         ValueError, match=r"blocks\.0\.attn\.qkv is of class LoraLinear: merge adapters first"
     ):
         adapted.quantize(kind)
+    broken = tiny()
+    with torch.no_grad():
+        broken.blocks[1].mlp.up.weight[3, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.up\.weight holds numbers that are not finite"):
+        broken.quantize(kind)
     tiny().save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=f"quantize='{kind}' is for the CPU and float32 .* not for cpu and bfloat16"
@@ -241,6 +246,27 @@ def test_what_cannot_be_quantized_is_refused(kind: str, tmp_path: Path) -> None:
         GPT2.from_pretrained(tmp_path, quantize=kind, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="not for meta and float32"):
         GPT2.from_pretrained(tmp_path, quantize=kind, device="meta")
+
+
+@pytest.fixture
+def usual_defaults() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.usefixtures("usual_defaults")
+@pytest.mark.parametrize("kind", ["int8", "float16", None])
+def test_torchs_defaults_do_not_change_what_is_loaded(kind: str | None, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    usual = GPT2.from_pretrained(tmp_path, quantize=kind)(TOKENS)
+    torch.set_default_dtype(torch.float64)
+    assert torch.equal(GPT2.from_pretrained(tmp_path, quantize=kind)(TOKENS), usual)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device("meta")
+    loaded = GPT2.from_pretrained(tmp_path, quantize=kind)
+    torch.set_default_device("cpu")
+    assert torch.equal(loaded(TOKENS), usual)
 
 
 def test_one_kind_of_small_weights_does_not_become_another(tmp_path: Path) -> None:

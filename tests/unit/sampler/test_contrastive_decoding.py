@@ -186,6 +186,8 @@ def test_the_amateurs_window_is_a_limit_too() -> None:
         "shorten the prompt, or ask for fewer new tokens$",
     ):
         generate(expert, [[2], [1] * 18, [3]], strategy, max_new_tokens=4)
+    with pytest.raises(PromptTooLong, match=r"tokens; overflow slide moves the first model's window only$"):
+        generate(expert, [[1] * 18], strategy, max_new_tokens=4, overflow="slide")
     assert expert.reads == []
 
 

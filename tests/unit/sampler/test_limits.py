@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy
 import pytest
 from fakes import FakeModel, after_last, counting, scrambled
 
@@ -190,6 +191,16 @@ def test_mistakes_are_told(prompts: Any, limits: dict[str, Any], message: str) -
     with pytest.raises(ValueError, match=message):
         generate(model, prompts, **limits)
     assert model.reads == []
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    model = FakeModel(scrambled(10), n_positions=8)
+    asked = {"max_new_tokens": 3, "top_logprobs": 2, "stride": 5}
+    usual = generate(model, [[1]], Sample(seed=5), overflow="slide", **asked)
+    of_numpy = {name: numpy.int64(n) for name, n in asked.items()}
+    assert generate(model, [[1]], Sample(seed=numpy.int64(5)), overflow="slide", **of_numpy) == usual
+    with pytest.raises(ValueError, match=r"stride must be a whole number from 1 to .*, got True$"):
+        generate(model, [[1]], overflow="slide", stride=True)
 
 
 def test_no_prompts_no_texts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ import minigpt.model
 import minigpt.weights
 from minigpt import GPT2, GPT2Config
 from minigpt.cache import KVCache
-from minigpt.verify.checks import model_checks
+from minigpt.tokenizer.byte_level import byte_tokenizer
+from minigpt.verify.checks import all_checks, model_checks
 from minigpt.verify.stored import StoredModel
 
 TOKENS = [7 * i % 61 for i in range(24)]
@@ -387,6 +389,18 @@ def test_greedy_text_that_is_not_the_likeliest(tmp_path: Path, monkeypatch: pyte
     found = complaints(save(tmp_path))
     assert "greedy text of 20 tokens, with and without the cache: token 0 is another" in found
     assert re.search(r"the formula's likeliest: a token of \[.*\] is not the likeliest, by", found)
+
+
+def test_a_weight_that_is_no_number(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    model = GPT2.from_pretrained(save(tmp_path, vocab_size=tokenizer.vocab_size))
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight[0, 0] = math.nan
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = all_checks(GPT2.from_pretrained(tmp_path), tokenizer, tmp_path, tmp_path)
+    of_logits = {check.verdict for check in found if "logits" in check.name or "page" in check.name}
+    assert of_logits == {"failed"}
 
 
 def test_rows_that_are_mixed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
