@@ -172,21 +172,23 @@ class BlockHooks:
 
     def __init__(self, hooks: Hooks, layer: int) -> None:
         self.hooks, self.at = hooks, f"blocks.{layer}."
-        self._stream: Tensor | None = None  # what entered the block, while its attention is at work
+        self._middle: Tensor | None = None  # an edited stream between attention and MLP, until the block ends
+        self._mlp_out: Tensor | None = None  # what is to be added to it
 
     def sites(self, block: Any) -> list[tuple[Callable[..., RemovableHandle], Any, tuple[str, ...]]]:
         """Each hook with the method that registers it and the points that it serves."""
         attn, mlp = block.attn, block.mlp
         return [
-            (block.register_forward_pre_hook, self.enter, ("resid_pre", "resid_mid")),
+            (block.register_forward_pre_hook, self.enter, ("resid_pre",)),
             (attn.qkv.register_forward_hook, self.qkv, ("attn.q", "attn.k", "attn.v")),
             (attn.sdpa.register_forward_pre_hook, self.scores, (MASK, KEYS)),
             (attn.sdpa.register_forward_hook, self.heads, ("attn.pattern", "attn.z")),
-            (attn.register_forward_hook, self.attn_out, ("attn.out", "resid_mid")),
+            (attn.register_forward_hook, self.output("attn.out"), ("attn.out",)),
+            (block.mlp_norm.register_forward_pre_hook, self.middle, ("resid_mid",)),
             (mlp.up.register_forward_hook, self.output("mlp.pre"), ("mlp.pre",)),
             (mlp.down.register_forward_pre_hook, self.mlp_post, ("mlp.post",)),
-            (mlp.register_forward_hook, self.output("mlp.out"), ("mlp.out",)),
-            (block.register_forward_hook, self.output("resid_post"), ("resid_post",)),
+            (mlp.register_forward_hook, self.mlp_out, ("mlp.out", "resid_mid")),
+            (block.register_forward_hook, self.leave, ("resid_post", "resid_mid")),
         ]
 
     def show(self, point: str, value: Tensor) -> Tensor:
@@ -197,10 +199,7 @@ class BlockHooks:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, past, mask = args
-        x = self.show("resid_pre", x)
-        if self.hooks.wants(self.at + "resid_mid"):
-            self._stream = x
-        return x, past, mask
+        return self.show("resid_pre", x), past, mask
 
     def qkv(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Here, before the cache stores them: what is changed in keys and values stays changed later."""
@@ -233,17 +232,24 @@ class BlockHooks:
                     z = (new @ v.to(new.dtype)).to(z.dtype)
         return self.show("attn.z", z)
 
-    def attn_out(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        output = self.show("attn.out", output)
-        if self._stream is not None:
-            middle, self._stream = self._stream + output, None
-            new = self.show("resid_mid", middle)
-            if new is not middle:
-                output = output + (new - middle)  # the block adds the stream to this
-        return output
+    def middle(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        new = self.show("resid_mid", args[0])
+        self._middle = None if new is args[0] else new
+        return (new,)
 
     def mlp_post(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         return (self.show("mlp.post", args[0]),)
+
+    def mlp_out(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        self._mlp_out = self.show("mlp.out", output)
+        return self._mlp_out
+
+    def leave(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """The block itself goes on with the stream that it had: an edited one takes its place here, as exactly."""
+        if self._middle is not None and self._mlp_out is not None:
+            output = self._middle + self._mlp_out
+        self._middle = self._mlp_out = None
+        return self.show("resid_post", output)
 
 
 def wide_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:

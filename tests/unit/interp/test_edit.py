@@ -161,6 +161,17 @@ def test_the_stream_between_attention_and_mlp_is_edited_for_both() -> None:
     close(seen["blocks.1.resid_pre"], middle + block.mlp(block.mlp_norm(middle)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_stream_after_attention_is_put_in_place_to_the_bit(dtype: torch.dtype) -> None:
+    """Not as a difference: a sum of it and what it is to replace would round."""
+    model = tiny_gpt2().to(dtype)
+    source = record_text(model, OTHER)
+    with patch(model, "blocks.0.resid_mid", source):
+        patched = record_text(model, TEXT, "blocks.0.mlp.*", "blocks.0.resid_post", "blocks.1.*", "logits")
+    for name in patched:
+        assert patched[name].equal(source[name]), name
+
+
 @pytest.mark.parametrize("name", all_points(MODEL.config))
 def test_patching_a_run_with_itself_changes_nothing(name: str) -> None:
     own = record_text(MODEL, TEXT)
