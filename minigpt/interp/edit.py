@@ -19,7 +19,8 @@ from minigpt.model import GPT2
 
 # Shapes below:  B rows · T new tokens · H heads
 
-Change = Callable[[str, Tensor, Pass], Tensor]  # name of the point, its value -> a value of the same shape
+# Name of the point, its value, the pass, where the edit acts (as from `Places.mask`) -> a value of the same shape
+Change = Callable[[str, Tensor, Pass, Tensor], Tensor]
 
 
 @contextmanager
@@ -47,13 +48,14 @@ def edit(
         heads: only these; every point that is edited must have heads.
         positions: only these tokens (of a pattern: these queries), counted from 0 at each row's first real
             token: the same with a cache, without one, and in a padded batch. Padding is never edited.
-        rows: only these texts of the batch.
+        rows: only these texts of the batch; a second batch raises.
 
     Raises:
         KeyError: there is no such point.
         IndexError: there is no such layer or head; or a position or row was never read.
         ValueError: the result has another shape; or the point was never reached; or it has no heads, or belongs to
-            no layer, although some were chosen.
+            no layer, although some were chosen; or rows or positions came to name something else while texts were
+            read (rows that move, a second batch, a window that slides).
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -65,7 +67,7 @@ def edit(
     tensor([False, False, False,  True])
     """
 
-    def change(name: str, value: Tensor, current: Pass) -> Tensor:
+    def change(name: str, value: Tensor, current: Pass, chosen: Tensor) -> Tensor:
         return function(value.clone())
 
     with edited(model, Edit.at(model, point, change, layers, heads, positions, rows)):
@@ -104,6 +106,8 @@ class Places:
     met_positions: set[int] = field(default_factory=set)
     met_rows: int = 0
     longest: int = 0  # most tokens that a row had
+    n_slots: int | None = None  # filled by the passes so far; None before the first
+    context: int = 0  # most tokens that the model can see
     tracker: RowTracker = field(default_factory=RowTracker)
 
     @classmethod
@@ -119,6 +123,7 @@ class Places:
             as_indices("head", heads, model.config.n_head),
             as_indices("position", positions, model.config.n_positions),
             as_indices("row", rows),
+            context=model.config.n_positions,
         )
 
     @property
@@ -135,7 +140,28 @@ class Places:
             )
 
     def begin(self, current: Pass) -> None:
-        """Notes how many rows and tokens there are."""
+        """Notes how many rows and tokens there are.
+
+        Raises:
+            ValueError: `rows` or `positions` would name something else than in the pass before.
+        """
+        if self.rows is not None and self.n_slots not in (None, current.start):
+            what = (
+                "a second batch was read"
+                if current.start == 0
+                else f"a pass read on from slot {current.start}, but {self.n_slots} had been read"
+            )
+            raise ValueError(
+                f"{what}: rows= names rows of one batch, read on token by token (a long list of prompts is read in "
+                "several): open the intervention for each batch, or leave rows= out"
+            )
+        if self.positions is not None and current.start == 0 and self.longest == self.context:
+            raise ValueError(
+                f"a text filled the context of {self.context} tokens, and then one was read from its first token on, "
+                'as a window that slides (overflow="slide") reads what is left: the positions would name other '
+                "tokens; open the intervention for each text, or write no more than fits"
+            )
+        self.n_slots = current.start + current.tokens.size(1)
         self.longest = max(self.longest, int(current.positions.max()) + 1)
         self.met_rows = max(self.met_rows, len(current.tokens))
 
@@ -213,7 +239,7 @@ class Edit:
         chosen = self.where.mask(value, point_of(name).has_heads, current)
         if not chosen.any():
             return value
-        new = self._change(name, value, current)
+        new = self._change(name, value, current, chosen)
         if not isinstance(new, Tensor) or new.shape != value.shape:
             got = tuple(new.shape) if isinstance(new, Tensor) else repr(new)
             raise ValueError(

@@ -40,7 +40,8 @@ def ablate(
     Args:
         model: whose passes are changed.
         point: "blocks.1.attn.z" with `heads=[0]` ablates a head, "blocks.1.mlp.out" an MLP.
-        value: what comes in its place, broadcast to the point's shape; zeros unless given.
+        value: what comes in its place, broadcast to the point's shape; zeros unless given. What has several
+            positions, as a mean over "texts", is put in position by position, of every row.
         keep_patterns: a recording of the same text with all patterns: later layers then attend as they did
             there, so that the effect through values alone is seen (pattern-preserving ablation).
         layers: and the others as for `edit`.
@@ -59,8 +60,8 @@ def ablate(
     tensor([False,  True,  True,  True,  True])
     """
 
-    def change(name: str, old: Tensor, current: Pass) -> Tensor:
-        return _fit(0.0 if value is None else value, old, name)
+    def change(name: str, old: Tensor, current: Pass, chosen: Tensor) -> Tensor:
+        return _fit(0.0 if value is None else value, old, name, current, chosen)
 
     ablation = Edit.at(model, point, change, layers, heads, positions, rows)
     with ExitStack() as stack:
@@ -83,7 +84,7 @@ def scale(
 ) -> Iterator[None]:
     """Multiplies the value at a point; the other arguments and errors are those of `edit`."""
 
-    def change(name: str, value: Tensor, current: Pass) -> Tensor:
+    def change(name: str, value: Tensor, current: Pass, chosen: Tensor) -> Tensor:
         return value * factor
 
     with edited(model, Edit.at(model, point, change, layers, heads, positions, rows)):
@@ -104,6 +105,8 @@ def steer(
 ) -> Iterator[None]:
     """Adds `factor * vector` to the value at a point, as (D,) to the stream, or as (K,) to a head.
 
+    A vector for each position, as (T, D), is added position by position, of every row.
+
     Raises:
         ValueError: the vector does not fit the point; and as for `edit`.
 
@@ -115,8 +118,8 @@ def steer(
     ...     seen = record_text(model, tokenizer.encode("The king"), "blocks.2.resid_post")
     """
 
-    def change(name: str, value: Tensor, current: Pass) -> Tensor:
-        return value + factor * _fit(vector, value, name)
+    def change(name: str, value: Tensor, current: Pass, chosen: Tensor) -> Tensor:
+        return value + factor * _fit(vector, value, name, current, chosen)
 
     with edited(model, Edit.at(model, point, change, layers, heads, positions, rows)):
         yield
@@ -174,7 +177,7 @@ def patch(
             f"position {max(where.positions)} is not in the source, which has 0 to {lengths.min() - 1}"
         )
 
-    def change(name: str, value: Tensor, current: Pass) -> Tensor:
+    def change(name: str, value: Tensor, current: Pass, chosen: Tensor) -> Tensor:
         first, last = current.positions[:, 0].clamp_min(0), current.positions[:, -1]
         beyond = (first < lengths) & (last >= lengths)
         if positions is None and beyond.any():
@@ -226,15 +229,37 @@ def mean_activation(
     return torch.cat(values, axis).mean(axis, keepdim=True)
 
 
-def _fit(given: Tensor | float, value: Tensor, name: str) -> Tensor:
-    """What was given, as large as the value."""
-    given = torch.as_tensor(given)
+def _fit(given: Tensor | float, value: Tensor, name: str, current: Pass, chosen: Tensor) -> Tensor:
+    """What was given, as large as the value; what has several positions is put where they are."""
+    given, axis = torch.as_tensor(given).to(value), point_of(name).token_axis
+    full = given.reshape((1,) * (value.dim() - given.dim()) + given.shape)
+    axes = (axis, 3) if name.endswith("attn.pattern") else (axis,)
+    sizes = [full.size(i) for i in axes if full.dim() == value.dim() and full.size(i) > 1]
     try:
-        return given.to(value).expand_as(value)
+        if sizes:
+            _require_positions(min(sizes), value.size(axis), name, current, chosen)
+            if name.endswith("attn.pattern") and full.size(3) == 1:
+                full = full.expand(-1, -1, -1, value.size(3))
+            first = torch.zeros_like(current.pad)
+            rows = full.expand(len(value), *full.shape[1:])
+            full = _by_position(name, rows, value, current, first, first)
+        return full.expand_as(value)
     except RuntimeError:
         raise ValueError(
             f"a tensor of shape {tuple(given.shape)} does not fit {name}, which is {tuple(value.shape)}"
         ) from None
+
+
+def _require_positions(n: int, n_new: int, name: str, current: Pass, chosen: Tensor) -> None:
+    """Raises ValueError where more is changed than the `n` positions that were given."""
+    places = current.positions[:, -n_new:]
+    changed = chosen[..., 0] if chosen.dim() == 3 else chosen[..., 0].any(1)  # (B, T)
+    last = int(places.masked_fill(~changed, -1).max())
+    if last >= n:
+        raise ValueError(
+            f"the value for {name} has positions 0 to {n - 1}, and position {last} is to be changed: "
+            "say which positions to change (positions=)"
+        )
 
 
 def _aligned(name: str, value: Tensor, source: Recording, current: Pass) -> Tensor:
@@ -247,21 +272,38 @@ def _aligned(name: str, value: Tensor, source: Recording, current: Pass) -> Tens
         )
     if given.size(axis) != source.tokens.size(1):
         raise ValueError(f"the source of {name} was generated and has not every token's: use record_text")
-    places = current.positions[:, -value.size(axis) :]
-    slots = places + (pad - source.start)[:, None]  # in the source: (B, T)
-    given = given.expand(rows, *given.shape[1:])
-    taken = _gather(given, slots, axis)
-    if name.endswith("attn.pattern"):
-        shift = (pad - current.pad)[:, None]  # from a slot of this pass to the source's of the same position
-        keys = torch.arange(value.size(-1), device=value.device) + shift  # (B, S)
-        unseen = (keys < 0) | (keys >= given.size(-1))
-        taken = _gather(taken, keys, 3).masked_fill(unseen[:, None, None], 0.0)
+    begin = pad - source.start
+    taken = _by_position(name, given.expand(rows, *given.shape[1:]), value, current, begin, pad)
     if taken.shape != value.shape:
         raise ValueError(
             f"the source of {name} has shape {tuple(given.shape)}, here it is {tuple(value.shape)}"
         )
+    slots = current.positions[:, -value.size(axis) :] + begin[:, None]
     inside = (slots < given.size(axis)).unsqueeze(-1)  # (B, T, 1)
     return torch.where(inside[:, None] if axis == 2 else inside, taken, value)
+
+
+def _by_position(
+    name: str, given: Tensor, value: Tensor, current: Pass, begin: Tensor, first_key: Tensor
+) -> Tensor:
+    """Of each row what was given for the positions of this pass; past the end of what was given, anything.
+
+    Args:
+        name: of the point.
+        given: as the value, but for its own number of tokens.
+        value: which it is to be put in place of.
+        current: the pass.
+        begin: where position 0 of each row is along the tokens of what was given: (B,).
+        first_key: and where it is along its keys, if it is a pattern: (B,).
+    """
+    axis = point_of(name).token_axis
+    taken = _gather(given, current.positions[:, -value.size(axis) :] + begin[:, None], axis)
+    if name.endswith("attn.pattern"):
+        shift = (first_key - current.pad)[:, None]  # from a slot of this pass to that of the same position
+        keys = torch.arange(value.size(-1), device=value.device) + shift  # (B, S)
+        unseen = (keys < 0) | (keys >= given.size(-1))
+        taken = _gather(taken, keys, 3).masked_fill(unseen[:, None, None], 0.0)
+    return taken
 
 
 def _gather(source: Tensor, slots: Tensor, axis: int) -> Tensor:

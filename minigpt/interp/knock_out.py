@@ -40,7 +40,8 @@ def knock_out(
 
     Raises:
         IndexError: there is no such layer or head; or a position or row was never read.
-        ValueError: a query cannot see a key anyway, or would be left with no key at all.
+        ValueError: a query cannot see a key anyway, or would be left with no key at all; or rows or positions came to
+            name something else, as for `edit`.
 
     Source: Geva et al. 2023, "Dissecting Recall of Factual Associations in Auto-Regressive Language Models".
 

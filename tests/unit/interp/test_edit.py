@@ -34,7 +34,9 @@ TEXT, OTHER = [3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]
 TOKENS = torch.tensor([TEXT])
 SOURCE, OWN = record_text(MODEL, OTHER), record_text(MODEL, TEXT)
 VECTOR = torch.linspace(-1, 1, 16) ** 2  # not the same in all directions, which the norms would take away
-LONGER = [4, 4, *TEXT]
+LONGER = [3, 1, 4, 4, *TEXT]
+BY_POSITION = mean_activation(MODEL, [LONGER, LONGER[::-1]], "blocks.0.attn.z", over="texts")
+PATTERN = mean_activation(MODEL, [LONGER, LONGER[::-1]], "blocks.1.attn.pattern", over="texts")
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,8 @@ KINDS: list[tuple[str, Callable[[], AbstractContextManager[None]]]] = [
     ("zero a head", lambda: ablate(MODEL, "blocks.1.attn.z", heads=[1])),
     ("zero at positions", lambda: ablate(MODEL, "blocks.0.mlp.out", positions=[2, 5])),
     ("mean", lambda: ablate(MODEL, "blocks.*.attn.k", torch.ones(8), heads=[0])),
+    ("mean by position", lambda: ablate(MODEL, "blocks.0.attn.z", BY_POSITION, heads=[0])),
+    ("pattern by position", lambda: ablate(MODEL, "blocks.1.attn.pattern", PATTERN)),
     ("keep patterns", lambda: ablate(MODEL, "blocks.0.mlp.post", keep_patterns=OWN)),
     ("scale the pattern", lambda: scale(MODEL, "blocks.0.attn.pattern", 0.5, positions=[1, 6])),
     ("scale queries", lambda: scale(MODEL, "blocks.*.attn.q", 3.0)),
@@ -62,6 +66,7 @@ KINDS: list[tuple[str, Callable[[], AbstractContextManager[None]]]] = [
     ("scale logits", lambda: scale(MODEL, "logits", 0.5)),
     ("scale the norm", lambda: scale(MODEL, "final_norm", 0.5)),
     ("steer the stream", lambda: steer(MODEL, "blocks.0.resid_mid", VECTOR, positions=[4, 5])),
+    ("steer by position", lambda: steer(MODEL, "blocks.1.mlp.out", torch.arange(16.0 * 11).reshape(11, 16).sin())),
     ("steer a head", lambda: steer(MODEL, "blocks.1.attn.v", torch.ones(8), 2.0, heads=[0])),
     ("patch the stream", lambda: patch(MODEL, "blocks.0.resid_post", SOURCE, positions=[1, 3])),
     ("patch keys", lambda: patch(MODEL, "blocks.*.attn.k", SOURCE, heads=[1], positions=range(7))),
@@ -95,7 +100,7 @@ def test_with_a_cache_it_acts_as_without(kind: Kind, sizes: tuple[int, ...]) -> 
 @EVERY
 def test_in_a_padded_batch_it_acts_as_alone(kind: Kind, request: pytest.FixtureRequest) -> None:
     # a source without positions= must be as long as the longest row
-    mate = [5, 5] if request.node.callspec.id == "keep patterns" else [*TEXT[:2], *LONGER]
+    mate = [5, 5] if request.node.callspec.id == "keep patterns" else LONGER
     pads = [max(len(mate), 7) - len(text) for text in (mate, TEXT)]
     batch, pad = (
         torch.tensor([[0] * n + text for n, text in zip(pads, (mate, TEXT), strict=True)]),
@@ -348,7 +353,11 @@ def test_half_precision_and_training_without_dropout_are_edited_too() -> None:
         (lambda: ablate(MODEL, "embed", rows=[1]), IndexError, "row 1 was never read: the batch had rows 0 to 0"),
         (lambda: ablate(MODEL, "embed", rows=[-1]), IndexError, "there is no row -1"),
         (lambda: ablate(MODEL, "embed", torch.ones(5)), ValueError, r"shape \(5,\) does not fit embed"),
-        (lambda: steer(MODEL, "embed", torch.ones(1, 9, 16)), ValueError, "does not fit embed"),
+        (lambda: steer(MODEL, "embed", torch.ones(1, 5, 16)), ValueError,
+         r"for embed has positions 0 to 4, and position 6 is to be changed: .* \(positions=\)"),
+        (lambda: steer(MODEL, "embed", torch.ones(1, 5, 16), positions=[3, 5]), ValueError, "and position 5 is to be"),
+        (lambda: steer(MODEL, "embed", torch.ones(2, 7, 16)), ValueError, r"shape \(2, 7, 16\) does not fit embed"),
+        (lambda: ablate(MODEL, "blocks.0.attn.pattern", torch.ones(5)), ValueError, "has positions 0 to 4"),
         (lambda: edit(MODEL, "embed", lambda value: value[:, :1]), ValueError, r"must give a tensor of shape \(1, 7, 16\)"),
         (lambda: edit(MODEL, "embed", lambda value: None), ValueError, "got None"),  # type: ignore[arg-type,return-value]
         (lambda: patch(MODEL, "embed", record_text(MODEL, OTHER, "logits")), KeyError, "embed was not recorded"),
@@ -498,6 +507,42 @@ def test_a_source_of_several_texts_needs_its_rows_in_place() -> None:
         knock_out(MODEL, [3], [1], rows=[1]),
     ):
         generate(MODEL, prompts, Beam(num_beams=2), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("kind", [
+    lambda rows: ablate(MODEL, "blocks.0.mlp.out", rows=rows), lambda rows: knock_out(MODEL, [3], [1], rows=rows),
+])  # fmt: skip
+def test_rows_of_a_second_batch_would_be_other_texts(kind: Callable[[Any], Any]) -> None:
+    """More prompts than fit one batch are decoded in several, whose rows are no longer the prompts' places."""
+    prompts = [[i % 23, *TEXT[: 4 + i % 3]] for i in range(33)]
+    alike = [[*TEXT, i % 23] for i in range(66)]  # a second batch begins with what the first one has read
+    strategy = Greedy()
+    for many in (prompts, alike):
+        with pytest.raises(ValueError, match=r"rows= n(ames rows of one batch|o longer)"), kind([5]):
+            generate(MODEL, many, strategy, max_new_tokens=2)
+        with kind(None):
+            generate(MODEL, many, strategy, max_new_tokens=2)
+    cache = MODEL.new_cache(7)
+
+    def read(again: Callable[[], Any]) -> None:
+        with kind([0]):
+            MODEL.next_logits(TOKENS, cache)
+            again()
+
+    with pytest.raises(ValueError, match="a second batch was read: rows= names rows of one batch"):
+        read(lambda: MODEL(TOKENS))
+    cache.rewind(0)
+    with pytest.raises(ValueError, match="from slot 5, but 7 had been read: rows="):
+        read(lambda: (cache.rewind(5), MODEL.next_logits(TOKENS[:, 5:], cache)))
+
+
+def test_positions_of_a_window_that_slides_would_be_other_tokens() -> None:
+    limits = {"overflow": "slide", "max_new_tokens": MODEL.config.n_positions}
+    for kind in (ablate(MODEL, "blocks.0.mlp.out", positions=[3]), knock_out(MODEL, [3], [1])):
+        with pytest.raises(ValueError, match="positions would name other tokens; open"), kind:
+            generate(MODEL, [TEXT], **limits)  # type: ignore[arg-type]
+    with ablate(MODEL, "blocks.0.mlp.out"):  # everywhere: it does no harm that the window moves
+        generate(MODEL, [TEXT], **limits)  # type: ignore[arg-type]
 
 
 def test_a_layer_by_layer_reading_is_not_mistaken_for_the_end_of_a_pass() -> None:
