@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from html import escape
 
@@ -31,20 +32,22 @@ class HeadStatistics:
     previous_token: Tensor  # share on the token before; queries from the second on
     first_token: Tensor  # share on the first token; queries from the second on
     duplicate_token: Tensor  # share on earlier occurrences of the same token; queries that have one
-    induction: Tensor  # share on what came after those; queries that have one
+    induction: Tensor  # share on what came after those, itself left out; queries that have one
 
     def top(self, name: str, n: int = 3) -> list[tuple[int, int, float]]:
-        """The heads with the largest value of a statistic: (layer, head, value)."""
+        """The heads with the largest value of a statistic: (layer, head, value); none where it is NaN."""
         names = [field.name for field in fields(self)]
         if name not in names:
             raise InvalidRequest(f"there is no statistic {name!r}: there are {', '.join(names)}")
         values: Tensor = getattr(self, name)
         order = values.nan_to_num(-1).flatten().argsort(descending=True)[:n].tolist()
-        return [(i // values.size(1), i % values.size(1), float(values.flatten()[i])) for i in order]
+        best = [(i // values.size(1), i % values.size(1), float(values.flatten()[i])) for i in order]
+        return [place for place in best if not math.isnan(place[2])]
 
     def __repr__(self) -> str:
+        tops = [(field.name, self.top(field.name, 1)) for field in fields(self)[2:]]
         best = ", ".join(
-            "{} {}.{} ({:.2f})".format(field.name, *self.top(field.name, 1)[0]) for field in fields(self)[2:]
+            f"{name} " + ("{}.{} ({:.2f})".format(*top[0]) if top else "none") for name, top in tops
         )
         return f"HeadStatistics({len(self.entropy)} x {self.entropy.size(1)} heads; most: {best})"
 
@@ -103,7 +106,7 @@ def per_query(pattern: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     back = place[:, None] - place  # how far key j lies behind query i
     same = (tokens[:, None] == tokens) & (back > 0)  # j < i with the same token
     followed = torch.zeros_like(same)
-    followed[:, 1:] = same[:, :-1]  # keys j + 1
+    followed[:, 1:] = same[:, :-1] & (back[:, 1:] > 0)  # keys j + 1, of a token twice in a row not the query itself
     return {
         "entropy": entropy(pattern),
         "mean_distance": (pattern * back).sum(-1),

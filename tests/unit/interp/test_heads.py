@@ -70,6 +70,17 @@ def test_induction_is_matched_by_token_and_not_by_distance() -> None:
         assert per_query(shifted, text)["induction"].nanmean() == pytest.approx(expected)
 
 
+def test_attention_to_the_query_itself_is_no_induction() -> None:
+    """Of a token that stands twice in a row, what followed the first is the second."""
+    itself, text = torch.eye(6), torch.tensor([1, 2, 2, 3, 3, 2])
+    induction = per_query(itself, text)["induction"]
+    assert induction.isnan().tolist() == [True] * 5 + [False]  # the last has two: what followed both
+    assert induction[5] == 0
+    followers = torch.zeros(6, 6)
+    followers[5, [2, 3]] = 0.5
+    assert per_query(followers, text)["induction"][5] == 1
+
+
 def test_texts_of_a_padded_batch_count_as_they_do_alone() -> None:
     short = repeated(period=4, copies=2, seed=1)
     both, alone = statistics(TEXT, short), (statistics(TEXT), statistics(short))
@@ -83,6 +94,10 @@ def test_what_no_query_can_have_is_nan_and_never_the_best() -> None:
     assert heads.previous_token.isnan().all()
     assert heads.entropy.eq(0).all()
     assert "nan" in heads._repr_html_()
+    assert heads.top("induction", 1) == []
+    assert repr(heads).endswith("duplicate_token none, induction none)")
+    some = HeadStatistics(*[torch.tensor([[0.0, math.nan]])] * 6)
+    assert some.top("induction") == [(0, 0, 0.0)]
     assert repr(statistics(TEXT)).startswith("HeadStatistics(2 x 2 heads; most: previous_token 0.0 (1.00)")
 
 
