@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
+from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, never_fired, require_watchable
 from minigpt.interp.points import as_indices, expand, layer_of, point_of
 from minigpt.model import GPT2
 
@@ -209,7 +209,7 @@ class Edit:
         self.where = where
         self._change = change
         self._silent = list(names)  # that have not acted yet
-        self._passes = 0
+        self._last: Pass | None = None
 
     @classmethod
     def at(
@@ -227,7 +227,7 @@ class Edit:
         return cls(names, change, Places.of(model, heads, positions, rows))
 
     def begin(self, current: Pass) -> None:
-        self._passes += 1
+        self._last = current
         self.where.begin(current)
 
     def visit(self, name: str, value: Tensor, current: Pass) -> Tensor:
@@ -249,11 +249,8 @@ class Edit:
 
     def check(self) -> None:
         """Raises what has to be raised where the edit did not act as asked."""
-        if not self._passes:
+        if self._last is None:
             raise ValueError(f"the edit of {', '.join(self._silent[:3])} did nothing: no text was read")
         if self._silent:
-            raise ValueError(
-                f"{', '.join(self._silent[:5])} never fired: this model's layers do not compute it, so the edit "
-                "did nothing there"
-            )
+            raise ValueError(f"{never_fired(self._silent, self._last)}; the edit did nothing there")
         self.where.check()

@@ -106,7 +106,8 @@ def per_query(pattern: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     back = place[:, None] - place  # how far key j lies behind query i
     same = (tokens[:, None] == tokens) & (back > 0)  # j < i with the same token
     followed = torch.zeros_like(same)
-    followed[:, 1:] = same[:, :-1] & (back[:, 1:] > 0)  # keys j + 1, of a token twice in a row not the query itself
+    followed[:, 1:] = same[:, :-1]  # keys j + 1
+    followed &= back > 0  # where a token stands twice in a row, that is the query itself
     return {
         "entropy": entropy(pattern),
         "mean_distance": (pattern * back).sum(-1),

@@ -6,7 +6,7 @@ act in the order in which they were opened, and recordings see what is left, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,14 +28,16 @@ MASK = "attn.mask"  # which keys each query may see, as the kernel gets it: bool
 KEYS = "attn.keys"  # the keys that the kernel gets, cached ones included: (B, H, S, K)
 KEYS_0 = f"blocks.0.{KEYS}"
 OUT_OF_PASS = "a layer was called by itself: only whole passes, model(tokens), can be recorded or edited"
+INTERRUPTED = "a pass did not finish: an exception was raised in it, and caught inside the `with`"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pass:
     """One forward pass: what is read, and what the cache held before it."""
 
     tokens: Tensor  # (B, T)
     past: LayerCache | NoCache
+    finished: bool = False  # all blocks have been computed
 
     @property
     def start(self) -> int:
@@ -71,6 +73,14 @@ class RowTracker:
             return False
         known = min(start, before.size(2))
         return not keys[:, :, :known].equal(before[:, :, :known])
+
+
+def never_fired(names: Sequence[str], last: Pass) -> str:
+    """Why points were never reached, as far as the last pass shows it."""
+    listed = ", ".join(names[:5])
+    if not last.finished:
+        return f"{INTERRUPTED}, so {listed} never fired"
+    return f"{listed} never fired: this model's layers do not compute it"
 
 
 class Visitor(Protocol):
@@ -130,6 +140,7 @@ class Hooks:
             for register, hook, points in BlockHooks(self, layer).sites(block):
                 if any(self.wants(f"blocks.{layer}.{point}") for point in points):
                     keep(register(hook))
+        keep(model.blocks[-1].register_forward_hook(self._end))
         if self.wants("final_norm"):
             keep(model.final_norm.register_forward_hook(self._final_norm))
         if self.wants("logits"):
@@ -147,6 +158,10 @@ class Hooks:
         for visitor in self.visitors:
             visitor.begin(self.current)
         return self.show("embed", x), past, mask
+
+    def _end(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if self.current is not None:
+            self.current.finished = True
 
     def _final_norm(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return self._show_last("final_norm", output)

@@ -57,8 +57,9 @@ class Sweep:
 
     def largest(self, n: int = 5) -> list[tuple[str, str, float]]:
         """The places with the largest values: (row, column, value)."""
-        order = self.values.nan_to_num(-torch.inf).flatten().argsort(descending=True)[:n].tolist()
-        places = [divmod(i, len(self.columns)) for i in order]
+        flat = self.values.flatten()
+        order = flat.nan_to_num(-torch.inf).argsort(descending=True)[:n]
+        places = [divmod(i, len(self.columns)) for i in order[~flat[order].isnan()].tolist()]
         return [(self.rows[i], self.columns[j], float(self.values[i, j])) for i, j in places]
 
     def __repr__(self) -> str:
@@ -79,13 +80,23 @@ def logit_difference(right: int, wrong: int, position: int = -1) -> Metric:
     """The metric logit(right) - logit(wrong): that of the last token unless another position is given.
 
     Raises:
-        ValueError: a token is no id.
+        ValueError: a token is no id; IndexError when it is given logits without such a position or token.
 
     >>> float(logit_difference(right=1, wrong=0)(torch.tensor([[[0.0, 3.0]]])))
     3.0
     """
     more, less = token_id("right", right), token_id("wrong", wrong)
-    return lambda logits: logits[0, position, more] - logits[0, position, less]
+
+    def difference(logits: Tensor) -> Tensor:
+        n, vocab_size = logits.shape[1:]
+        if not -n <= position < n:
+            raise IndexError(
+                f"there is no position {position}: the text has 0 to {n - 1}, from its end -1 to -{n}"
+            )
+        here = logits[0, position]
+        return here[token_id("right", more, vocab_size)] - here[token_id("wrong", less, vocab_size)]
+
+    return difference
 
 
 def patch_positions(
@@ -168,7 +179,7 @@ def ablate_heads(
 
     Raises:
         KeyError: `values` lacks a layer.
-        ValueError: the metric of the text is 0.
+        ValueError: the metric of the text is 0, or no number.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -269,7 +280,8 @@ class _Runs:
         try:
             for row, column in bar(places, desc=sweep.title, leave=False):
                 with change(row, column):
-                    sweep.put(row, column, _run(self.model, self.tokens, self.metric))
+                    where = f"{sweep.rows[row]}, {sweep.columns[column]}"
+                    sweep.put(row, column, _run(self.model, self.tokens, self.metric, where))
         except KeyboardInterrupt:
             pass
         return sweep
@@ -280,9 +292,13 @@ def _layers_by_heads(model: GPT2, runs: _Runs, title: str) -> Sweep:
     return runs.sweep([f"layer {i}" for i in layers], [f"head {i}" for i in heads], title)
 
 
-def _run(model: GPT2, tokens: list[int], metric: Metric) -> float:
+def _run(model: GPT2, tokens: list[int], metric: Metric, where: str = "a text as it is") -> float:
     with torch.no_grad():
         value = torch.as_tensor(metric(model(torch.tensor([tokens], device=model.device))))
     if value.numel() != 1:
         raise ValueError(f"a metric gives one number, this one has shape {tuple(value.shape)}")
+    if not torch.isfinite(value):
+        raise ValueError(
+            f"the metric gives {float(value)} for {where}, which cannot be compared: use one that is always finite"
+        )
     return float(value)

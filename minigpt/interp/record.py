@@ -15,12 +15,21 @@ from torch import Tensor
 
 from minigpt.errors import InvalidRequest
 from minigpt.interp import tensor_file
-from minigpt.interp.hooks import KEYS_0, Pass, RowTracker, attached, require_watchable
+from minigpt.interp.hooks import (
+    INTERRUPTED,
+    KEYS_0,
+    Pass,
+    RowTracker,
+    attached,
+    never_fired,
+    require_watchable,
+)
 from minigpt.interp.points import as_indices, expand, point_of
 from minigpt.interp.recording import Recording
 from minigpt.json_files import counted, shown
 from minigpt.model import GPT2
 
+CANNOT = "drafts, beams, several texts of one prompt and batches whose rows end or move cannot be recorded while they run"
 READ_IT_ONCE = "record the finished text instead: record_text(model, tokens)"
 
 
@@ -54,8 +63,9 @@ def record(
     Raises:
         KeyError: there is no such point.
         IndexError: there is no such layer or head.
-        ValueError: a point was never reached; or what was read was not one text growing token by token
-            (beams that change places, drafts that are taken back, a window that slides, a second text).
+        ValueError: a point was never reached, or a pass did not finish; or what was read was not one text growing
+            token by token (beams that change places, drafts that are taken back, a window that slides, a second text);
+            or `grad`, but the weights are quantized.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
@@ -71,6 +81,8 @@ def record(
         raise ValueError(f"heads={chosen} has no effect: none of {', '.join(names[:3])} has heads")
     if grad and (to is not None or take is not None or chosen is not None):
         raise ValueError("grad=True records whole values in memory: leave out to=, take= and heads=")
+    if grad:
+        require_gradients(model)
     with ExitStack() as stack:
         store: dict[str, list[Tensor]] | tensor_file.SpooledChunks = {}
         if to is not None:
@@ -126,6 +138,14 @@ def differentiable() -> Iterator[None]:
     """Keeps graphs inside, also where a notebook has switched them off for good."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def require_gradients(model: GPT2) -> None:
+    """Raises ValueError for a model whose weights are quantized."""
+    if model.quantization:
+        raise ValueError(
+            f"the weights are quantized ({model.quantization}) and have no gradients: load the model without quantize="
+        )
 
 
 def as_batch(
@@ -212,21 +232,32 @@ class _Recorder:
         self.names = self.wanted | {KEYS_0}
         self._store = store
         self._rows = RowTracker()
+        self._pass: Pass | None = None
         self._this_pass: set[str] = set()
 
     def begin(self, current: Pass) -> None:
         seen, n_read = self.seen, self.seen.tokens.size(1)
+        self._require_finished()
         if not seen.read:
             seen.start, seen.pad = current.start, _plain_copy(current.pad)
         elif current.start == 0:
             raise ValueError(
                 f"a second text was read inside one record(): open one for each, or {READ_IT_ONCE}"
             )
-        elif current.start != seen.start + n_read or not current.pad.equal(seen.pad):
-            raise ValueError(
-                f"a pass read on from slot {current.start}, but {seen.start + n_read} slots were recorded: drafts, "
-                f"beams and batches whose rows end or move cannot be recorded while they run; {READ_IT_ONCE}"
+        elif not current.pad.equal(seen.pad):
+            before, now = len(seen.pad), len(current.pad)
+            what = (
+                f"the padding of the rows was {seen.pad.tolist()}, now it is {current.pad.tolist()}"
+                if before == now
+                else f"{counted(before, 'rows')} {'was' if before == 1 else 'were'} recorded, now there are {now}"
             )
+            raise ValueError(f"{what}: {CANNOT}; {READ_IT_ONCE}")
+        elif current.start != seen.start + n_read:
+            raise ValueError(
+                f"a pass read on from slot {current.start}, but {seen.start + n_read} slots were recorded: {CANNOT}; "
+                f"{READ_IT_ONCE}"
+            )
+        self._pass = current
         seen.read.append(_plain_copy(current.tokens))
         self._this_pass = set()
 
@@ -249,12 +280,17 @@ class _Recorder:
         return value
 
     def check(self) -> None:
-        """Raises ValueError where a point was never reached."""
-        if not self.seen.read:
+        """Raises ValueError where a point was never reached, or the last pass broke off."""
+        if self._pass is None:
             raise ValueError("nothing was recorded: the model read no text inside the `with`")
         silent = [name for name in self.seen.names if name not in self._store]
         if silent:
-            raise ValueError(f"{', '.join(silent[:5])} never fired: this model's layers do not compute it")
+            raise ValueError(never_fired(silent, self._pass))
+        self._require_finished()
+
+    def _require_finished(self) -> None:
+        if self._pass is not None and not self._pass.finished:
+            raise ValueError(f"{INTERRUPTED}: what was recorded of it is not whole; open another record()")
 
     def _keep_in_graph(self, name: str, value: Tensor) -> Tensor:
         """A copy that takes the value's place, so that gradients flow through it."""

@@ -14,7 +14,7 @@ from minigpt.atomic import all_or_none
 from minigpt.cli.progress import bar
 from minigpt.config import GPT2Config
 from minigpt.interp.points import layer_of
-from minigpt.interp.record import differentiable, record_text
+from minigpt.interp.record import differentiable, record_text, require_gradients
 from minigpt.interp.tensor_file import FileChunks
 from minigpt.model import GPT2
 
@@ -83,13 +83,14 @@ def fit_tuned_lens(model: GPT2, batches: Iterable[Tensor], *, learning_rate: flo
         learning_rate: of Adam.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or the model's weights are quantized.
 
     >>> import minigpt
     >>> model, tokenizer = minigpt.load()
     >>> text = torch.tensor([tokenizer.encode("Once upon a time there was a king.")])
     >>> lens = fit_tuned_lens(model, [text] * 3)
     """
+    require_gradients(model)
     lens = TunedLens(model.config).to(model.device)
     adam = torch.optim.Adam(lens.parameters(), lr=learning_rate)
     names = ["embed", *(f"blocks.{i}.resid_post" for i in range(model.config.n_layer))]

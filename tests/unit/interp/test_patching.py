@@ -12,6 +12,7 @@ from fakes import tiny_gpt2
 from minigpt.interp import patch, record_text
 from minigpt.interp.attribution import direct_attribution
 from minigpt.interp.patching import (
+    Metric,
     Sweep,
     ablate_heads,
     attribution_patching,
@@ -171,6 +172,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch
     assert not sweep.finished
     assert sweep.values.isnan().sum() == 1
     assert "3 of 4 done" in repr(sweep)
+    assert len(sweep.largest()) == 3
     assert not MODEL._forward_hooks
 
 
@@ -188,6 +190,11 @@ def test_sweeps_show_themselves() -> None:
     sweep = patch_heads(MODEL, CLEAN, CORRUPT, METRIC)
     assert repr(sweep).startswith("Sweep(attn.z (denoise): 2 x 2; most: layer 1/head 0 +1.00")
     assert "<th>layer 1</th><td>+1.00</td>" in sweep._repr_html_()
+
+
+def infinite_from_the_second_call() -> Metric:
+    values = iter([1.0, -torch.inf])
+    return lambda logits: torch.tensor(next(values))
 
 
 def test_what_cannot_be_swept_is_refused() -> None:
@@ -209,6 +216,18 @@ def test_what_cannot_be_swept_is_refused() -> None:
         patch_positions(MODEL, [CLEAN, CLEAN], [CORRUPT, CORRUPT], METRIC)  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"a metric gives one number, this one has shape \(12,\)"):
         ablate_heads(MODEL, CLEAN, lambda logits: logits[0, -1])
+    with pytest.raises(
+        ValueError, match="the metric gives nan for a text as it is, which cannot be compared"
+    ):
+        patch_heads(MODEL, CLEAN, CORRUPT, lambda logits: logits[0, -1, 0] * torch.nan)
+    with pytest.raises(ValueError, match="the metric gives -inf for layer 0, head 0, which cannot"):
+        ablate_heads(MODEL, CLEAN, infinite_from_the_second_call())
+    with pytest.raises(
+        IndexError, match="there is no position 99: the text has 0 to 7, from its end -1 to -8"
+    ):
+        patch_heads(MODEL, CLEAN, CORRUPT, logit_difference(5, 6, position=99))
+    with pytest.raises(IndexError, match=r"there is no token 60000: the model knows ids from 0 to \d+"):
+        patch_heads(MODEL, CLEAN, CORRUPT, logit_difference(5, 60000))
     with pytest.raises(ValueError, match="must be a tensor that depends on the logits, not float"):
         attribution_patching(MODEL, CLEAN, CORRUPT, lambda logits: METRIC(logits).detach())
     with pytest.raises(

@@ -7,6 +7,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from minigpt.interp import (
     Recording,
     direct_attribution,
     edit,
+    fit_tuned_lens,
     head_statistics,
+    integrated_gradients,
     logit_lens,
     plots,
     record,
@@ -35,7 +38,7 @@ from minigpt.interp import (
     value_weighted,
 )
 from minigpt.interp.points import all_points
-from minigpt.sampler import Beam, Greedy, PromptLookup, Sample, generate
+from minigpt.sampler import Beam, Contrastive, Greedy, PromptLookup, Sample, generate
 
 MODEL = tiny_gpt2()
 TEXT = [3, 1, 4, 1, 5, 9, 2]
@@ -213,9 +216,14 @@ def test_a_recording_that_begins_in_the_middle_knows_where_it_stands() -> None:
 @pytest.mark.parametrize(
     ("strategy", "limits", "message"),
     [
-        (Beam(num_beams=3), {}, r"record_text\(model, tokens\)"),
+        (Beam(num_beams=3), {}, r"^1 row was recorded, now there are 3: .*record_text\(model, tokens\)"),
+        (Contrastive(penalty_alpha=0.6, top_k=4), {}, "^1 row was recorded, now there are 4: "),
         (Sample(num_return_sequences=2, seed=1), {}, r"rows end or move cannot be recorded"),
-        (PromptLookup(draft_schedule="constant"), {}, "drafts, beams and batches"),
+        (
+            PromptLookup(draft_schedule="constant"),
+            {},
+            r"^a pass read on from slot \d+, but \d+ .*: drafts, beams,",
+        ),
         (Greedy(), {"overflow": "slide", "max_new_tokens": 40}, "a second text was read"),
     ],
 )
@@ -367,6 +375,31 @@ def test_a_with_in_which_nothing_is_read_raises() -> None:
 def test_a_point_that_never_fires_raises() -> None:
     with pytest.raises(ValueError, match=r"logits never fired"), record(MODEL, "embed", "logits"):
         MODEL.hidden_states(TOKENS, MODEL.new_cache(7))
+
+
+def test_a_pass_that_did_not_finish_is_no_recording() -> None:
+    """An exception that is caught inside the `with` ends the pass, and not the recording."""
+
+    def broken(value: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    def interrupted(first: int, then: int = 0) -> None:
+        cache = MODEL.new_cache(7)
+        with record(MODEL, "blocks.*.resid_mid"):
+            MODEL.next_logits(TOKENS[:, :first], cache) if first else None
+            with suppress(RuntimeError), edit(MODEL, "blocks.1.attn.q", broken):
+                MODEL.next_logits(TOKENS[:, first : first + 2], cache)
+            MODEL.next_logits(TOKENS[:, first : first + then], cache) if then else None
+
+    with pytest.raises(
+        ValueError, match=r"a pass did not finish: an exception .*, so blocks.1.resid_mid never"
+    ):
+        interrupted(0)
+    for then in (0, 3):
+        with pytest.raises(
+            ValueError, match=r"a pass did not finish: .* is not whole; open another record\(\)"
+        ):
+            interrupted(2, then)
 
 
 def test_before_anything_is_read_a_value_is_not_there() -> None:
@@ -596,5 +629,14 @@ def test_quantised_weights_are_recorded_at_every_point_and_edited(kind: Any) -> 
         at = f"blocks.{layer}."
         close(seen[at + "attn.pattern"] @ seen[at + "attn.v"], seen[at + "attn.z"])
         assert seen[at + "resid_post"].equal(seen[at + "resid_mid"] + seen[at + "mlp.out"])
+    for analysis in (
+        lambda: integrated_gradients(model, tokens, 7),
+        lambda: fit_tuned_lens(model, [torch.tensor([tokens])]),
+        lambda: record_text(model, tokens, grad=True),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"are quantized \({kind}\) .*: load the model without quantize=$"
+        ):
+            analysis()
     with edit(model, "blocks.*.attn.z", torch.zeros_like):
         assert not record_text(model, tokens, "logits")["logits"].allclose(plain, atol=0.1)
