@@ -25,12 +25,16 @@ AFTER_EACH_LAYER = ("embed", "blocks.*.resid_post")
 class LensReading:
     """What each layer would predict; layers in the order of the model, the last one's is its prediction.
 
+    Padding predicts nothing: there `entropy`, `kl` and `target_logprobs` are NaN, `rank` is 0, and the other
+    values mean nothing.
+
     Shapes: `top_tokens` and `top_logprobs` (N, B, T, top); `entropy`, `kl`, `rank` and `target_logprobs` (N, B, T);
     `targets` (B, T)
     """
 
     points: list[str]
     tokens: Tensor  # (B, T)
+    pad: Tensor  # (B,), how many of each row's first tokens are padding
     top_tokens: Tensor
     top_logprobs: Tensor  # nats
     entropy: Tensor  # of the prediction, in nats
@@ -44,12 +48,13 @@ class LensReading:
         return f"LensReading({counted(len(self.points), 'layers')}, {rows} x {n} tokens)"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what `plots.lens` draws token by token, as means over all tokens."""
+        """For notebooks: what `plots.lens` draws token by token, as means over all tokens but padding."""
         head = (
             "<tr><th>point</th><th>entropy</th><th>KL to the last layer</th><th>rank of the target</th></tr>"
         )
+        real = ~_padding(self.tokens, self.pad)
         means = zip(
-            *(x.float().mean((1, 2)).tolist() for x in (self.entropy, self.kl, self.rank)), strict=True
+            *(x[:, real].float().mean(1).tolist() for x in (self.entropy, self.kl, self.rank)), strict=True
         )
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{entropy:.3f}</td><td>{kl:z.3f}</td><td>{rank:.1f}</td></tr>"
@@ -115,7 +120,13 @@ def logit_lens(
     tokens, logprobs, entropy, kl, rank, target_logprobs = (
         torch.stack(column) for column in zip(*columns, strict=True)
     )
-    return LensReading(names, seen.tokens, tokens, logprobs, entropy, kl, targets, rank, target_logprobs)
+    pad = (seen.pad - seen.start).clamp_min(0)  # what was there before the recording is not in it
+    padding = _padding(tokens[0, ..., 0], pad)
+    return LensReading(
+        names, seen.tokens, pad, tokens, logprobs, entropy.masked_fill(padding, torch.nan),
+        kl.masked_fill(padding, torch.nan), targets, rank.masked_fill(padding, 0),
+        target_logprobs.masked_fill(padding, torch.nan),
+    )  # fmt: skip
 
 
 def best_in_any_layer(
@@ -195,6 +206,11 @@ def require_stream(names: Sequence[str]) -> None:
         raise ValueError(
             f"{other[0]} is not the residual stream: a lens reads embed, resid_pre, resid_mid, resid_post"
         )
+
+
+def _padding(tokens: Tensor, pad: Tensor) -> Tensor:
+    """Which of the tokens are padding: (B, T), (B,)  ->  (B, T), on the tokens' device."""
+    return torch.arange(tokens.size(1), device=tokens.device) < pad.to(tokens.device)[:, None]
 
 
 def _checked(targets: Tensor, logprobs: Tensor) -> Tensor:

@@ -130,11 +130,11 @@ def lens(
         reading: from `logit_lens`.
         tokenizer: of the model.
         row: which text of the batch.
-        positions: only these slots; the last 20 unless given. Of more than 40 the colours alone are shown.
+        positions: only these slots; the last 20 that are not padding unless given. Of more than 40 the colours alone are shown.
         ax: an axis to draw into.
     """
     n = reading.tokens.size(1)
-    places = list(range(max(0, n - 20), n) if positions is None else positions)
+    places = list(range(max(int(reading.pad[row]), n - 20), n) if positions is None else positions)
     kl = reading.kl[:, row, places].float().flip(0)  # the last layer on top
     guesses = reading.top_tokens[:, row, places, 0].flip(0)
     readable = len(places) <= TICKS

@@ -11,7 +11,7 @@ from circuit import VOCAB, induction_circuit, repeated
 from fakes import tiny_gpt2
 
 import minigpt
-from minigpt.interp import record_text
+from minigpt.interp import record, record_text
 from minigpt.interp.lens import best_in_any_layer, lens_logprobs, logit_lens
 from minigpt.interp.tuned_lens import TunedLens, fit_tuned_lens
 from minigpt.sampler import Sample, generate
@@ -97,6 +97,36 @@ def test_a_padded_row_reads_as_alone() -> None:
     torch.testing.assert_close(
         logit_lens(MODEL, both.row(1)).kl, logit_lens(MODEL, alone).kl, rtol=1e-4, atol=1e-5
     )
+
+
+def test_padding_counts_nowhere() -> None:
+    """Its values are NaN, and the notebook's means are those of the texts read alone."""
+    both, one, other = (
+        logit_lens(MODEL, record_text(MODEL, ids)) for ids in ([TEXT, TEXT[:4]], TEXT, TEXT[:4])
+    )
+    assert both.pad.tolist() == [0, 3]
+    for name in ("entropy", "kl", "target_logprobs"):
+        values = getattr(both, name)
+        assert values[:, 1, :3].isnan().all()
+        torch.testing.assert_close(values[:, 0], getattr(one, name)[:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(values[:, 1, 3:], getattr(other, name)[:, 0], rtol=1e-4, atol=1e-5)
+    assert both.rank[:, 1, :3].eq(0).all()
+    assert both.rank[:, 1, 3:].equal(other.rank[:, 0])
+    entropy, kl = (
+        torch.cat([getattr(x, name)[0, 0] for x in (one, other)]).mean() for name in ("entropy", "kl")
+    )
+    assert f"<td>embed</td><td>{entropy:.3f}</td><td>{kl:.3f}</td>" in both._repr_html_()
+
+
+def test_padding_before_the_recording_began_is_not_in_the_reading() -> None:
+    batch, pad = torch.tensor([TEXT, [0, 0, 0, *TEXT[:4]]]), torch.tensor([0, 3])
+    cache = MODEL.new_cache(7, rows=2, pad=pad)
+    MODEL.next_logits(batch[:, :2], cache)
+    with record(MODEL, "embed", "blocks.*.resid_post") as seen:
+        MODEL.next_logits(batch[:, 2:], cache)
+    reading = logit_lens(MODEL, seen)
+    assert reading.pad.tolist() == [0, 1]
+    assert reading.kl.isnan().sum((0, 2)).tolist() == [0, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

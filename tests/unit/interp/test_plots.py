@@ -155,6 +155,16 @@ def test_the_lens_has_the_last_layer_on_top_and_its_tokens_in_the_cells() -> Non
     torch.testing.assert_close(torch.tensor(shown.filled(0.0)), reading.kl[:, 0, [11, 12]].flip(0))
 
 
+def test_the_lens_leaves_padding_out() -> None:
+    both = logit_lens(MODEL, record_text(MODEL, [TEXT, TEXT[:5]]))
+    alone = logit_lens(MODEL, record_text(MODEL, TEXT[:5]))
+    shown = [
+        [label.get_text() for label in plots.lens(reading, BYTES, row=row).axes[0].get_xticklabels()]
+        for reading, row in ((both, 1), (alone, 0))
+    ]
+    assert shown[0] == shown[1]
+
+
 def test_what_adds_and_what_takes_away_have_the_colours_of_the_scale_in_a_sweep() -> None:
     sweep = patch_heads(*SWEPT)
     sweep.values[0, 0] = -0.5
