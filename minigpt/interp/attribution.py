@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from html import escape
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt.interp.dense import bias, block_of, exact, head_weights, unembedding
-from minigpt.interp.lens import last_point, position_in
+from minigpt.interp.lens import last_point, position_in, recorded_logits
 from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
 from minigpt.interp.token_id import token_id
@@ -22,7 +23,7 @@ from minigpt.model import GPT2
 class Attribution:
     """A number and the parts that sum to it.
 
-    `values` (C,) float64 belong to `names`; `total` is what they explain, as the model computed it.
+    `values` (C,) float64 belong to `names`; `total` is what they explain, computed from the last layer's stream.
     """
 
     names: list[str]
@@ -31,7 +32,7 @@ class Attribution:
 
     @property
     def remainder(self) -> float:
-        """What the parts leave unexplained: the rounding of the model's own arithmetic, and nothing else."""
+        """What the parts leave unexplained: the rounding of the model's own arithmetic."""
         return self.total - float(self.values.sum())
 
     def largest(self, n: int = 10) -> list[tuple[str, float]]:
@@ -64,8 +65,11 @@ def direct_attribution(
     logit_t = sum over components c of ((c - mean c) * weight / sigma) . W_U[t]  +  bias . W_U[t]
 
     with weight, bias and sigma of the final norm, sigma being that of the whole stream ("frozen"): so the
-    parts sum to the logit exactly. It is the *direct* effect: what later layers make of a component, and
-    what they would do without it, is not in it (see `ablate`).
+    parts sum to the logit but for the model's rounding. It is the *direct* effect: what later layers make of a
+    component, and what they would do without it, is not in it (see `ablate`).
+
+    What an edit changed in `attn.z` or `mlp.out` counts as that head or MLP. What one added to the stream itself
+    (at `embed`, `attn.out` or a `resid` point) is the part "edits", which is there only where it exceeds rounding.
 
     Args:
         model: that was recorded, with plain weights.
@@ -78,7 +82,9 @@ def direct_attribution(
     Raises:
         KeyError: a point was not recorded.
         IndexError: there is no such row, position or token.
-        ValueError: a token is no id, the weights are quantised, or the recording holds some heads only.
+        ValueError: a token is no id, the weights are quantised, the recording holds some heads only, or its logits
+            are not what this model makes of its stream: it was recorded under an edit of `final_norm` or
+            `logits`, or from another model.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -92,23 +98,36 @@ def direct_attribution(
     (True, 67)
     """
     seen.require_whole(*expand(model.config, ["blocks.*.attn.z", "blocks.*.mlp.out"]), last_point(model))
-    alone, unembed = seen.row(row), exact(unembedding(model))
+    alone, weights = seen.row(row), unembedding(model)
     at = position_in(alone, position)
-    direction = unembed[token_id("target", target, len(unembed))]
+    chosen = [token_id("target", target, len(weights))]
     if minus is not None:
-        direction = direction - unembed[token_id("minus", minus, len(unembed))]
-    names, parts = components(model, alone, at)
-    norm = model.final_norm
-    stream = exact(alone[last_point(model)][0, at])
+        chosen.append(token_id("minus", minus, len(weights)))
+    unembed = exact(weights[chosen])  # these rows alone: a whole vocabulary in float64 takes long
+    direction = unembed[0] - unembed[1:].sum(0)
+    norm, stream = model.final_norm, exact(alone[last_point(model)][0, at])
     weight, offset = exact(norm.weight), exact(norm.bias)
     sigma = (stream.var(unbiased=False) + norm.eps).sqrt()
-    centred = parts - parts.mean(-1, keepdim=True)
-    values = (centred * weight / sigma) @ direction
-    rest = offset @ direction
-    normed = (stream - stream.mean()) * weight / sigma + offset
-    return Attribution(
-        [*names, "final_norm.bias"], torch.cat([values, rest[None]]), float(normed @ direction)
-    )
+    normed = _centred(stream) * weight / sigma + offset
+    total = float(normed @ direction)
+    names, parts = components(model, alone, at)
+    to_logit = weight / sigma * direction
+    values = [*(_centred(parts) @ to_logit).tolist(), float(offset @ direction)]
+    names.append("final_norm.bias")
+    precision = _precision(alone)
+    recorded = _recorded(alone, at, chosen)
+    size = _size(stream) * weight.abs() / sigma + offset.abs()
+    if abs(recorded - total) > precision * float(size @ unembed.abs().sum(0)):
+        raise ValueError(
+            f"the recorded logit is {recorded:.4g}, and this model makes {total:.4g} of the recorded stream: it was "
+            "recorded under an edit of final_norm or logits, or from another model; give the model that was "
+            "recorded, and a recording without that edit"
+        )
+    edits = float(_centred(stream - parts.sum(0)) @ to_logit)
+    if abs(edits) > precision * float(_size(parts).sum(0) @ to_logit.abs()):
+        names.append("edits")
+        values.append(edits)
+    return Attribution(names, torch.tensor(values, dtype=torch.float64), total)
 
 
 def components(model: GPT2, alone: Recording, at: int) -> tuple[list[str], Tensor]:
@@ -128,3 +147,32 @@ def components(model: GPT2, alone: Recording, at: int) -> tuple[list[str], Tenso
         parts[name + "mlp"] = exact(alone[name + "mlp.out"][0, at]) - exact(mlp_bias)
         parts[name + "mlp.bias"] = mlp_bias
     return list(parts), torch.stack([exact(part) for part in parts.values()])
+
+
+def _centred(parts: Tensor) -> Tensor:
+    """Less their mean, as the norm takes it: (..., D)."""
+    return parts - parts.mean(-1, keepdim=True)
+
+
+def _size(parts: Tensor) -> Tensor:
+    """Of what `_centred` adds up, and rounding is a share of: (..., D)."""
+    return parts.abs() + parts.abs().mean(-1, keepdim=True)
+
+
+def _precision(seen: Recording) -> float:
+    """How far a sum that was recorded may be from the exact one, as a share of the sizes of what was added.
+
+    Each number is rounded to its dtype; sums are in float32, and products, too, unless torch was told otherwise.
+    """
+    eps = [torch.finfo(chunk.dtype).eps for name in seen.names for chunk in seen.steps(name)]
+    products = {"highest": 0.0, "high": 2**-10, "medium": 2**-7}[torch.get_float32_matmul_precision()]
+    return 1e-5 + 2 * max(products, *eps)
+
+
+def _recorded(alone: Recording, at: int, chosen: list[int]) -> float:
+    """The logit as it was recorded, or the difference of two; NaN where it was not."""
+    logits, last = recorded_logits(alone), alone.tokens.size(1) - 1
+    if logits is None or at < last + 1 - logits.size(1):
+        return math.nan
+    here = exact(logits[0, at - last - 1, chosen])
+    return float(here[0] - here[1:].sum())

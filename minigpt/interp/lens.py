@@ -19,6 +19,8 @@ from minigpt.model import GPT2
 # Shapes below:  N layers of the lens · B rows · T tokens · D n_embd · V vocab_size
 
 AFTER_EACH_LAYER = ("embed", "blocks.*.resid_post")
+# KL in nats that rounding may cause: bfloat16 rounds logits of -100 to multiples of 0.5, which is about 0.01.
+ROUNDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def logit_lens(
 ) -> LensReading:
     """Reads the residual stream at each point as if it were the last: softmax(LN_f(x) W_U).
 
-    The final norm is computed anew at each point. The last row is the model's own prediction.
+    The final norm is computed anew at each point. The last row is the model's own prediction: an edit of
+    `final_norm` or `logits` is not in it, and where the recorded logits show one, this raises.
 
     Args:
         model: that was recorded.
@@ -87,8 +90,8 @@ def logit_lens(
     Raises:
         KeyError: a point was not recorded.
         IndexError: a target is no token.
-        ValueError: a point is none of the stream, the targets are not one for each token, or the recording is of a
-            model of another width.
+        ValueError: a point is none of the stream, the targets are not one for each token, the recording is of a
+            model of another width, or its logits are not what this model makes of its stream.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 
@@ -104,6 +107,7 @@ def logit_lens(
     require_stream(names)
     seen.require_whole(*names, last_point(model))
     last = lens_logprobs(model, seen[last_point(model)])  # (B, T, V)
+    _require_recorded_prediction(seen, last)
     targets = last.argmax(-1) if targets is None else _checked(targets, last)
     columns: list[list[Tensor]] = []
     for name in names:  # one layer at a time: all of them at once would be N x T x V numbers
@@ -205,6 +209,36 @@ def require_stream(names: Sequence[str]) -> None:
     if other:
         raise ValueError(
             f"{other[0]} is not the residual stream: a lens reads embed, resid_pre, resid_mid, resid_post"
+        )
+
+
+def recorded_logits(seen: Recording) -> Tensor | None:
+    """The logits of every token, or of the last one: of text that was generated there are not all. None without any.
+
+    Shapes: (B, T or 1, V), without a graph
+    """
+    if "logits" not in seen.names:
+        return None
+    logits = seen["logits"].detach()
+    return logits if logits.size(1) == seen.tokens.size(1) else logits[:, -1:]
+
+
+@torch.no_grad()
+def _require_recorded_prediction(seen: Recording, last: Tensor) -> None:
+    """Raises ValueError where logits were recorded that are not those of the last layer's stream."""
+    logits = recorded_logits(seen)
+    if logits is None:
+        return
+    recorded, n = logits.to(last.dtype).log_softmax(-1), logits.size(1)
+    kl = (recorded.exp() * (recorded - last[:, -n:])).nan_to_num().sum(-1)  # (B, n)
+    kl = kl.masked_fill(_padding(seen.tokens, (seen.pad - seen.start).clamp_min(0))[:, -n:].to(kl.device), 0)
+    if kl.max() > ROUNDING:
+        row, token = divmod(int(kl.argmax()), n)
+        raise ValueError(
+            f"the recorded logits of row {row}, token {last.size(1) - n + token}, are not what this model makes of "
+            f"its last layer: KL {float(kl.max()):.3g} nats, where rounding causes at most {ROUNDING}. They were "
+            "recorded under an edit of final_norm or logits, or from another model: give the model that was "
+            "recorded, and a recording without that edit"
         )
 
 

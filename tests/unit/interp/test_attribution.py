@@ -12,8 +12,9 @@ from circuit import BOS, GAIN, VOCAB, WIDTH, induction_circuit, repeated
 from fakes import tiny_gpt2
 from torch import nn
 
+import minigpt
 from minigpt import GPT2
-from minigpt.interp import record, record_text
+from minigpt.interp import ablate, record, record_text, scale, steer
 from minigpt.interp.attribution import direct_attribution
 from minigpt.interp.circuits import (
     composition_baseline,
@@ -95,6 +96,75 @@ def test_a_text_recorded_while_it_is_written_is_attributed_too() -> None:
     )
 
 
+@pytest.mark.parametrize("point", ["embed", "blocks.1.attn.out", "blocks.2.resid_mid"])
+def test_what_was_added_to_the_stream_is_a_part_of_its_own(point: str) -> None:
+    vector = torch.linspace(-1, 2, 16).double()
+    with steer(RANDOM, point, vector):
+        seen = record_text(RANDOM, TOKENS)
+    parts = direct_attribution(RANDOM, seen, 7, 2)
+    assert parts.names[-1] == "edits"
+    assert abs(parts.remainder) < 1e-9
+    stream = seen["blocks.2.resid_post"][0, -1]
+    rows = RANDOM.token_embedding.weight[7] - RANDOM.token_embedding.weight[2]
+    norm = RANDOM.final_norm
+    expected = (
+        (vector - vector.mean()) * norm.weight / (stream.var(unbiased=False) + norm.eps).sqrt()
+    ) @ rows
+    assert float(parts.values[-1]) == pytest.approx(float(expected.detach()))
+
+
+def test_what_was_edited_in_a_part_counts_as_that_part() -> None:
+    with ablate(RANDOM, "blocks.1.attn.z", heads=[1]), scale(RANDOM, "blocks.0.mlp.out", 2.0):
+        parts = direct_attribution(RANDOM, record_text(RANDOM, TOKENS), 7)
+    assert "edits" not in parts.names
+    assert dict(zip(parts.names, parts.values.tolist(), strict=True))["blocks.1.attn.head.1"] == 0
+    assert abs(parts.remainder) < 1e-9
+
+
+@pytest.mark.parametrize("edit", [("final_norm", 0.5), ("logits", 1.5)])
+def test_another_logit_than_the_recorded_one_is_not_explained(edit: tuple[str, float]) -> None:
+    usual = direct_attribution(RANDOM, record_text(RANDOM, TOKENS), 7).total
+    with scale(RANDOM, *edit):
+        seen = record_text(RANDOM, TOKENS)
+    logit = float(seen["logits"][0, -1, 7])
+    with pytest.raises(
+        ValueError,
+        match=rf"recorded logit is {logit:.4g}, and this model makes {usual:.4g} of .* edit of final_norm or logits",
+    ):
+        direct_attribution(RANDOM, seen, 7)
+
+
+def test_a_recording_of_another_model_is_not_explained() -> None:
+    other = deepcopy(RANDOM)
+    torch.nn.init.normal_(other.token_embedding.weight, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ValueError, match="or from another model"):
+        direct_attribution(RANDOM, record_text(other, TOKENS), 7)
+
+
+def test_a_stream_that_is_all_mean_rounds_more() -> None:
+    """Its differences are small numbers between large ones, and the norm makes them large again."""
+    model = tiny_gpt2()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e-4)
+        model.position_embedding.weight += 1.0
+        model.final_norm.weight.fill_(1.0)
+    assert "edits" not in direct_attribution(model, record_text(model, TOKENS), 7, 2).names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rounding_is_no_edit(dtype: torch.dtype) -> None:
+    """Also where a model is large, all positions and the difference of two logits; autocast rounds, too."""
+    model, tokenizer = minigpt.load(dtype=dtype)
+    ids = tokenizer.encode("Once upon a time there was a king who had three sons.")
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float16):
+        seen = record_text(model if dtype != torch.float16 else model.float(), ids)
+    for position in range(0, len(ids), 4):
+        for minus in (None, 270):
+            parts = direct_attribution(model, seen, 381, minus, position=position)
+            assert "edits" not in parts.names
+
+
 def test_attributions_show_themselves_and_refuse_what_they_cannot_do() -> None:
     seen = record_text(MODEL, TEXT)
     parts = direct_attribution(MODEL, seen, TEXT[11], position=10)
@@ -159,8 +229,6 @@ def test_input_x_gradient_is_the_derivative_by_each_token_s_size() -> None:
 
 
 def test_integrated_gradients_are_complete() -> None:
-    import minigpt
-
     model, tokenizer = minigpt.load()
     tokens = tokenizer.encode("Once upon a time there was a")
     (king,) = tokenizer.encode(" king")

@@ -11,7 +11,7 @@ from circuit import VOCAB, induction_circuit, repeated
 from fakes import tiny_gpt2
 
 import minigpt
-from minigpt.interp import record, record_text
+from minigpt.interp import ablate, record, record_text, scale
 from minigpt.interp.lens import best_in_any_layer, lens_logprobs, logit_lens
 from minigpt.interp.tuned_lens import TunedLens, fit_tuned_lens
 from minigpt.sampler import Sample, generate
@@ -135,6 +135,41 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     reading = logit_lens(model, record_text(model, TEXT))
     assert reading.entropy.dtype == torch.promote_types(dtype, torch.float32)
     assert reading.kl.isfinite().all()
+
+
+@pytest.mark.parametrize("point", ["final_norm", "logits"])
+def test_another_prediction_than_the_recorded_one_is_refused(point: str) -> None:
+    model, tokenizer = minigpt.load()
+    ids = tokenizer.encode("Once upon a time there was a king")
+    with scale(model, point, 0.5, positions=[2], rows=[1]):
+        seen = record_text(model, [ids, ids[:4]])
+    with pytest.raises(
+        ValueError,
+        match=r"recorded logits of row 1, token 6, are not what .* KL [0-9.]+ nats, .* at most 0.05",
+    ):
+        logit_lens(model, seen)
+    assert logit_lens(model, seen.row(0)).kl.isfinite().all()
+
+
+def test_an_edit_of_the_stream_is_read_as_it_was_recorded() -> None:
+    with ablate(MODEL, "blocks.1.attn.out"):
+        seen = record_text(MODEL, TEXT)
+    assert logit_lens(MODEL, seen).top_logprobs[-1].equal(seen["logits"].log_softmax(-1).topk(5).values)
+
+
+def test_of_generated_text_the_last_logits_are_compared() -> None:
+    model, tokenizer = minigpt.load()
+    with scale(model, "final_norm", 0.5), record(model, "embed", "blocks.*.resid_post", "logits") as seen:
+        generate(model, [tokenizer.encode("Once upon a time")], max_new_tokens=3)
+    with pytest.raises(ValueError, match="recorded logits of row 0, token 5,"):
+        logit_lens(model, seen)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_quantized_weights_predict_what_was_recorded(kind: str) -> None:
+    model, tokenizer = minigpt.load(quantize=kind)
+    ids = tokenizer.encode("Once upon a time there was a king")
+    assert logit_lens(model, record_text(model, [ids, ids[:4]])).kl[-1, 0].abs().max() < 1e-5
 
 
 def test_what_is_no_stream_is_refused() -> None:
