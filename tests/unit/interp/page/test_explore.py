@@ -273,6 +273,14 @@ def test_strategies_that_do_not_sample_leave_the_sliders_off(strategy: Strategy)
     assert [step["chosen"] for step in run["steps"]] == run["tokens"][5:]
 
 
+@pytest.mark.parametrize("strategy", [Beam(num_beams=3), SAMPLED])
+def test_the_logits_of_beams_are_log_probabilities(strategy: Strategy) -> None:
+    """As the page's documentation says: they enter the temperature as their strategy computes them."""
+    run = run_of(strategy, max_new_tokens=4)
+    sums = torch.stack([step["logits"].double().logsumexp(-1) for step in run["steps"]])
+    assert (sums.abs().max() < 1e-5) == (strategy is not SAMPLED)
+
+
 def test_beams_are_those_of_the_lattice() -> None:
     run = run_of(Beam(num_beams=3, repetition_penalty=1.5), max_new_tokens=4)
     assert [len(step) for step in run["beams"]["steps"]] == [3, 3, 3, 3]
