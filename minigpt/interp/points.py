@@ -69,11 +69,24 @@ POINTS = (
     Point("resid_post", "(B, T, D)", "the stream that leaves the block", "h.L, output",
           "blocks.L.hook_resid_post"),
     Point("final_norm", "(B, T, D)", "the last stream after the final LayerNorm", "hidden_states[-1]",
-          "ln_final.hook_normalized (before weight and bias)", in_block=False),
+          "ln_final.hook_normalized", in_block=False),
     Point("logits", "(B, T, V)", "scores of the next token (while generating, of the newest token only)",
           "logits", "the model's output", in_block=False),
 )  # fmt: skip
 BY_NAME = {point.name: point for point in POINTS}
+# What TransformerLens has and no point is: how it is computed of a recording `seen`, L being the layer.
+COMPUTED = {
+    "attn.hook_attn_scores": 'q @ k.mT * model.config.attention_scale(L) without the causal mask, with q = '
+    'seen["blocks.L.attn.q"] and k = seen["blocks.L.attn.k"]',
+    "attn.hook_result": 'seen["blocks.L.attn.z"] @ model.blocks[L].attn.out.weight.unflatten(0, (n_head, -1))',
+    "ln1.hook_normalized": 'model.blocks[L].attn_norm(seen["blocks.L.resid_pre"])',
+    "ln2.hook_normalized": 'model.blocks[L].mlp_norm(seen["blocks.L.resid_mid"])',
+    "ln1.hook_scale": '(seen["blocks.L.resid_pre"].var(-1, unbiased=False) + model.blocks[L].attn_norm.eps).sqrt()',
+    "ln2.hook_scale": '(seen["blocks.L.resid_mid"].var(-1, unbiased=False) + model.blocks[L].mlp_norm.eps).sqrt()',
+    "ln_final.hook_scale": "(x.var(-1, unbiased=False) + model.final_norm.eps).sqrt() with x the last resid_post",
+    "hook_embed": "model.token_embedding(seen.tokens)",
+    "hook_pos_embed": "model.position_embedding.weight[: seen.tokens.size(1)]",
+}  # fmt: skip
 
 
 def table() -> str:
@@ -214,21 +227,50 @@ def _whole_numbers(values: Any) -> list[int] | None:
 
 
 def meant_points(name: str, names: Sequence[str]) -> str:
-    """Which points a wrong name may stand for, as a question; nothing where none is near.
+    """Which points a wrong name may stand for, as a question or an answer; nothing where none is near.
 
     >>> meant_points("blocks.1.attn.patern", ["logits", "blocks.1.attn.pattern"])
     'did you mean blocks.1.attn.pattern?'
+    >>> meant_points("blocks.1.attn.hook_z", [])
+    'here it is called blocks.1.attn.z'
     """
+    known = _called_elsewhere(name)
+    if known:
+        return known
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
+def _called_elsewhere(name: str) -> str:
+    """What a name of transformers or TransformerLens is here; nothing where neither has it."""
+    layer = re.search(r"(?:\bblocks\.|\bh\.|\[)(\d+|\*)", name)
+    of_layer_l = f"{name[: layer.start(1)]}L{name[layer.end(1) :]}" if layer else name
+    ending = "." + of_layer_l.removeprefix("transformer.")  # the beginning may be left out, as in "hook_z"
+
+    def theirs(point: Point) -> list[str]:
+        words = re.split(r"[ ,]+", f"{point.transformers} {point.transformer_lens}")
+        return [word for word in words if "." in word or "[" in word]
+
+    here = f"blocks.{layer[1] if layer else '*'}."
+    points = [
+        here + point.name if point.in_block else point.name
+        for point in POINTS
+        if any(f".{word}".endswith(ending) for word in theirs(point))
+    ]
+    if points:
+        return f"here it is called {' or '.join(points)}"
+    ways = [
+        way for word, way in COMPUTED.items() if ending.endswith(f".{word}") or f".{word}".endswith(ending)
+    ]
+    return f"it is no point here: compute {' or '.join(ways)}" if ways else ""
+
+
 def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> str:
-    of_any_layer = {name: re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in [pattern, *names]}
+    of_any_layer = {name: re.sub(r"^blocks\.-?\d+\.", "blocks.*.", name) for name in [pattern, *names]}
     known, last = sorted({of_any_layer[name] for name in names}), max(layer_of(name) or 0 for name in names)
     if f"blocks.*.{pattern}" in known:
         hint = f"did you mean blocks.*.{pattern}?"
-    elif of_any_layer[pattern] in known and (layer_of(pattern) or 0) > last:
+    elif of_any_layer[pattern] in known and pattern not in names:
         hint = f"layers are 0 to {last}"
     else:
         near = meant_points(pattern, known if "*" in pattern else names)
