@@ -9,7 +9,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from minigpt.interp.dense import bias, block_of, exact, head_weights, unembedding
+from minigpt.interp.dense import bias, exact, head_weights, unembedding
 from minigpt.interp.lens import last_point, position_in, recorded_logits
 from minigpt.interp.points import expand
 from minigpt.interp.recording import Recording
@@ -34,6 +34,13 @@ class Attribution:
     def remainder(self) -> float:
         """What the parts leave unexplained: the rounding of the model's own arithmetic."""
         return self.total - float(self.values.sum())
+
+    @property
+    def heads(self) -> Tensor:
+        """The values of all heads: (n_layer, n_head)."""
+        heads = [i for i, name in enumerate(self.names) if ".attn.head." in name]
+        n_layer = sum(name.endswith(".attn.bias") for name in self.names)
+        return self.values[heads].view(n_layer, -1)
 
     def largest(self, n: int = 10) -> list[tuple[str, float]]:
         """The parts that matter most, whatever their sign."""
@@ -138,12 +145,11 @@ def components(model: GPT2, alone: Recording, at: int) -> tuple[list[str], Tenso
         "position_embedding": model.position_embedding.weight[alone.start + at],
     }
     for layer in range(model.config.n_layer):
-        block = block_of(model, layer)
         name = f"blocks.{layer}."
         for head, z in enumerate(alone[name + "attn.z"][0, :, at]):
             parts[f"{name}attn.head.{head}"] = exact(z) @ exact(head_weights(model, layer, head).out)
-        parts[name + "attn.bias"] = bias(block.attn.out)
-        mlp_bias = bias(block.mlp.down)
+        parts[name + "attn.bias"] = bias(model, name + "attn.out")
+        mlp_bias = bias(model, name + "mlp.down")
         parts[name + "mlp"] = exact(alone[name + "mlp.out"][0, at]) - exact(mlp_bias)
         parts[name + "mlp.bias"] = mlp_bias
     return list(parts), torch.stack([exact(part) for part in parts.values()])

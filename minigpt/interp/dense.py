@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt.linear import Linear
 from minigpt.model import GPT2, Block, UntiedHead
@@ -26,25 +26,32 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def dense_weight(linear: nn.Module) -> Tensor:
-    """The matrix of a linear layer: (in, out).
+def dense_weight(model: GPT2, name: str) -> Tensor:
+    """The matrix of a linear layer, such as "blocks.0.attn.qkv": (in, out).
 
     Raises:
         ValueError: its weights are of another kind, as after `quantize`.
     """
-    if not isinstance(linear, Linear):
-        raise ValueError(
-            f"this analysis reads plain weights, and {type(linear).__name__} has none: load the model without "
-            "quantize=, or merge its adapter"
-        )
-    return linear.weight.detach()
+    return _plain(model, name).weight.detach()
 
 
-def bias(linear: nn.Module) -> Tensor:
+def bias(model: GPT2, name: str) -> Tensor:
     """What a linear layer adds whatever it reads: (out,)."""
-    dense_weight(linear)
-    assert isinstance(linear, Linear)
-    return linear.bias.detach()
+    return _plain(model, name).bias.detach()
+
+
+def _plain(model: GPT2, name: str) -> Linear:
+    linear = model.get_submodule(name)
+    if isinstance(linear, Linear):
+        return linear
+    way = (
+        "load the model without quantize="
+        if model.quantization
+        else "of a model with an adapter, analyse the merged one, minigpt.training.merge(model)"
+    )
+    raise ValueError(
+        f"this analysis reads plain weights, and {name}, a {type(linear).__name__}, has none: {way}"
+    )
 
 
 def block_of(model: GPT2, layer: int) -> Block:
@@ -53,10 +60,10 @@ def block_of(model: GPT2, layer: int) -> Block:
 
 def head_weights(model: GPT2, layer: int, head: int) -> HeadWeights:
     """The weights of one head; the norm before it is not in them."""
-    attn, size = block_of(model, layer).attn, model.config.head_dim
+    name, size = f"blocks.{layer}.attn", model.config.head_dim
     here = slice(head * size, (head + 1) * size)
-    q, k, v = dense_weight(attn.qkv).chunk(3, 1)
-    return HeadWeights(q[:, here], k[:, here], v[:, here], dense_weight(attn.out)[here])
+    q, k, v = dense_weight(model, f"{name}.qkv").chunk(3, 1)
+    return HeadWeights(q[:, here], k[:, here], v[:, here], dense_weight(model, f"{name}.out")[here])
 
 
 def unembedding(model: GPT2) -> Tensor:

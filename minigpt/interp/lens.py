@@ -90,7 +90,7 @@ def logit_lens(
     Raises:
         KeyError: a point was not recorded.
         IndexError: a target is no token.
-        ValueError: a point is none of the stream, the targets are not one for each token, the recording is of a
+        ValueError: a point is none of the stream, `top` is below 1, the targets are not one for each token, the recording is of a
             model of another width, or its logits are not what this model makes of its stream.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
@@ -105,6 +105,7 @@ def logit_lens(
     """
     names = expand(model.config, points)
     require_stream(names)
+    _require_at_least_one("top", top)
     seen.require_whole(*names, last_point(model))
     last = lens_logprobs(model, seen[last_point(model)])  # (B, T, V)
     _require_recorded_prediction(seen, last)
@@ -155,6 +156,7 @@ def best_in_any_layer(
 
     Raises:
         IndexError: there is no such row or position.
+        ValueError: a point is none of the stream, or `n` is below 1.
 
     >>> import minigpt
     >>> from minigpt.interp import record_text
@@ -166,6 +168,7 @@ def best_in_any_layer(
     """
     names, alone = expand(model.config, points), seen.row(row)
     require_stream(names)
+    _require_at_least_one("n", n)
     seen.require_whole(*names)
     at = position_in(alone, position)
     rows = [lens_logprobs(model, alone[name][0, at], name, tuned) for name in names]
@@ -245,6 +248,12 @@ def _require_recorded_prediction(seen: Recording, last: Tensor) -> None:
 def _padding(tokens: Tensor, pad: Tensor) -> Tensor:
     """Which of the tokens are padding: (B, T), (B,)  ->  (B, T), on the tokens' device."""
     return torch.arange(tokens.size(1), device=tokens.device) < pad.to(tokens.device)[:, None]
+
+
+def _require_at_least_one(name: str, n: int) -> None:
+    """Raises InvalidRequest unless the argument is a number of tokens to keep."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InvalidRequest(f"{name} is how many tokens to keep, a whole number from 1 on, got {shown(n)}")
 
 
 def _checked(targets: Tensor, logprobs: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from fakes import tiny_gpt2
 from torch import nn
 
 import minigpt
-from minigpt import GPT2
-from minigpt.interp import ablate, record, record_text, scale, steer
+from minigpt import GPT2, training
+from minigpt.interp import ablate, attribution, dense, record, record_text, scale, steer
 from minigpt.interp.attribution import direct_attribution
 from minigpt.interp.circuits import (
     composition_baseline,
@@ -206,8 +206,49 @@ def test_weights_of_another_kind_are_recorded_and_refused_by_what_reads_weights(
         lambda: direct_attribution(model, seen, 1),
         lambda: copying_score(model, 0, 0),
     ):
-        with pytest.raises(ValueError, match="and Packed has none: load the model without quantize="):
+        with pytest.raises(ValueError, match=r"and blocks\.0\.attn\.(qkv|out), a Packed, has none: "):
             analysis()
+
+
+def test_a_model_with_an_adapter_is_analysed_merged_and_one_of_8_bits_with_its_own_weights() -> None:
+    adapted = tiny_gpt2()
+    training.attach(adapted, 2, layers=["blocks.1.mlp.down"])
+    torch.nn.init.normal_(adapted.blocks[1].mlp.down.lora_b)
+    seen = record_text(adapted, TOKENS)
+    with pytest.raises(
+        ValueError,
+        match=r"and blocks.1.mlp.down, a LoraLinear, has none: .* minigpt.training.merge\(model\)$",
+    ):
+        direct_attribution(adapted, seen, 1)
+    parts = direct_attribution(training.merge(adapted), seen, 1)
+    assert parts.total == pytest.approx(float(seen["logits"][0, -1, 1]), abs=1e-5)
+    quantized = tiny_gpt2(n_embd=64).quantize("int8")
+    for analysis in (
+        lambda: direct_attribution(quantized, record_text(quantized, TOKENS), 1),
+        lambda: copying_score(quantized, 0, 0),
+    ):
+        with pytest.raises(ValueError, match=r"load the model without quantize=$"):
+            analysis()
+
+
+def test_heads_are_layers_by_heads() -> None:
+    parts = direct_attribution(RANDOM, record_text(RANDOM, TOKENS), 7)
+    got = dict(zip(parts.names, parts.values.tolist(), strict=True))
+    assert parts.heads.tolist() == [[got[f"blocks.{i}.attn.head.{j}"] for j in range(2)] for i in range(3)]
+
+
+def test_only_the_wanted_rows_of_the_unembedding_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of gpt2's in float64 took 0.3 s a call, twenty times the rest."""
+    sizes: list[int] = []
+
+    def exact(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return dense.exact(tensor)
+
+    monkeypatch.setattr(attribution, "exact", exact)
+    model = tiny_gpt2(vocab_size=1000)
+    direct_attribution(model, record_text(model, TOKENS), 7, 2)
+    assert max(sizes) < model.token_embedding.weight.numel()
 
 
 # Of tokens, by gradients

@@ -189,6 +189,11 @@ def test_what_is_no_stream_is_refused() -> None:
         ValueError, match=r"^targets is a tensor of token ids, one for each token, got ' who'$"
     ):
         logit_lens(MODEL, SEEN, targets=" who")  # type: ignore[arg-type]
+    for top in (-1, 0, 1.5):
+        with pytest.raises(ValueError, match=rf"^top is how many tokens to keep, .* from 1 on, got {top}$"):
+            logit_lens(MODEL, SEEN, top=top)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"^n is how many tokens to keep, .* from 1 on, got {top}$"):
+            best_in_any_layer(MODEL, SEEN, n=top)  # type: ignore[arg-type]
     with pytest.raises(IndexError, match="targets must be ids from 0 to"):
         logit_lens(MODEL, SEEN, targets=torch.full((1, 7), 9999))
     with pytest.raises(ValueError, match=r"the recording's stream is \d+ wide, this model's 80"):
