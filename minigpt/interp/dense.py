@@ -50,7 +50,7 @@ def _plain(model: GPT2, name: str) -> Linear:
         else "of a model with an adapter, analyse the merged one, minigpt.training.merge(model)"
     )
     raise ValueError(
-        f"this analysis reads plain weights, and {name}, a {type(linear).__name__}, has none: {way}"
+        f"this analysis reads plain weights, and {name} ({type(linear).__name__}) has none: {way}"
     )
 
 

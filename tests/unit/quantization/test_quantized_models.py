@@ -315,7 +315,8 @@ def test_what_needs_plain_weights_refuses_small_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantized weights cannot be fine-tuned"):
         load_adapter(model, tmp_path)
     with pytest.raises(
-        ValueError, match="reads plain weights, and Int8Linear has none: load the model without quantize="
+        ValueError,
+        match=r"reads plain weights, and blocks\.0\.attn\.qkv \(Int8Linear\) has none: load the model without quantize=",
     ):
         dense.head_weights(model, 0, 0)
     with pytest.raises(ValueError, match="weights of float32, not of int8: load the model without quantize="):
