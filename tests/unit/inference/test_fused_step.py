@@ -51,8 +51,8 @@ def test_it_is_the_models_own_step(config: GPT2Config, length: int, pads: list[i
 
 def test_an_id_that_is_none_becomes_nan() -> None:
     model = GPT2(CONFIG).eval()
-    place = torch.zeros(1, dtype=torch.long)
+    slot = torch.zeros(1, dtype=torch.long)
     weights = fused_step.Weights.of(model)
     for token in (-1, 61):
-        x = fused_step.embedding(torch.tensor([[token]]), place, place, weights)
+        x = fused_step.embedding(torch.tensor([[token]]), slot, slot, weights)
         assert x.isnan().all()
