@@ -309,7 +309,7 @@ class GPT2(nn.Module):
         name_or_dir: str | os.PathLike[str] | None = None,
         *,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         quantize: str | None = None,
         revision: str | None = None,
         offline: bool = False,
@@ -323,7 +323,8 @@ class GPT2(nn.Module):
             OSError: there is no such model, or it cannot be fetched.
             ValueError: it is no GPT-2, config.json and weights do not fit each other, or device or dtype cannot be used.
         """
-        _check_device_and_dtype(device, dtype)
+        _check_device(device)
+        dtype = _dtype(dtype)
         directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
         config, checkpoint = GPT2Config.load(directory), weights.Checkpoint(directory)
         stored = stored_quantization(directory)
@@ -409,10 +410,20 @@ def _check_tensor(name: str, value: object) -> None:
         raise InvalidRequest(f"{name} must be a tensor, got {shown(value)}: write {example}")
 
 
-def _check_device_and_dtype(device: object, dtype: object) -> None:
+def _dtype(wanted: object) -> torch.dtype | None:
+    """The type of that name; None, and "auto", are for what follows from the device."""
+    if wanted is None or wanted == "auto":
+        return None
+    dtype = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    raise InvalidRequest(
+        f'dtype must be a floating-point type, as torch.float16 or "float16", got {wanted!r}'
+    )
+
+
+def _check_device(device: object) -> None:
     """Refuses what weights cannot be loaded to, before anything is fetched or read."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidRequest(f"dtype must be a floating-point torch.dtype, as torch.float32, got {dtype!r}")
     try:
         torch.empty(0, device=device)  # type: ignore[call-overload]
     except (RuntimeError, AssertionError, TypeError) as error:

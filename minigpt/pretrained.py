@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Never
 
 import torch
 
 from minigpt import hub
+from minigpt.cli.machine import device as device_of
 from minigpt.config import GPT2Config
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 from minigpt.model import GPT2
+from minigpt.right_names import refuse_unknown
 from minigpt.tokenizer import Tokenizer
+
+KNOWN = ("device", "dtype", "quantize", "tokenizer", "revision", "offline")
+# Arguments of other libraries' `from_pretrained`, where more is to be said than another name.
+ADVICE = {
+    **dict.fromkeys(("name", "model", "model_name", "model_path", "path", "pretrained_model_name_or_path"),
+                    'the model comes first, without a name: load("gpt2")'),
+    "torch_dtype": "it is dtype: write dtype=torch.float16",
+    "device_map": 'it is device: write device="auto"',
+    "load_in_4bit": 'the fewest bits are 8: write quantize="int8"',
+    "local_files_only": "write offline=True",
+    "trust_remote_code": "a model's own code is never run: leave it out",
+    "low_cpu_mem_usage": "weights go straight into place: leave it out",
+}  # fmt: skip
 
 
 def load(
     name_or_dir: str | os.PathLike[str] | None = None,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     offline: bool = False,
+    **unknown: Never,
 ) -> tuple[GPT2, Tokenizer]:
     """The bundled model and its tokenizer, or those of a directory or a hub repository.
 
     Args:
         name_or_dir: "bundled", or nothing, for the bundled model; a directory that holds config.json; or a name on the
             Hugging Face hub, such as "gpt2" or "org/name".
-        device: where the weights go.
-        dtype: their type; float32 on a CPU and as stored elsewhere unless given.
+        device: where the weights go; "auto" takes a GPU if there is one.
+        dtype: their type, as torch.float16 or "float16"; float32 on a CPU and as stored elsewhere unless given.
         quantize: "int8" or "float16" keeps the weights in fewer bits: faster on a CPU, and nearly as exact.
         tokenizer: a directory or a name to take the tokenizer from; the model's own unless given.
         revision: a branch, tag or commit on the hub.
@@ -40,6 +58,14 @@ def load(
         OSError: there is no such model, or it cannot be fetched.
         ValueError: it is no GPT-2, or its files do not fit each other; InvalidRequest: an argument cannot be used.
     """
+    refuse_unknown("load", unknown, KNOWN, ADVICE)
+    if not isinstance(tokenizer, str | os.PathLike | None):
+        raise InvalidRequest(
+            f"tokenizer is a directory or a name on the hub, got {shown(tokenizer)}: to use a tokenizer that you have,"
+            " write model = minigpt.GPT2.from_pretrained(...)"
+        )
+    if device == "auto":
+        device = device_of("cpu" if quantize else "auto")
     directory = hub.model_files(name_or_dir, revision=revision, offline=offline)
     if tokenizer is not None:
         reader = Tokenizer.from_pretrained(tokenizer, offline=offline)

@@ -66,11 +66,10 @@ class ModelFlags:
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
         chosen = device("cpu" if self.quantize and self.device == "auto" else self.device)
         try:
             model, tokenizer = minigpt.load(
-                self.model, device=chosen, dtype=dtype, quantize=self.quantize, tokenizer=self.tokenizer,
+                self.model, device=chosen, dtype=self.dtype, quantize=self.quantize, tokenizer=self.tokenizer,
                 revision=self.revision, offline=self.offline,
             )  # fmt: skip
         except (OSError, ValueError) as error:

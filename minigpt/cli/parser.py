@@ -10,56 +10,10 @@ from textwrap import fill
 from typing import Any, NoReturn
 
 from minigpt.cli import BAD_FLAGS, EXIT_CODES, Failure
+from minigpt.options import flag_of
+from minigpt.right_names import ELSEWHERE, meant_by, nearest
 
 WIDTH = 100  # characters of a line of help
-
-# What the same thing is called elsewhere. Of several flags the first that a command has is meant; what does
-# not begin with -- is advice.
-_CONTEXT = ("--context", "a model's context length is fixed: `minigpt info MODEL` shows it")
-_LENGTH, _STEPS, _OUT, _DATA = (
-    ("--max-new-tokens",),
-    ("--steps",),
-    ("--out", "--output"),
-    ("--data", "--file"),
-)
-_DTYPE = ("--dtype bfloat16", "--dtype float16")
-ELSEWHERE = {
-    **dict.fromkeys(("max-length", "max-tokens", "max-gen-len", "n-predict", "num-tokens", "length", "n-tokens"), _LENGTH),
-    "min-length": ("--min-new-tokens",),
-    "do-sample": ("--strategy sample", "--temperature"),
-    "temp": ("--temperature",),
-    "top-n": ("--top-k",),
-    "penalty": ("--repetition-penalty",),
-    "repeat-penalty": ("--repetition-penalty",),
-    **dict.fromkeys(("beams", "beam-size", "beam-width", "n-beams"), ("--num-beams",)),
-    **dict.fromkeys(("num-samples", "n-samples", "num-sequences", "best-of"), ("--num-return-sequences",)),
-    **dict.fromkeys(("stop-sequence", "stop-sequences", "stop-string", "stop-strings", "eos"), ("--stop",)),
-    **dict.fromkeys(("random-seed", "rng-seed"), ("--seed",)),
-    **dict.fromkeys(("n-ctx", "block-size", "seq-len", "seq-length", "max-seq-len", "context-length", "context-size",
-                     "n-positions", "ctx-size"), _CONTEXT),
-    "learning-rate": ("--lr",),
-    **dict.fromkeys(("epochs", "num-epochs", "num-train-epochs", "max-steps", "max-iters", "iters", "num-steps",
-                     "iterations"), _STEPS),
-    **dict.fromkeys(("out-dir", "output-dir", "save-dir", "output", "out", "o"), _OUT),
-    **dict.fromkeys(("dataset", "data-dir", "data-path", "train-data", "train-file", "input", "input-file"), _DATA),
-    **dict.fromkeys(("layers", "n-layers", "num-layers", "num-hidden-layers"), ("--n-layer",)),
-    **dict.fromkeys(("heads", "n-heads", "num-heads", "num-attention-heads"), ("--n-head",)),
-    **dict.fromkeys(("d-model", "hidden-size", "dim", "embedding-size", "width"), ("--n-embd", "--num-beams")),
-    **dict.fromkeys(("init-from", "pretrained", "base-model"), ("--init", "--model")),
-    **dict.fromkeys(("model-name", "model-path", "model-name-or-path", "checkpoint", "m"), ("--model", "--init")),
-    **dict.fromkeys(("grad-accum", "gradient-accumulation-steps", "gradient-accumulation"), ("--accumulate",)),
-    **dict.fromkeys(("micro-batch-size", "batch", "bs", "per-device-train-batch-size"), ("--batch-size",)),
-    **dict.fromkeys(("val-fraction", "validation", "validation-split", "val-split", "eval-split"), ("--val",)),
-    **dict.fromkeys(("warmup-steps", "warmup-iters", "num-warmup-steps"), ("--warmup",)),
-    **dict.fromkeys(("gpu", "cuda"), ("--device cuda",)),
-    "cpu": ("--device cpu",),
-    **dict.fromkeys(("bf16", "half"), _DTYPE),
-    "fp16": ("--dtype float16",),
-    **dict.fromkeys(("silent", "no-progress"), ("--quiet",)),
-    **dict.fromkeys(("chat", "repl"), ("--interactive",)),
-    **dict.fromkeys(("show-prompt", "print-prompt"), ("--echo",)),
-    **dict.fromkeys(("local-files-only", "no-download"), ("--offline",)),
-}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,24 +72,21 @@ def meant_flag(unknown: str, known: Collection[str]) -> str:
     >>> meant_flag("--learnign-rate", ["--lr"])
     'use --lr'
     """
-    name = unknown.lstrip("-").lower()
-    if use := _elsewhere(name, known):
-        return use
-    near = get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
-    if near and len(name) > 1:
-        return f"did you mean {near[0]}?"
+    name = unknown.lstrip("-").lower().replace("-", "_")
+    names = [flag.lstrip("-").replace("-", "_") for flag in known]
+    if meant := meant_by(name, names):
+        return _use(meant)
+    near = nearest(name, names) if len(name) > 1 else ""
+    if near:
+        return f"did you mean {flag_of(near)}?"
     others = get_close_matches(name, ELSEWHERE, n=1, cutoff=0.85)
-    return _elsewhere(others[0], known) if others else ""
+    return _use(meant_by(others[0], names)) if others else ""
 
 
-def _elsewhere(name: str, known: Collection[str]) -> str:
-    """What a flag of other programs is called here; nothing where it is none, or this command has no such flag."""
-    for meant in ELSEWHERE.get(name, ()):
-        if not meant.startswith("--"):
-            return meant
-        if meant.split()[0] in known:
-            return f"use {meant}"
-    return ""
+def _use(meant: str) -> str:
+    """Advice to use a flag, from its name in `ELSEWHERE`; what is advice already, and nothing, stay so."""
+    name, _, value = meant.partition("=")
+    return meant if " " in meant or not meant else f"use {flag_of(name)} {value}".rstrip()
 
 
 def hyphens(argv: Sequence[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from minigpt.errors import InvalidRequest
 from minigpt.interp.labels import token_labels
 from minigpt.interp.plots import attention, attention_grid
 from minigpt.interp.record import record_text
 from minigpt.model import GPT2
+from minigpt.right_names import refuse_unknown
 from minigpt.sampler.requests import check_model
 from minigpt.sampler.text import check_tokenizer, encode_prompt
 from minigpt.tokenizer import Tokenizer
@@ -16,6 +17,12 @@ from minigpt.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Those of `minigpt.interp.plots.attention_grid`, which shows several.
+ADVICE = {
+    "layers": "it is layer, a single one: layer=1; without it all are shown",
+    "heads": "it is head, a single one: layer=1, head=2; without it all are shown",
+}
 
 
 def attention_map(
@@ -25,6 +32,7 @@ def attention_map(
     layer: int | None = None,
     head: int | None = None,
     ax: Axes | None = None,
+    **unknown: Never,
 ) -> Figure:
     """From a text to the picture of what a head attends to; without `head` or `layer`, of all of them.
 
@@ -46,6 +54,7 @@ def attention_map(
     >>> figure.axes[0].get_title()
     'attention of head 3.1'
     """
+    refuse_unknown("attention_map", unknown, ("layer", "head", "ax"), ADVICE)
     if layer is None and head is not None:
         raise InvalidRequest(f"head={head} needs a layer: every layer has one of that number")
     check_model("attention_map", model)

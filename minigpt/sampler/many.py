@@ -82,7 +82,8 @@ def complete_many(
     b 3
     a 5
     """
-    strategy = checked_strategy("complete_many", model, strategy, lengths)
+    others = ("stride", "heal", "allow_special", "rows_at_once")
+    strategy = checked_strategy("complete_many", model, strategy, lengths, others)
     check_tokenizer("complete_many", tokenizer)
     if rows_at_once is not None and rows_at_once < 1:
         raise InvalidRequest(f"rows_at_once must be at least 1, got {rows_at_once}")

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp
+from typing import Never
 
 from minigpt.errors import InvalidRequest
 from minigpt.json_files import shown
+from minigpt.right_names import refuse_unknown
 from minigpt.sampler.api import generate
 from minigpt.sampler.events import LanguageModel
 from minigpt.sampler.requests import check_model
@@ -53,7 +55,13 @@ class NextTokens:
     __repr__ = __str__
 
 
-def top(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, n: int = 5) -> NextTokens:
+# What the number of tokens is called elsewhere.
+ADVICE = dict.fromkeys(("k", "top_k", "topk", "top_n", "num", "top_logprobs"), "it is n")
+
+
+def top(
+    model: LanguageModel, tokenizer: TextTokenizer, prompt: str, n: int = 5, **unknown: Never
+) -> NextTokens:
     """The `n` tokens that the model holds likeliest after a text.
 
     Args:
@@ -71,6 +79,7 @@ def top(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, n: int = 5)
     >>> len(table), table[0].probability >= table[1].probability
     (3, True)
     """
+    refuse_unknown("top", unknown, ["n"], ADVICE)
     check_model("top", model)
     if not isinstance(prompt, str):
         raise InvalidRequest(f"top() takes a text, got {shown(prompt)}")

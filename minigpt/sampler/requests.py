@@ -9,9 +9,10 @@ from typing import Any, Literal, TypedDict, cast
 from minigpt.errors import InvalidRequest
 from minigpt.json_files import shown
 from minigpt.options import KINDS, check_count
+from minigpt.right_names import refuse_unknown
 from minigpt.sampler.events import OVERFLOWS, LanguageModel, PromptTooLong, Request, misfit
 from minigpt.sampler.registry import names
-from minigpt.sampler.right_names import refuse_unknown
+from minigpt.sampler.right_names import right_name
 from minigpt.sampler.strategies.greedy import Greedy
 from minigpt.sampler.strategy import Strategy
 
@@ -93,16 +94,26 @@ def prepare(
 
 
 def checked_strategy(
-    function: str, model: LanguageModel, strategy: Strategy | None, limits: Collection[str]
+    function: str,
+    model: LanguageModel,
+    strategy: Strategy | None,
+    limits: Collection[str],
+    others: Sequence[str] = ("stride",),
 ) -> Strategy:
     """The strategy of a call, greedy if there is none, once model, strategy and the names of the limits are right.
+
+    Args:
+        function: which was called.
+        model, strategy, limits: what it was given.
+        others: its arguments beside those.
 
     Raises:
         InvalidRequest: one of them is not; the message says how to write the call.
     """
     check_model(function, model)
-    known = sorted(Limits.__annotations__)
-    refuse_unknown(function, [name for name in limits if name not in known], [*known, "strategy", "stride"])
+    known = [*sorted(Limits.__annotations__), "strategy", *others]
+    unknown = [name for name in limits if name not in known]
+    refuse_unknown(function, unknown, known, {name: right_name(name, known) for name in unknown})
     _check_strategy(strategy)
     return strategy or Greedy()
 

@@ -1,17 +1,15 @@
-"""The right name for an argument that does not exist: other libraries' names, and near misses."""
+"""The right name for an argument of `generate` or `complete` that does not exist; it may be an option of a strategy."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 
-from minigpt.errors import UnknownArgument
+from minigpt.right_names import meant_by, nearest
 from minigpt.sampler.registry import find, names
-from minigpt.sampler.strategy import OTHER_NAMES
 
-# Arguments of other libraries' `generate`, and what does the same here.
-ELSEWHERE: Mapping[str, str] = {
+# Arguments of other libraries' `generate`, where more is to be said than another name.
+ADVICE: Mapping[str, str] = {
     "assistant_model": "a draft model is a strategy: Speculative(draft=model)",
     "attention_mask": "prompts may differ in length; padding is added and masked for you",
     "bad_words_ids": "it is bad_words, an option of the strategy: Greedy(bad_words=[[id, ...]])",
@@ -19,13 +17,11 @@ ELSEWHERE: Mapping[str, str] = {
     "do_sample": "sampling is a strategy: pass Sample() for do_sample=True, Greedy() for False",
     "eos_token_id": "it is end_tokens, a list of ids ([] never ends early)",
     "generation_config": "the strategy holds the options: Sample(top_p=0.9), Beam(num_beams=5)",
-    "generator": "the seed is an option of the strategy: Sample(seed=7)",
     "heal": "it is for text: minigpt.complete(model, tokenizer, prompt, heal=True)",
     "input_ids": "it is prompts, a list of lists of ids",
     "inputs": "it is prompts, a list of lists of ids",
     "logits_processor": "it is processors, an option of the strategy: Sample(processors=(mine,))",
     "max_length": "it is max_new_tokens, which counts new tokens only",
-    "max_tokens": "it is max_new_tokens",
     "min_length": "it is min_new_tokens, an option of the strategy: Sample(min_new_tokens=...), which counts new tokens only",
     "output_attentions": "minigpt.interp.record records whatever the model computes",
     "output_hidden_states": "minigpt.interp.record records whatever the model computes",
@@ -33,27 +29,13 @@ ELSEWHERE: Mapping[str, str] = {
     "output_scores": "it is top_logprobs, the number of likeliest tokens to report at each step",
     "pad_token_id": "prompts may differ in length; padding is added and masked for you",
     "return_dict_in_generate": "completions always carry tokens, logprobs, score and finish_reason",
-    "stop_sequences": "it is stop",
-    "stop_strings": "it is stop",
     "token_healing": "it is heal, of minigpt.complete",
     "stopping_criteria": "it is stop, a function of the new tokens",
     "suppress_tokens": "it is bad_words, an option of the strategy: Greedy(bad_words=[[id], ...])",
-    "streamer": "use minigpt.sampler.stream, which yields tokens as they are generated",
+    **dict.fromkeys(("stream", "streamer"), "use minigpt.sampler.stream, which yields tokens as they are generated"),
     "use_cache": "the KV cache is always used",
     "watermarking_config": "it is watermark, an option of the strategy: Sample(watermark=True)",
-}
-
-
-def refuse_unknown(function: str, unknown: Iterable[str], known: Collection[str]) -> None:
-    """Raises UnknownArgument for the first unknown name, with the right one where there is one.
-
-    >>> refuse_unknown("generate", ["max_length"], ["max_new_tokens"])
-    Traceback (most recent call last):
-    minigpt.errors.UnknownArgument: generate() has no argument 'max_length': it is max_new_tokens, which counts
-    new tokens only
-    """
-    for name in unknown:
-        raise UnknownArgument(f"{function}() has no argument {name!r}: {right_name(name, known)}")
+}  # fmt: skip
 
 
 def right_name(name: str, known: Collection[str]) -> str:
@@ -66,15 +48,16 @@ def right_name(name: str, known: Collection[str]) -> str:
     >>> right_name("temprature", ["max_new_tokens"]), right_name("n", ["max_new_tokens"])
     ('did you mean Sample(temperature=...)?', 'it is an option of the strategy: Sample(num_return_sequences=...)')
     """
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
+    if name in ADVICE:
+        return ADVICE[name]
     owners = _owners()
-    option = name if name in owners else OTHER_NAMES.get(name, name)
-    if option in owners:
-        return f"it is an option of the strategy: {owners[option]}({option}=...)"
-    if near := get_close_matches(name, [*known, *owners], n=1, cutoff=0.7):
-        meant = near[0] if near[0] in known else f"{owners[near[0]]}({near[0]}=...)"
-        return f"did you mean {meant}?"
+    meant = name if name in owners else meant_by(name, [*known, *owners])
+    if meant in known:
+        return f"it is {meant}"
+    if meant in owners:
+        return f"it is an option of the strategy: {owners[meant]}({meant}=...)"
+    if near := nearest(name, [*known, *owners]):
+        return f"did you mean {near if near in known else f'{owners[near]}({near}=...)'}?"
     return f"there are {', '.join(known)}"
 
 

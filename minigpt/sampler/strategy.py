@@ -6,13 +6,13 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from minigpt.errors import UnknownArgument
 from minigpt.json_files import shown
 from minigpt.options import Option, check_options, option, options_of
+from minigpt.right_names import meant_by, nearest
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
 from minigpt.sampler.processors.order import CommonOptions, SamplingOptions, chain
@@ -23,34 +23,15 @@ if TYPE_CHECKING:
 
 MOST_TEXTS = 65_536  # of one prompt, beams or samples
 
-# What else options are called, in version 0.1 and in other libraries; a sentence where there is no option.
-OTHER_NAMES = {
-    "width": "num_beams",
-    "beam_width": "num_beams",
-    "beam_size": "num_beams",
-    "p": "top_p",
-    "nucleus": "top_p",
-    "k": "top_k",
-    "n": "num_return_sequences",
-    "best_of": "num_return_sequences",
-    "assistant_model": "draft",
-    "draft_model": "draft",
-    "prompt_lookup_num_tokens": "num_draft_tokens",
-    "bad_words_ids": "bad_words",
-    "sequence_bias": "logit_bias",
-    "force_words_ids": "must_include",
-    "logits_processor": "processors",
-    "random_seed": "seed",
-    "max_length": "it is an argument of generate: max_new_tokens",
-    "max_new_tokens": "it is an argument of generate",
-    "eos_token_id": "it is an argument of generate: end_tokens",
-    "end_tokens": "it is an argument of generate",
-    "stop": "it is an argument of generate",
+ARGUMENTS = ("end_tokens", "max_new_tokens", "overflow", "stop", "stride", "top_logprobs")  # of `generate`
+# What to write for options that a strategy does not have.
+ADVICE = {
     **dict.fromkeys(
         ("num_beams", "length_penalty", "early_stopping"), "it is an option of beam search: of Beam, for one"
     ),
     "num_return_sequences": "it is an option of Sample and of Beam",
     "do_sample": "Sample samples, Greedy does not",
+    "heal": "it is an argument of minigpt.complete",
 }
 
 
@@ -175,12 +156,18 @@ def _argument(name: str, option: Option) -> str:
 
 def _advice(kind: type[Strategy], name: str) -> str:
     known = [field.name for field in fields(kind)]
-    meant = OTHER_NAMES.get(name)
+    meant = (
+        name
+        if name in ADVICE
+        else meant_by(name, [*known, *ARGUMENTS, *ADVICE, *options_of(SamplingOptions)]) or name
+    )
     if meant in known:
         return f"it is called {meant}"
-    if meant is not None and " " in meant:
-        return meant
-    if name in options_of(SamplingOptions):
-        return f"it is an option of strategies that sample: Sample({name}=...), or BeamSample({name}=...)"
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"help({kind.__name__}) lists what there is"
+    if meant in ARGUMENTS:
+        return f"it is an argument of complete and generate{f': {meant}' * (meant != name)}"
+    if meant in ADVICE:
+        return ADVICE[meant]
+    if meant in options_of(SamplingOptions):
+        return f"it is an option of strategies that sample: Sample({meant}=...), or BeamSample({meant}=...)"
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else f"help({kind.__name__}) lists what there is"

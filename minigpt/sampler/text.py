@@ -99,7 +99,7 @@ def complete(
     >>> best.text == tokenizer.decode(best.tokens), best.finish_reason
     (True, 'length')
     """
-    strategy = checked_strategy("complete", model, strategy, lengths)
+    strategy = checked_strategy("complete", model, strategy, lengths, ("stride", "heal"))
     check_tokenizer("complete", tokenizer)
     if isinstance(prompt, Mapping):
         raise InvalidRequest(f"complete() takes a text or a list of texts, got {shown(prompt)}")

@@ -277,8 +277,8 @@ def test_what_is_no_tensor_or_no_config_is_refused(call: Callable[[GPT2], object
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ({"dtype": "float32"}, "dtype must be a floating-point torch.dtype, .* got 'float32'"),
-        ({"dtype": torch.int8}, "dtype must be a floating-point torch.dtype, .* got torch.int8"),
+        ({"dtype": "float99"}, "dtype must be a floating-point type, .* got 'float99'"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point type, .* got torch.int8"),
         ({"device": "gpu"}, r"device='gpu' cannot be used here \(.*\): take 'cpu', or"),
         ({"device": 3.5}, "device=3.5 cannot be used here"),
     ],

@@ -85,10 +85,50 @@ def test_training_and_scoring_use_it(tmp_path: Path) -> None:
         ({"quantize": "int4"}, "quantize='int4' is not supported; there are"),
         ({"quantize": "int8", "dtype": torch.float16}, "is for the CPU and float32 activations"),
         ({"device": "tpu"}, "device='tpu' cannot be used here"),
-        ({"dtype": "float32"}, "dtype must be a floating-point"),
+        ({"dtype": "float99"}, "dtype must be a floating-point type, .* got 'float99'"),
+        ({"dtype": "int8"}, "dtype must be a floating-point type, .* got 'int8'"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point type, .* got torch.int8"),
+        (
+            {"torch_dtype": "float16"},
+            r"load\(\) has no argument 'torch_dtype': it is dtype: write dtype=torch.fl",
+        ),
+        ({"load_in_8bit": True}, "no argument 'load_in_8bit': write quantize=\"int8\""),
+        ({"device_map": "auto"}, "no argument 'device_map': it is device: write device=\"auto\""),
+        ({"local_files_only": True}, "no argument 'local_files_only': write offline=True"),
+        ({"model": "gpt2"}, r'the model comes first, without a name: load\("gpt2"\)'),
+        ({"fp16": True}, "no argument 'fp16': write dtype=\"float16\""),
+        ({"devise": "cpu"}, r"did you mean device\?"),
+        (
+            {"zebra": 1},
+            "no argument 'zebra': there are device, dtype, quantize, tokenizer, revision, offline",
+        ),
+        (
+            {"tokenizer": Tokenizer(BYTES, [])},
+            r"tokenizer is a directory .* got Tokenizer\(.*GPT2.from_pretrained",
+        ),
         ({"name_or_dir": 5}, "a model is a directory, a name on the hub"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_invalid_requests(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(minigpt.InvalidRequest, match=words):
         minigpt.load(**wrong)
+
+
+def test_device_and_dtype_may_be_named_as_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = save(tmp_path / "own", tiny())
+    for dtype in ("float16", "torch.float16", torch.float16):
+        assert minigpt.load(own, dtype=dtype)[0].token_embedding.weight.dtype == torch.float16
+    assert minigpt.load(own, dtype="auto")[0].token_embedding.weight.dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert minigpt.load(own, device="auto")[0].device == torch.device("cpu")
+
+
+def test_quantized_weights_are_for_the_cpu_where_the_device_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = save(tmp_path / "own", tiny())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert minigpt.load(own, device="auto", quantize="int8")[0].device == torch.device("cpu")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from minigpt.cli import EXIT_CODES, Failure
-from minigpt.cli.parser import ELSEWHERE, Parser
+from minigpt.cli.parser import Parser
 from minigpt.generate import flags as generate_flags
+from minigpt.options import flag_of, options_of
+from minigpt.right_names import ELSEWHERE
+from minigpt.sampler.registry import find, names
+from minigpt.sampler.requests import Limits
 from minigpt.score.__main__ import parser as score_parser
 from minigpt.train import parser as train_parser
 
@@ -56,16 +60,16 @@ def test_what_resembles_nothing_gets_no_advice(flag: str) -> None:
         generate_flags.parser().parse(["x", flag, "3"])
 
 
-def test_what_a_flag_is_called_elsewhere_leads_to_flags_that_exist() -> None:
+def test_what_a_name_is_elsewhere_leads_to_flags_and_arguments_that_exist() -> None:
     known = {
         flag for make in (generate_flags.parser, train_parser, score_parser) for flag in make().actions()
     }
-    flags = {meant.split()[0] for means in ELSEWHERE.values() for meant in means if meant.startswith("--")}
-    assert flags <= known
-    assert not {f"--{name}" for name in ELSEWHERE} & set(generate_flags.parser().actions()) - {
-        "--out",
-        "--output",
-    }
+    for_python = {name for kind in map(find, names()) for name in options_of(kind)} | set(
+        Limits.__annotations__
+    )
+    meant = {name.partition("=")[0] for means in ELSEWHERE.values() for name in means if " " not in name}
+    assert {flag_of(name) for name in meant - for_python} <= known
+    assert not set(map(flag_of, ELSEWHERE)) & set(generate_flags.parser().actions()) - {"--out", "--output"}
 
 
 def test_the_help_ends_with_the_exit_codes() -> None:

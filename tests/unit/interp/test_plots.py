@@ -261,6 +261,10 @@ def test_attention_map_refuses_what_there_is_not() -> None:
     }.items():
         with pytest.raises(minigpt.InvalidRequest, match=words):
             minigpt.attention_map(model, tokenizer, text, layer=0, head=0)
+    with pytest.raises(
+        minigpt.InvalidRequest, match="no argument 'layers': it is layer, a single one: layer=1"
+    ):
+        minigpt.attention_map(model, tokenizer, "Once", layers=[1])  # type: ignore[arg-type]
     with pytest.raises(minigpt.InvalidRequest, match="encode takes one text, got 5"):
         minigpt.attention_map(model, tokenizer, 5)  # type: ignore[arg-type]
     with pytest.raises(minigpt.InvalidRequest, match=r"write model, tokenizer = minigpt\.load"):
