@@ -11,17 +11,22 @@ who uses them asks before whether they are there. Our own packages import their 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from importlib import import_module
 from threading import current_thread, main_thread
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 __all__ = [
-    "Tensor", "arrow", "arrow_fs", "arrow_parquet", "fsspec", "fsspec_arrow", "hub_constants", "hub_errors", "hub_tqdm",
+    "NamesElsewhere", "Tensor", "arrow", "arrow_fs", "arrow_parquet", "fsspec", "fsspec_arrow", "hub_constants", "hub_errors", "hub_tqdm",
     "huggingface_hub", "imported_when_used", "numpy", "ray", "ray_data", "torch",
 ]  # fmt: skip
+EXPORTERS = (
+    "minigpt",
+    "minigpt.sampler",
+    "minigpt.training",
+)  # packages whose public names are quickly known
 
 
 class _Lazy:
@@ -41,26 +46,63 @@ class _Lazy:
 
 
 def imported_when_used(
-    package: str, homes: Mapping[str, str], others: Iterable[str] = ()
+    package: str,
+    homes: Mapping[str, str],
+    packages: Collection[str] = (),
+    commands: Mapping[str, str] | None = None,
 ) -> Callable[[str], Any]:
     """The `__getattr__` of a package whose public names are imported when they are first asked for.
 
     Args:
         package: the package's `__name__`.
         homes: the module below the package that each name comes from.
-        others: packages below this one that have public names, too; who looks for one of them here is sent there.
+        packages: those below this one that are attributes of it, too.
+        commands: modules below it that one may take for functions, and what to write in Python.
 
     Source: PEP 562.
     """
 
     def find(name: str) -> Any:
-        if name not in homes:
-            there = [part for part in others if name in import_module(f"{package}.{part}").__all__]
-            hint = f": it is {package}.{there[0]}.{name}" if there else ""
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
-        return getattr(_imported_whole(f"{package}.{homes[name]}"), name)
+        if name in homes:
+            return getattr(_imported_whole(f"{package}.{homes[name]}"), name)
+        if name in packages:
+            return _imported_whole(f"{package}.{name}")
+        if commands and name in commands:
+            module = import_module(f"{package}.{name}")
+            module.__class__, module.__dict__["in_python"] = _Command, commands[name]
+            return module
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{_where(name)}")
 
     return find
+
+
+class _Command(ModuleType):
+    """The module of a command, which answers who calls it."""
+
+    in_python: str
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{self.__name__} is the command; in Python: {self.in_python}")
+
+
+class NamesElsewhere:
+    """The last of `sys.meta_path`: where a name is that `from PACKAGE import NAME` looks for in another of our packages.
+
+    It finds no modules. Of a package that has not the name, Python asks finders for a module; `__getattr__` cannot answer.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Raises ImportError for a public name of ours; the arguments are those of every finder."""
+        package, _, wanted = name.rpartition(".")
+        if package in EXPORTERS and (where := _where(wanted)):
+            raise ImportError(f"cannot import name {wanted!r} from {package!r}{where}", name=package)
+
+
+def _where(name: str) -> str:
+    """Where a public name is, for the end of a message; nothing if there is none of that name."""
+    packages = (package for package in EXPORTERS if name in import_module(package).__all__)
+    package = next(packages, None)
+    return f": it is {package}.{name}" if package else ""
 
 
 def _imported_whole(name: str) -> ModuleType:

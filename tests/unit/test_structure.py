@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -211,6 +212,48 @@ def test_public_names_are_there_and_no_others_are_promised() -> None:
         _ = minigpt.gpt3  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"has no attribute 'Sample': it is minigpt\.sampler\.Sample$"):
         _ = minigpt.Sample  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "place"),
+    [("minigpt", "Sample", "minigpt.sampler.Sample"), ("minigpt", "complete_many", "minigpt.sampler.complete_many"),
+     ("minigpt.sampler", "PromptRow", "minigpt.PromptRow"), ("minigpt.training", "load", "minigpt.load")],
+)  # fmt: skip
+def test_a_name_imported_from_another_package_is_answered_with_where_it_is(
+    package: str, name: str, place: str
+) -> None:
+    with pytest.raises(ImportError, match=f"^cannot import name '{name}' from '{package}': it is {place}$"):
+        exec(f"from {package} import {name}")
+
+
+def test_a_name_that_is_nowhere_is_answered_as_python_does() -> None:
+    with pytest.raises(ImportError, match=r"^cannot import name 'gpt3' from 'minigpt' \("):
+        exec("from minigpt import gpt3")
+
+
+FRESH = """
+import minigpt, sys
+assert "minigpt.sampler" not in sys.modules and "torch" not in sys.modules
+print(minigpt.sampler.Sample.__name__, minigpt.training.train.__name__, minigpt.interp.record.__name__)
+from minigpt.sampler import Grammar, complete
+assert complete is minigpt.complete
+from minigpt import explore, generate, quantize, train
+for command in (explore, generate, quantize, train):
+    try:
+        command(data="tale.txt")
+    except TypeError as error:
+        print(error)
+"""
+
+
+def test_packages_are_attributes_and_commands_that_are_called_name_the_function() -> None:
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    names, *answers = done.stdout.splitlines()
+    assert names == "Sample train record"
+    assert [answer.partition(" is the command; in Python: ")[0] for answer in answers] == [
+        "minigpt.explore", "minigpt.generate", "minigpt.quantize", "minigpt.train",
+    ]  # fmt: skip
+    assert answers[-1].endswith("in Python: from minigpt.training import train")
 
 
 @pytest.mark.parametrize("module", MOVED)
