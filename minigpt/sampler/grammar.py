@@ -12,9 +12,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 from minigpt.lazy import torch
 
 # Shapes below:  V ids that the tokenizer knows
@@ -55,6 +56,7 @@ class Grammar:
     """
 
     def __init__(self, kind: Kind, source: str, token_bytes: Sequence[bytes | None]) -> None:
+        _check_arguments(kind, source, token_bytes)
         self.kind, self.source, self._token_bytes = kind, source, tuple(token_bytes)
         self._name = _name_of(kind, source)
         usable = self._token_bytes
@@ -131,6 +133,17 @@ class Grammar:
         error = parser.get_error()
         if error and not error.startswith(NO_MATCH):
             raise InvalidRequest(f"{self._name} is too large: {_first_line(error)}; simplify it")
+
+
+def _check_arguments(kind: object, source: object, token_bytes: object) -> None:
+    """Refuses arguments of the wrong type, and a kind that there is not."""
+    if kind not in get_args(Kind):
+        raise InvalidRequest(f'kind must be "regex", "json_schema" or "lark", got {shown(kind)}')
+    if not isinstance(source, str):
+        example = "write json.dumps(schema)" if kind == "json_schema" else "it is the text of the grammar"
+        raise InvalidRequest(f"source must be a string, got {shown(source)}: {example}")
+    if isinstance(token_bytes, str | bytes) or not isinstance(token_bytes, Iterable):
+        raise InvalidRequest(f"token_bytes: write tokenizer.token_bytes(), got {shown(token_bytes)}")
 
 
 def check(kind: Kind, source: str) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar, Unpack
 
 from minigpt.errors import InvalidRequest
+from minigpt.json_files import shown
 from minigpt.sampler.batches import decode_many
 from minigpt.sampler.engine.second_model import check_second_model
 from minigpt.sampler.events import Completion, Failed, Finished, LanguageModel, Request
@@ -31,6 +32,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+NO_ROW = 'rows are an iterable of minigpt.PromptRow(id="1", prompt="...")'
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def complete_many(
 
     Args:
         model, tokenizer: as `minigpt.load` returns them.
-        rows: prompts with their ids, such as `minigpt.data.prompt_rows.read_rows` yields.
+        rows: prompts with their ids, each a `minigpt.PromptRow`.
         strategy: greedy decoding unless given.
         rows_at_once: how many texts are decoded side by side; as many as pay off unless given.
         stop, allow_special, heal, stride, lengths: as for `minigpt.complete`; `max_new_tokens` is for rows that
@@ -74,7 +76,7 @@ def complete_many(
         InvalidRequest: an argument cannot be used.
 
     >>> import minigpt
-    >>> from minigpt.data.prompt_rows import PromptRow
+    >>> from minigpt import PromptRow
     >>> model, tokenizer = minigpt.load()
     >>> rows = [PromptRow("a", "Once upon a time"), PromptRow("b", "The king", max_new_tokens=3)]
     >>> for answer in complete_many(model, tokenizer, rows, max_new_tokens=5):
@@ -85,6 +87,8 @@ def complete_many(
     others = ("stride", "heal", "allow_special", "rows_at_once")
     strategy = checked_strategy("complete_many", model, strategy, lengths, others)
     check_tokenizer("complete_many", tokenizer)
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise InvalidRequest(f"{NO_ROW}, got {shown(rows)}")
     if rows_at_once is not None and rows_at_once < 1:
         raise InvalidRequest(f"rows_at_once must be at least 1, got {rows_at_once}")
     stops = stop_test(stop, tokenizer)
@@ -111,11 +115,16 @@ def _answers(
     to_request: Callable[[R], Request],
     decode: Callable[[Iterable[Request | InvalidRequest]], Iterator[Finished | Failed]],
 ) -> Iterator[Answer[R]]:
-    """What became of each row, whose text is still in token ids."""
+    """What became of each row, whose text is still in token ids; the error for what is no row comes after those before it."""
     at_work: dict[int, tuple[R, Request | InvalidRequest]] = {}
+    no_row: InvalidRequest | None = None
 
     def requests() -> Iterator[Request | InvalidRequest]:
+        nonlocal no_row
         for i, row in enumerate(rows):
+            if not all(hasattr(row, name) for name in ("id", "prompt", "max_new_tokens", "seed")):
+                no_row = InvalidRequest(f"{NO_ROW}, got {shown(row)}")
+                return
             try:
                 request: Request | InvalidRequest = to_request(row)
             except InvalidRequest as error:
@@ -130,6 +139,8 @@ def _answers(
             yield Answer(row, known, event.completions)
         else:
             yield Answer(row, known, error=event.error)
+    if no_row:
+        raise no_row
 
 
 def _request(

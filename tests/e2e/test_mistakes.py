@@ -96,6 +96,11 @@ BAD_FLAGS = {
     "--logit-bias the=3": ["--logit-bias", "ID=BIAS", "'the=3'"],
     "--logit-bias 3": ["--logit-bias", "ID=BIAS", "'3'"],
     "--logit-bias 999999=1": ["logit_bias", "from 0 to", "999999"],
+    """--json-schema '{"type": "object"}'""": [
+        "--json-schema: it takes a file: put the schema into one",
+        "No such file",
+    ],
+    "--grammar {folder}/latin1": ["--grammar: it takes a file: put the grammar into one", "decode"],
     "--bad-words ''": ["--bad-words", "at least one character"],
     "--stop ''": ["--stop", "at least one character"],
     "--logprobs -1 --json": ["--logprobs", "at least 0", "got -1"],

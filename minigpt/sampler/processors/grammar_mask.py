@@ -30,12 +30,15 @@ def _checked(kind: grammar.Kind, source: str) -> str:
     return source
 
 
-def _from_file(kind: grammar.Kind) -> Callable[[str], str]:
+def _from_file(kind: grammar.Kind, content: str) -> Callable[[str], str]:
     def read(name: str) -> str:
         try:
             return _checked(kind, Path(name).expanduser().read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentTypeError(f"{name} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ArgumentTypeError(
+                f"it takes a file: put the {content} into one ({name!r:.60}: {reason})"
+            ) from error
 
     return read
 
@@ -60,11 +63,11 @@ class GrammarOptions:
     )  # fmt: skip
     json_schema: Grammar | None = option(
         None, "the output must be JSON that is valid for the JSON schema in this file",
-        group="control", kind=_kind("json_schema", _from_file("json_schema"), "FILE"), resolve=_compiled("json_schema"),
+        group="control", kind=_kind("json_schema", _from_file("json_schema", "schema"), "FILE"), resolve=_compiled("json_schema"),
     )  # fmt: skip
     grammar: Grammar | None = option(
         None, "the output must match the Lark grammar in this file",
-        group="control", kind=_kind("lark", _from_file("lark"), "FILE"), resolve=_compiled("lark"),
+        group="control", kind=_kind("lark", _from_file("lark", "grammar"), "FILE"), resolve=_compiled("lark"),
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import torch
 from choices import allowed, regex, spelled
 
 import minigpt
-from minigpt import InvalidRequest
+from minigpt import InvalidRequest, Tokenizer
 from minigpt.sampler.grammar import Grammar
+from minigpt.tokenizer.bpe import BYTES as VOCABULARY
 
 BYTES: list[bytes | None] = [bytes([byte]) for byte in range(256)]
 WORDS: list[bytes | None] = [
@@ -154,6 +155,28 @@ def first_tokens(kind: Any, source: str) -> list[int]:
 def test_what_cannot_be_used_is_refused(kind: Any, source: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         first_tokens(kind, source)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("json", "{}", BYTES), r'^kind must be "regex", "json_schema" or "lark", got \'json\'$'),
+        ((["regex"], "a", BYTES), r'^kind must be "regex", "json_schema" or "lark", got '),
+        (
+            ("json_schema", {"type": "object"}, BYTES),
+            r"^source must be a string, got .*: write json.dumps\(schema\)$",
+        ),
+        (("regex", 5, BYTES), r"^source must be a string, got 5: it is the text of the grammar$"),
+        (("regex", "a", 5), r"^token_bytes: write tokenizer.token_bytes\(\), got 5$"),
+        (
+            ("regex", "a", Tokenizer(VOCABULARY, [])),
+            r"^token_bytes: write tokenizer.token_bytes\(\), got Tok",
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        Grammar(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from strategies import as_it_comes
 
 from minigpt import InvalidRequest, Tokenizer
 from minigpt.data.prompt_rows import PromptRow
-from minigpt.sampler import Completion, Greedy, PromptTooLong, Sample, Strategy, generate
+from minigpt.sampler import Beam, Completion, Greedy, PromptTooLong, Sample, Strategy, generate
 from minigpt.sampler.api import run
 from minigpt.sampler.batches import READ_AHEAD
 from minigpt.sampler.events import Finished
@@ -161,6 +161,20 @@ def test_limits_and_texts_are_those_of_complete() -> None:
 def test_what_is_wrong_for_all_rows_is_refused_before_any(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         complete_many(MODEL, TOKENIZER, ROWS, **wrong)
+
+
+def test_what_is_no_row_is_refused_once_those_before_it_are_answered() -> None:
+    message = r'^rows are an iterable of minigpt.PromptRow\(id="1", prompt="..."\), got \'The king\'$'
+    for rows in ("The king", ["The king"]):
+        with pytest.raises(InvalidRequest, match=message):
+            list(complete_many(MODEL, TOKENIZER, rows))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=r"^rows are an iterable .* got 5$"):
+        complete_many(MODEL, TOKENIZER, 5)  # type: ignore[arg-type]
+    for how in (Greedy(), Beam(num_beams=2)):  # by continuous batching, and in batches
+        answers = complete_many(MODEL, TOKENIZER, [ROWS[0], "The king"], how)  # type: ignore[list-item]
+        assert next(answers).row is ROWS[0]
+        with pytest.raises(InvalidRequest, match="got 'The king'"):
+            next(answers)
 
 
 def test_a_tokenizer_comes_second() -> None:
