@@ -14,13 +14,17 @@ minigpt.errors.InvalidRequest: num_beams (--num-beams) must be a whole number of
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from minigpt.errors import InvalidRequest
 from minigpt.json_files import shown
+
+T = TypeVar("T")
 
 REQUIRED = MISSING  # the default of an option without which its class makes no sense
 # The smallest and the largest size of a number that loses no precision as a float32.
@@ -100,6 +104,7 @@ class Option:
 
     default: Any
     help: str
+    in_python: str | None
     group: str | None
     kind: Kind
     range: Range
@@ -131,6 +136,23 @@ class Option:
         >>> option(0.1, "growth", group="control", above=0, needs="penalty").metadata["option"].described
         'with --penalty: growth (above 0; default: 0.1)'
         """
+        return self._described(self.help)
+
+    @cached_property
+    def described_in_python(self) -> str:
+        """The same for `help()`: with what a value is in Python, and with names instead of flags.
+
+        >>> option((), "a text; repeatable", in_python="a list of ids", group="control", needs="penalty"
+        ... ).metadata["option"].described_in_python
+        'with penalty: a list of ids'
+        """
+        return re.sub(
+            r"--([a-z][\w-]*)",
+            lambda flag: flag[1].replace("-", "_"),
+            self._described(self.in_python or self.help),
+        )
+
+    def _described(self, help_text: str) -> str:
         notes = [] if self.choices else [replace(self, range=self.range.shown).limits]
         if self.required:
             notes.append("required by the strategy")
@@ -144,7 +166,7 @@ class Option:
             )
         noted = "; ".join(filter(None, notes))
         needed = f"with {flag_of(self.needs)}: " if self.needs else ""
-        return f"{needed}{self.help}{f' ({noted})' * bool(noted)}"
+        return f"{needed}{help_text}{f' ({noted})' * bool(noted)}"
 
     def problem(self, value: Any, may_be_off: bool = True) -> str | None:
         """What a value must be, if it is not that."""
@@ -186,6 +208,7 @@ def option(
     default: Any,
     help: str,
     *,
+    in_python: str | None = None,
     group: str | None,
     kind: type | Kind | None = None,
     least: float | None = None,
@@ -208,6 +231,7 @@ def option(
         default: as of a dataclass field; a dict is copied for each instance; REQUIRED for none. Where it is
             None, None is a value as well.
         help: one line for `--help` and `help()`; range and default are added by themselves.
+        in_python: the line for `help()`, where a value in Python is something else than the text of a flag.
         group: the heading under which `--help` shows it; None for an option of Python alone.
         kind: bool, int, float, str or a `Kind`; that of the default unless given. bool makes a flag without
             a value.
@@ -230,6 +254,7 @@ def option(
     declared = Option(
         default=default,
         help=help,
+        in_python=in_python,
         group=group,
         kind=chosen,
         range=Range(least, most, above, below),
@@ -252,6 +277,26 @@ def option(
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a dataclass by name, its bases' first."""
     return {f.name: f.metadata["option"] for f in fields(kind) if "option" in f.metadata}
+
+
+def documented(kind: type[T]) -> type[T]:
+    """A dataclass whose docstring, and so `help()`, lists its options."""
+    plain: type = kind  # to mypy, type[T] cannot be hashed
+    kind.__doc__ = f"{kind.__doc__ or ''}\n{arguments(options_of(plain))}"
+    return kind
+
+
+def arguments(options: Mapping[str, Option]) -> str:
+    """The options as a section of a docstring, indented as the docstring of a class is."""
+    return "\n".join(["    Args:", *(_argument(name, option) for name, option in options.items()), "    "])
+
+
+@cache  # most options are inherited, and wrapping lines takes time that `--help` would have to wait for
+def _argument(name: str, option: Option) -> str:
+    text = f"{name}: {option.described_in_python}"
+    return textwrap.fill(
+        text, 108, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False
+    )
 
 
 def flag_of(name: str) -> str:

@@ -14,6 +14,7 @@ class Seeded:
 
     seed: int | None = option(
         None, "random seed, printed: the same seed gives the same text; without one, a random one is taken",
+        in_python="random seed: the same seed gives the same text; without one, a random one is taken and kept",
         group="sampling", kind=int, least=0, metavar="N",
     )  # fmt: skip
 

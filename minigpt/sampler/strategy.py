@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, fields
-from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from minigpt.errors import UnknownArgument
 from minigpt.json_files import shown
-from minigpt.options import Option, check_options, option, options_of
+from minigpt.options import Option, arguments, check_options, option, options_of
 from minigpt.right_names import meant_by, nearest
 from minigpt.sampler.engine.random_stream import RandomStream
 from minigpt.sampler.events import Event, LanguageModel, Request
@@ -38,7 +36,8 @@ ADVICE = {
 def num_return_sequences_option() -> Any:
     """The option of every strategy that may give several texts for a prompt."""
     help_text = "number of texts for each prompt; without --num-beams they are sampled"
-    return option(1, help_text, group="beams", least=1, most=MOST_TEXTS)
+    in_python = "number of texts for each prompt"
+    return option(1, help_text, in_python=in_python, group="beams", least=1, most=MOST_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Strategy(CommonOptions, ABC):
         }
         inherited = [options_of(base) for base in cls.__bases__ if hasattr(base, "__dataclass_fields__")]
         merged = {name: option for options in (own, *inherited) for name, option in options.items()}
-        cls.__doc__ = f"{cls.__doc__ or ''}\n{_arguments({**merged, **own})}"
+        cls.__doc__ = f"{cls.__doc__ or ''}\n{arguments({**merged, **own})}"
         if "__repr__" not in vars(cls):
             cls.__repr__ = Strategy.__repr__  # type: ignore[method-assign]  # before @dataclass makes one
 
@@ -141,17 +140,6 @@ class Strategy(CommonOptions, ABC):
 
 def _default(field: Field[Any]) -> Any:
     return field.default_factory() if callable(field.default_factory) else field.default
-
-
-def _arguments(options: dict[str, Option]) -> str:
-    """The options as a section of a docstring, indented as the docstring of a class is."""
-    return "\n".join(["    Args:", *(_argument(name, option) for name, option in options.items()), "    "])
-
-
-@cache  # most options are inherited, and wrapping lines takes time that `--help` would have to wait for
-def _argument(name: str, option: Option) -> str:
-    text = f"{name}: {option.described}"
-    return textwrap.fill(text, 108, initial_indent=" " * 8, subsequent_indent=" " * 12)
 
 
 def _advice(kind: type[Strategy], name: str) -> str:

@@ -81,8 +81,12 @@ def complete(
         heal: token healing, for prompts that end in a space or within a word: the tokens at the end of the prompt are
             chosen anew, together with what follows. The text begins where the prompt ends all the same.
         stride: by how many tokens at once the window moves with overflow "slide".
-        lengths: max_new_tokens (50 unless given, or what fits), end_tokens, overflow, top_logprobs; see
-            `minigpt.sampler.requests.prepare`.
+        lengths: when the completion ends, and what is reported:
+            max_new_tokens: the most tokens it may have; 50 unless given, or what fits.
+            end_tokens: ids of tokens that end it; the model's own unless given, [] for none.
+            overflow: what to do where prompt and new tokens exceed the context length: "error"; "truncate", without the
+                oldest prompt tokens; "stop" there; "slide", with the latest tokens in view only.
+            top_logprobs: how many of the likeliest tokens to report at each step, in `top_logprobs` of the result.
 
     Returns:
         The best completion of the prompt, its others in `alternatives`; a list of those for a list of

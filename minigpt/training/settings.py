@@ -12,7 +12,7 @@ from typing import Any
 from minigpt.atomic import replace_text
 from minigpt.config import PUBLISHED, GPT2Config
 from minigpt.json_files import expect, field, read_object, shown
-from minigpt.options import Kind, check_options, flag_of, option
+from minigpt.options import Kind, check_options, documented, flag_of, option
 
 RUN = "run.json"
 # what run.json must say beside the settings
@@ -50,6 +50,7 @@ PATHS = Kind("a path or a name, or several", _are_strings, str, "FILE_OR_DIR")
 TEACHER_WEIGHT = 0.5  # the text and the teachers count alike
 
 
+@documented
 @dataclass(frozen=True)
 class Settings:
     """All settings; None where a default follows from others, until `with_defaults`.

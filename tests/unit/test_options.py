@@ -114,6 +114,10 @@ def test_the_help_shows_range_default_and_what_is_needed() -> None:
         "bell": "with --minutes: rings of the bell (at least 1; default: 3)",
         "probe": "for Python alone",
     }
+    assert (
+        options_of(Oven)["bell"].described_in_python
+        == "with minutes: rings of the bell (at least 1; default: 3)"
+    )
     parser = argparse.ArgumentParser()
     add_flags(parser, Oven)
     assert "100% of it (at least 1, or 0 for off)" in " ".join(parser.format_help().split())

@@ -26,7 +26,8 @@ class DRYOptions:
     dry_allowed_length: int = option(2, "repetitions shorter than this are not penalized",
         group="control", least=1, below=2**31, needs="dry_multiplier", metavar="LENGTH")
     dry_sequence_breakers: Sequence[int] = option((), "no repetition extends across a token that "
-        'contains this; a newline, ":", \'"\' and "*" are usual; repeatable', group="control", kind=TOKEN_IDS,
+        'contains this; a newline, ":", \'"\' and "*" are usual; repeatable',
+        in_python='token ids across which no repetition extends; those of a newline, ":", \'"\' and "*" are usual', group="control", kind=TOKEN_IDS,
         collect=containing, needs="dry_multiplier", metavar="TEXT")
     # fmt: on
 

@@ -59,14 +59,19 @@ class GrammarOptions:
     regex: Grammar | None = option(
         None, 'the output must fully match this regular expression, unless it is cut off by its length; note the'
         ' leading space in " ?(yes|no)"',
+        in_python="the output must fully match this, unless it is cut off by its length:"
+        ' Grammar("regex", pattern, tokenizer.token_bytes())',
         group="control", kind=_kind("regex", lambda text: _checked("regex", text), "RE"), resolve=_compiled("regex"),
     )  # fmt: skip
     json_schema: Grammar | None = option(
         None, "the output must be JSON that is valid for the JSON schema in this file",
+        in_python='the output must be JSON that is valid for this: Grammar("json_schema", json.dumps(schema), '
+        "tokenizer.token_bytes())",
         group="control", kind=_kind("json_schema", _from_file("json_schema", "schema"), "FILE"), resolve=_compiled("json_schema"),
     )  # fmt: skip
     grammar: Grammar | None = option(
         None, "the output must match the Lark grammar in this file",
+        in_python='the output must match this: Grammar("lark", source, tokenizer.token_bytes())',
         group="control", kind=_kind("lark", _from_file("lark", "grammar"), "FILE"), resolve=_compiled("lark"),
     )  # fmt: skip
 

@@ -34,12 +34,16 @@ class PenaltyOptions:
     no_repeat_ngram_size: int = option(0, "no repeated n-grams of N tokens; 3 is usual", group="control", least=1,
         below=HUGE, off=0)
     bad_words: Sequence[Sequence[int]] = option((), "banned text, with a space before it and without; repeatable",
+        in_python="token ids never to be generated one after the other, a list for each text: [tokenizer.encode(\" king\")]",
         group="control", kind=TOKEN_SEQUENCES, collect=spellings, metavar="TEXT")
     logit_bias: Mapping[int, float] = option({}, "add BIAS to the logit of token ID (--json shows ids), -inf bans it; "
-        "repeatable", group="control", kind=BIASES, collect=lambda pairs, _: dict(pairs))
+        "repeatable", in_python="biases to add to logits, by token id: {262: -5.0}; -inf bans a token",
+        group="control", kind=BIASES, collect=lambda pairs, _: dict(pairs))
     min_new_tokens: int = option(0, "no end-of-text token before N new tokens", group="length", least=0, below=HUGE)
     exponential_decay_length_penalty: tuple[int, float] | None = option(None, "exponentially boost the end-of-text token, by "
-        "FACTOR per token after START new tokens (20,1.1)", group="length", kind=START_AND_FACTOR)
+        "FACTOR per token after START new tokens (20,1.1)",
+        in_python="a pair (start, factor), as (20, 1.1): exponentially boost the end-of-text token, by `factor` per token "
+        "after `start` new tokens", group="length", kind=START_AND_FACTOR)
     # fmt: on
 
 

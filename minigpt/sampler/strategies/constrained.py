@@ -62,6 +62,8 @@ class Constrained(Beam):
 
     must_include: Sequence[Sequence[Any]] = option(
         (), "the text must contain this, with a space before it or without; repeatable",
+        in_python="phrases that the text must contain, each a list of token ids or a list of its spellings: "
+        '[tokenizer.encode(" king")]',
         group="control", kind=PHRASES, collect=_phrases, metavar="TEXT",
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ class Speculative(DraftOptions):
 
     draft: LanguageModel = option(
         REQUIRED, "draft model: a smaller model of the same vocabulary",
+        in_python='draft model: a smaller model of the same vocabulary, as minigpt.load("gpt2")[0]',
         group="strategy", kind=MODEL, resolve=lambda name, loaded: loaded.other_model(name),
     )  # fmt: skip
 

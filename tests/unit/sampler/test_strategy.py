@@ -16,7 +16,18 @@ from torch import Tensor
 
 from minigpt.errors import InvalidRequest, UnknownArgument
 from minigpt.options import option, options_of, require_in_range
-from minigpt.sampler import Beam, BeamSample, Greedy, PromptLookup, Sample, Speculative, Strategy, generate
+from minigpt.sampler import (
+    Beam,
+    BeamSample,
+    Constrained,
+    Grammar,
+    Greedy,
+    PromptLookup,
+    Sample,
+    Speculative,
+    Strategy,
+    generate,
+)
 from minigpt.sampler.events import Request
 from minigpt.sampler.processors import (
     ORDER,
@@ -29,6 +40,9 @@ from minigpt.sampler.processors import (
     chain,
 )
 from minigpt.sampler.registry import find, implied_by, name_of, names
+from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer.bpe import BYTES
+from minigpt.training.settings import Settings
 
 MODEL = tiny_gpt2()
 LIMITS: dict[str, Any] = {"max_new_tokens": 9, "end_tokens": []}
@@ -119,7 +133,31 @@ def test_the_repr_shows_what_differs_from_the_default() -> None:
 def test_help_lists_every_option_with_its_range(name: str) -> None:
     shown = " ".join((inspect.getdoc(find(name)) or "").split())
     for option_name, declared in options_of(find(name)).items():
-        assert f" {option_name}: {' '.join(declared.described.split())}" in shown
+        assert f" {option_name}: {' '.join(declared.described_in_python.split())}" in shown
+    assert "--" not in shown
+    assert "repeatable" not in shown
+
+
+def test_what_help_says_of_values_in_python_works() -> None:
+    tokenizer = Tokenizer(BYTES, [])
+    words = [tokenizer.encode(" king")]
+    Sample(bad_words=words, logit_bias={26: -5.0}, exponential_decay_length_penalty=(20, 1.1))
+    Greedy(dry_multiplier=0.8, dry_sequence_breakers=tokenizer.encode("\n"))
+    Greedy(regex=Grammar("regex", " ?(yes|no)", tokenizer.token_bytes()))
+    Constrained(must_include=words)
+    shown = " ".join((inspect.getdoc(Constrained) or "").split())
+    for value in (
+        '[tokenizer.encode(" king")]',
+        'Grammar("regex", pattern, tokenizer.token_bytes())',
+        "(20, 1.1)",
+    ):
+        assert value in shown
+
+
+def test_help_of_the_settings_of_training_lists_them() -> None:
+    shown = " ".join((inspect.getdoc(Settings) or "").split())
+    assert " batch_size: sequences per batch, over all processes (at least 1; default: 12)" in shown
+    assert all(f" {name}: " in shown for name in options_of(Settings))
 
 
 @pytest.mark.parametrize("name", names())
