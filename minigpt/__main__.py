@@ -24,12 +24,21 @@ COMMANDS = {
     "merge-lora": "merge a LoRA adapter into its base model",
     "detect-watermark": "detect the watermark of generated text",
 }
+# What commands are called elsewhere.
+MEANT = {
+    **dict.fromkeys(("sample", "complete"), "generate"),
+    **dict.fromkeys(("chat", "repl", "interactive"), "generate -i"),
+    **dict.fromkeys(("finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("eval", "evaluate", "perplexity"), "score"),
+}
 PACKAGES = {"generate", "compare", "explore", "score", "verify"}  # commands of several files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names; the exit code."""
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if command in ("--help", "-h", "help") and rest:
+        command, rest = rest[0], ["--help"]
     if command in ("--help", "-h", "help"):
         write_out(usage())
         return DONE
@@ -53,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _advice(name: str, command: str) -> str:
     """What was probably meant: something of a similar name, or, as in version 0.1, a text or flags of `generate`."""
+    if name in MEANT:
+        return f" (use minigpt {MEANT[name]})"
     if near := get_close_matches(name, COMMANDS, n=1, cutoff=0.75):
         return f" (did you mean minigpt {near[0]}?)"
     if near := get_close_matches(f"--{name.lstrip('-')}", ["--help", "--version"], n=1, cutoff=0.75):

@@ -36,7 +36,7 @@ def parser() -> Parser:
     parser = Parser("merge_lora", exits, EXAMPLES, usage=usage, description=ABOUT)
     add_model_flags(parser)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter, as PEFT saves it")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the merged model")
+    parser.add_argument("--out", "-o", required=True, metavar="DIR", help="folder for the merged model")
     parser.add_argument("--quiet", action="store_true", help="errors only on stderr")
     return parser
 

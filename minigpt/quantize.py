@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minigpt import cli
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY
-from minigpt.cli.model_flags import QUANTIZATIONS, ModelFlags
+from minigpt.cli.model_flags import QUANTIZATIONS, ModelFlags, add_source_flags, named_model
 from minigpt.cli.outputs import check_new_model
 from minigpt.cli.parser import Parser
 
@@ -33,11 +33,8 @@ def parser() -> Parser:
     exits = (DONE, FAILED, BAD_FLAGS, NO_MODEL, OUT_OF_MEMORY, INTERRUPTED)
     usage = "minigpt quantize MODEL --to KIND --out DIR [options]"
     parser = Parser("quantize", exits, EXAMPLES, usage=usage, description=ABOUT)
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="bundled, a Hugging Face name such as gpt2, or a directory with config.json",
-    )
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
+    add_source_flags(parser.add_argument_group("model"))
     parser.add_argument(
         "--to",
         required=True,
@@ -45,8 +42,6 @@ def parser() -> Parser:
         help="int8: a quarter of float32's size, and fastest (with small models, where there is a C compiler); float16: half of it, and nearly exact",
     )
     parser.add_argument("--out", "-o", required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
-    parser.add_argument("--offline", action="store_true", help="use cached files only")
     parser.add_argument("--quiet", action="store_true", help="errors only on stderr")
     return parser
 
@@ -55,7 +50,7 @@ def quantize_files(args: argparse.Namespace) -> int:
     """The whole command: load, quantize, save model and tokenizer."""
     check_new_model("--out", Path(args.out))
     wanted = ModelFlags(
-        args.model, args.revision, args.offline, device="cpu", dtype="float32", quantize=args.to
+        named_model(args), args.revision, args.offline, device="cpu", dtype="float32", quantize=args.to
     )
     model, tokenizer = wanted.load()
     tokenizer.save_pretrained(args.out)  # first: config.json, by which a model is known, comes last

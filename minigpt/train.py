@@ -73,7 +73,7 @@ def parser() -> Parser:
     parser = Parser("train", exits, EXAMPLES, usage=usage, description=ABOUT)
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of the run: a new one, or one to --resume"
+        "--out", "-o", required=True, metavar="DIR", help="folder of the run: a new one, or one to --resume"
     )
     group.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     group.add_argument("--quiet", action="store_true", help="errors only on stderr")

@@ -76,7 +76,7 @@ def parser() -> Parser:
         help=f"vocabulary size, at least {FEWEST}: {END_OF_TEXT}, the 256 bytes, and the merges",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write the tokenizer into"
+        "--out", "-o", type=Path, required=True, metavar="DIR", help="folder to write the tokenizer into"
     )
     parser.add_argument(
         "--min-frequency", type=int, default=2, metavar="N",

@@ -56,6 +56,8 @@ class Parser(argparse.ArgumentParser):
 
     def _advice(self, unknown: str) -> str:
         """What was probably meant by an argument that is none, after a space; nothing where that is open."""
+        if not unknown.startswith("-") and "--data" in self.actions():
+            return f" (write --data {unknown})"
         if not unknown.startswith("-"):
             return " (a text of several words needs quotes)"
         if unknown.partition("=")[0] in self.actions():
@@ -69,10 +71,10 @@ def meant_flag(unknown: str, known: Collection[str]) -> str:
 
     >>> meant_flag("--learning-rate", ["--lr"]), meant_flag("--setps", ["--steps"]), meant_flag("--xyz", ["--lr"])
     ('use --lr', 'did you mean --steps?', '')
-    >>> meant_flag("--learnign-rate", ["--lr"])
-    'use --lr'
+    >>> meant_flag("--learnign-rate", ["--lr"]), meant_flag("--fp16", ["--dtype"])
+    ('use --lr', 'use --dtype float16')
     """
-    name = unknown.lstrip("-").lower().replace("-", "_")
+    name = "prompt" if unknown == "-p" else unknown.lstrip("-").lower().replace("-", "_")
     names = [flag.lstrip("-").replace("-", "_") for flag in known]
     if meant := meant_by(name, names):
         return _use(meant)

@@ -59,6 +59,11 @@ def test_the_version(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
         ("--top-p", "a text is continued by: minigpt generate --top-p ...)"),
         ("--verison", "did you mean minigpt --version?"),
         ("version", "did you mean minigpt --version?"),
+        ("sample", "(use minigpt generate)"),
+        ("finetune", "(use minigpt train)"),
+        ("fine_tune", "(use minigpt train)"),
+        ("eval", "(use minigpt score)"),
+        ("chat", "(use minigpt generate -i)"),
     ],
 )
 def test_what_is_no_command_is_answered(asked: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +77,13 @@ def test_hyphens_and_underscores_are_the_same(name: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="0"):
         dispatcher.main([name, "--help"])
     assert "usage: minigpt detect-watermark" in capsys.readouterr().out
+
+
+def test_help_of_a_command_may_be_asked_for_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        dispatcher.main(["help", "info"])
+    assert "usage: minigpt info" in capsys.readouterr().out
+    assert dispatcher.main(["help", "nothing"]) == 2
 
 
 def test_a_command_gets_its_arguments_and_gives_its_exit_code() -> None:

@@ -31,6 +31,14 @@ def test_the_result_is_read_by_other_commands(kind: str, plain: Path, tmp_path: 
     assert call(*flags, "--model", out).text == call(*flags, "--model", plain, "--quantize", kind).text
 
 
+def test_the_model_may_be_named_as_in_other_commands(plain: Path, tmp_path: Path) -> None:
+    flags = ("--to", "int8", "-o", tmp_path / "small", "--model", plain)
+    twice = call(tmp_path, *flags, main=quantize.main)
+    assert (twice.code, "the model is named twice" in twice.mistake) == (2, True)
+    assert call(*flags, main=quantize.main).code == 0
+    assert GPT2.from_pretrained(tmp_path / "small").quantization == "int8"
+
+
 @KINDS
 @torch.no_grad()
 def test_a_flag_does_the_same_while_loading(kind: str, plain: Path) -> None:
