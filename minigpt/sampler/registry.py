@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import cache
 from importlib import import_module
@@ -19,10 +20,19 @@ from minigpt.sampler.strategy import Strategy
 def names() -> tuple[str, ...]:
     """The strategies, by the names that the command line uses.
 
+    Raises:
+        InvalidRequest: a file's name is none that Python can import.
+
     >>> {"beam", "beam-sample", "greedy"} <= set(names())
     True
     """
-    files = (module.name for module in iter_modules(strategies.__path__))
+    files = [module.name for module in iter_modules(strategies.__path__)]
+    for name in files:
+        if not name.isidentifier():
+            module = re.sub(r"\W", "_", name)
+            raise InvalidRequest(
+                f"{name}.py: write {module}.py, which --strategy {module.replace('_', '-')} names"
+            )
     return tuple(sorted(name.replace("_", "-") for name in files if not name.startswith("_")))
 
 
@@ -114,14 +124,17 @@ def _characteristic(kind: type[Strategy]) -> frozenset[str]:
 
 def only_strategy(module: ModuleType) -> type[Strategy]:
     """The one concrete strategy that a module defines itself; what it imports does not count."""
-    defined = [
+    own = [
         value
         for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Strategy)
-        and value.__module__ == module.__name__
-        and not isabstract(value)
+        if isinstance(value, type) and issubclass(value, Strategy) and value.__module__ == module.__name__
     ]
+    defined = [kind for kind in own if not isabstract(kind)]
+    if own and not defined:
+        methods = " and ".join(f"{name}()" for name in sorted(own[-1].__abstractmethods__))
+        raise TypeError(
+            f"{module.__file__}: {own[-1].__name__} lacks {methods}, which a strategy must define"
+        )
     if len(defined) != 1:
         listed = ", ".join(strategy.__name__ for strategy in defined) or "none"
         raise TypeError(

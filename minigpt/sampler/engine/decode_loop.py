@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from minigpt.json_files import counted
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose, require_possible, top_logprobs
@@ -50,6 +51,7 @@ def decode_loop(
         seen = seen.select(rows)
     while True:
         chosen = pick(apply_processors_checked(seen, running, strategy), running)
+        _check_chosen(chosen, pick, len(running))
         yield from add_and_report(chosen, seen.logits, running, sequences)
         going = [i for i, sequence in enumerate(running) if sequence.finish_reason is None]
         if not going:
@@ -58,6 +60,16 @@ def decode_loop(
             running = [running[i] for i in going]
             reader.select(going)
         seen = reader.read_next(running)
+
+
+def _check_chosen(chosen: Tensor, pick: Pick, rows: int) -> None:
+    """Refuses what a strategy's `pick` may return by mistake; torch's own message would name neither it nor the shape."""
+    if chosen.shape != (rows,):
+        name = getattr(pick, "__qualname__", "pick")
+        raise ValueError(
+            f"{name} returned shape {tuple(chosen.shape)}: it must return one token id for each of the"
+            f" {counted(rows, 'rows')}"
+        )
 
 
 def apply_processors_checked(
