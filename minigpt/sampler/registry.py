@@ -41,8 +41,7 @@ def find(name: str) -> type[Strategy]:
     """The strategy of that name: the one subclass of `Strategy` that its file defines.
 
     Raises:
-        InvalidRequest: there is no strategy of that name.
-        TypeError: its file defines no strategy, or several.
+        InvalidRequest: there is no strategy of that name, or its file defines none, or several.
 
     >>> find("beam-sample").__name__
     'BeamSample'
@@ -132,12 +131,12 @@ def only_strategy(module: ModuleType) -> type[Strategy]:
     defined = [kind for kind in own if not isabstract(kind)]
     if own and not defined:
         methods = " and ".join(f"{name}()" for name in sorted(own[-1].__abstractmethods__))
-        raise TypeError(
+        raise InvalidRequest(
             f"{module.__file__}: {own[-1].__name__} lacks {methods}, which a strategy must define"
         )
     if len(defined) != 1:
         listed = ", ".join(strategy.__name__ for strategy in defined) or "none"
-        raise TypeError(
+        raise InvalidRequest(
             f"{module.__file__} must define exactly one strategy (a concrete subclass of Strategy), and defines {listed};"
             " helpers belong into minigpt/sampler/engine"
         )

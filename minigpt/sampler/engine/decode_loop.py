@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from minigpt.json_files import counted
+from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor, torch
 from minigpt.sampler.engine.active_sequence import ActiveSequence
 from minigpt.sampler.engine.choice import choose, require_possible, top_logprobs
@@ -66,9 +66,8 @@ def _check_chosen(chosen: Tensor, pick: Pick, rows: int) -> None:
     """Refuses what a strategy's `pick` may return by mistake; torch's own message would name neither it nor the shape."""
     if chosen.shape != (rows,):
         name = getattr(pick, "__qualname__", "pick")
-        raise ValueError(
-            f"{name} returned shape {tuple(chosen.shape)}: it must return one token id for each of the"
-            f" {counted(rows, 'rows')}"
+        raise InvalidRequest(
+            f"{name} returned shape {tuple(chosen.shape)}: it must return ({rows},), one token id for each row"
         )
 
 

@@ -77,7 +77,7 @@ def test_a_strategy_that_lacks_a_method_is_told_which() -> None:
         vars(module),
     )
     with pytest.raises(
-        TypeError, match=r"^reverse.py: Reverse lacks decode\(\), which a strategy must define$"
+        InvalidRequest, match=r"^reverse.py: Reverse lacks decode\(\), which a strategy must define$"
     ):
         only_strategy(module)
 
@@ -93,6 +93,6 @@ class Contrarian(Greedy):
 
 
 def test_a_pick_of_the_wrong_shape_is_told_the_right_one() -> None:
-    message = r"^Contrarian.pick returned shape \(2, 1\): it must return one token id for each of the 2 rows$"
-    with pytest.raises(ValueError, match=message):
+    message = r"^Contrarian.pick returned shape \(2, 1\): it must return \(2,\), one token id for each row$"
+    with pytest.raises(InvalidRequest, match=message):
         generate(tiny_gpt2(), [[1, 2], [3]], Contrarian(), max_new_tokens=3)
