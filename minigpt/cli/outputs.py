@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minigpt.atomic import all_or_none, check_writable
@@ -12,12 +12,21 @@ from minigpt.cli import BAD_FLAGS, FAILED, Failure
 from minigpt.cli.terminal import utf8, write_out
 
 
-def check_file(flag: str, name: str) -> None:
-    """Refuses a file that cannot be written, before anything is computed.
+def check_file(flag: str, name: str, others: Mapping[str, str | None]) -> None:
+    """Refuses a file that cannot be written, or should not be, before anything is computed.
+
+    Args:
+        flag: names it in errors.
+        name: the file.
+        others: the files of other flags, which it must not replace; None where a flag was not given.
 
     Raises:
-        Failure: its folder does not exist or cannot be written into, or it is a folder or a device.
+        Failure: it is one of the others, its folder does not exist or cannot be written into, or it is a folder or a
+            device.
     """
+    for other_flag, other in others.items():
+        if other is not None and _same_file(name, other):
+            raise Failure(BAD_FLAGS, f"{flag} {name} is the file of {other_flag}: name another file")
     try:
         path = real(name)
         if not path.parent.is_dir():
@@ -46,15 +55,16 @@ def check_folder(flag: str, directory: Path) -> None:
 
 
 def check_new_model(flag: str, directory: Path) -> None:
-    """Refuses a folder for a model that cannot be written into, or that holds one already.
+    """Refuses a folder for a model that cannot be written into, or that holds one already, or an adapter.
 
     Raises:
         Failure: as above.
     """
-    if (directory / "config.json").exists():
-        raise Failure(
-            BAD_FLAGS, f"{flag} {directory} holds a model already; name another folder, or remove it"
-        )
+    for mark, what in (("config.json", "a model"), ("adapter_config.json", "an adapter")):
+        if (directory / mark).exists():
+            raise Failure(
+                BAD_FLAGS, f"{flag} {directory} holds {what} already; name another folder, or remove it"
+            )
     check_folder(flag, directory)
 
 
@@ -97,6 +107,14 @@ def attempt(flag: str, file: str, write: Callable[[Path], None]) -> None:
 def real(file: str) -> Path:
     """The path behind links, so that a link stays one."""
     return Path(os.path.realpath(file))
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two names stand for one file, by whatever path or link; it need not exist yet."""
+    try:
+        return real(one) == real(other) or os.path.samefile(one, other)
+    except (OSError, ValueError):  # one does not exist, or cannot
+        return False
 
 
 def reason(error: Exception) -> str:

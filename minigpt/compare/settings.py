@@ -83,9 +83,12 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuses files that cannot be written, before anything is computed."""
+    others = {"--prompts": args.prompts, "--held-out": args.held_out}
     for flag in ("markdown", "json", "plot"):
-        if getattr(args, flag) is not None:
-            check_file(f"--{flag}", getattr(args, flag))
+        file = getattr(args, flag)
+        if file is not None:
+            check_file(f"--{flag}", file, others)
+            others[f"--{flag}"] = file
     if args.plot is None:
         return
     if not args.plot.lower().endswith(".png"):

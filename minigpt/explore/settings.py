@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.text is not None and args.file is not None:
         raise Failure(BAD_FLAGS, "the prompt is given twice, as PROMPT and with --file: leave one out")
     check_stdin_once([args.text, args.file])
-    check_file("--output", args.output)
+    check_file("--output", args.output, {"--file": args.file})
 
 
 def _prompt(args: argparse.Namespace) -> str:

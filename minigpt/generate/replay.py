@@ -24,7 +24,7 @@ def replay(file: str, lattice_file: str | None) -> None:
         Failure: the file cannot be read, holds no trace, or the other cannot be written.
     """
     if lattice_file is not None:
-        check_file("--lattice", lattice_file)
+        check_file("--lattice", lattice_file, {"--replay": file})
     try:
         lattice = Lattice.load(Path(file))
     except (OSError, ValueError) as error:

@@ -158,7 +158,7 @@ def check_beams(settings: GenerateSettings) -> None:
     if settings.show_beams and settings.quiet:
         raise Failure(BAD_FLAGS, "--show-beams draws on stderr, which --quiet forbids: leave one out")
     if settings.lattice is not None:
-        check_file("--lattice", settings.lattice)
+        check_file("--lattice", settings.lattice, {"--file": settings.file})
 
 
 def check_output(settings: GenerateSettings, given_stream: bool | None) -> None:
@@ -185,6 +185,7 @@ def check_output(settings: GenerateSettings, given_stream: bool | None) -> None:
     if s.explain and s.quiet and not s.json:
         raise Failure(BAD_FLAGS, "--explain writes its table to stderr, which --quiet forbids: add --json")
     if s.output is not None:
-        check_file("--output", s.output)
+        others = {"--file": s.file, "--prompts": s.prompts_file, "--lattice": s.lattice}
+        check_file("--output", s.output, others)
     elif sys.stdout is None:
         raise Failure(BAD_FLAGS, "stdout is closed: give --output FILE")

@@ -177,6 +177,7 @@ def test_the_browser_is_opened_if_asked(
         (["a", "--compile"], 2, "--compile hides what the layers compute inside"),
         (["a", "--overflow", "slide"], 2, "invalid choice: 'slide'"),
         (["a", "--stop", ""], 2, "--stop needs at least one character, got ''"),
+        (["-f", "b.txt", "-o", "b.txt"], 2, "--output b.txt is the file of --file: name another file"),
         (["a", "-f", "b.txt"], 2, "the prompt is given twice, as PROMPT and with --file"),
         (["-", "-f", "-"], 2, "the prompt is given twice"),
         (["a", "--top-p", 2], 2, "--top-p"),

@@ -351,6 +351,10 @@ def test_kill_and_go_on(folder: Path) -> None:
         (("--prompts", "p.jsonl", "--stream"), "--stream shows one text as it grows"),
         (("--prompts", "p.jsonl", "--stride", 3, "--model", "model"), "--stride is for --overflow slide"),
         (("--prompts", "p.jsonl", "--output", "no/out.jsonl"), "no such folder to write into"),
+        (
+            ("--prompts", "p.jsonl", "-o", "./p.jsonl"),
+            "--output ./p.jsonl is the file of --prompts: name another file",
+        ),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, flags: tuple[object, ...], message: str) -> None:

@@ -61,6 +61,7 @@ def test_the_precision_is_that_of_the_loaded_base(base: Path, adapter: Path, tmp
         ("--adapter {adapter}", 2, ["--out", "--help"]),
         ("--out {out}", 2, ["--adapter", "--help"]),
         ("--adapter {adapter} --out {base}", 2, ["--out {base} holds a model already", "remove it"]),
+        ("--adapter {adapter} --out {adapter}", 2, ["--out {adapter} holds an adapter already", "another folder"]),
         ("--adapter {adapter} --out {base}/config.json/new", 2, ["{base}/config.json is no folder that can be"]),
         ("--adapter {adapter} --out {out} --threads 0", 2, ["--threads", "from 1"]),
         ("--adapter no/such --out {out}", 3, ["--adapter no/such: there is no such folder"]),

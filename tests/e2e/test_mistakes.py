@@ -153,6 +153,8 @@ BAD_FLAGS = {
     "--file {folder}/latin1": ["{folder}/latin1", "not UTF-8", "byte 3", "convert"],
     "--output {folder}/none/x": ["--output {folder}/none/x", "no such folder"],
     "--output {folder}": ["--output '{folder}'", "is a folder", "name a file"],
+    "--file f.txt --output f.txt": ["--output f.txt is the file of --file: name another file"],
+    "--num-beams 2 --lattice b.svg --output ./b.svg": ["--output ./b.svg is the file of --lattice"],
     "--output /dev/null": ["--output '/dev/null'", "a device", "name a file"],
     "--output ''": ["--output ''", "name a file"],
 }

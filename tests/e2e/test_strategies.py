@@ -161,6 +161,7 @@ MISTAKES = {
     "--num-beams 2 --show-beams --stream": "not --json, --output or --show-beams",
     "--num-beams 2 --lattice no/where.json": "--lattice no/where.json: there is no such folder",
     "--replay no.json": "--replay no.json: No such file or directory",
+    "--replay no.json --lattice no.json": "--lattice no.json is the file of --replay: name another file",
 }
 
 
