@@ -129,13 +129,23 @@ def test_nothing_is_left_out_in_silence(how: str) -> None:
     assert "left out" not in call(*FLAGS).err
 
 
-def test_an_older_file_stands_until_all_are_done(
+def test_a_file_of_results_is_not_replaced(folder: Path) -> None:
+    assert call(*FLAGS, *JSON).code == 1
+    finished = (folder / "out.jsonl").read_bytes()
+    result = call(*FLAGS, *JSON, "--max-new-tokens", 2)
+    assert result.code == 2
+    assert result.mistake == "--output out.jsonl is there already: name another file, or remove it"
+    assert (folder / "out.jsonl").read_bytes() == finished
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "out.jsonl", "p.jsonl"]
+
+
+def test_an_empty_file_stands_until_all_are_done(
     folder: Path, interrupt_after: Callable[[int], None]
 ) -> None:
-    (folder / "out.jsonl").write_text("old")
+    (folder / "out.jsonl").touch()
     interrupt_after(2)
     result = call(*FLAGS, *JSON)
-    assert (result.code, (folder / "out.jsonl").read_text()) == (130, "old")
+    assert (result.code, (folder / "out.jsonl").read_text()) == (130, "")
     assert "interrupted; the same command goes on from out.jsonl.part" in result.err
     assert len((folder / "out.jsonl.part").read_text().splitlines()) == 2
 
