@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from minigpt.errors import InvalidRequest
+
 UNFINISHED = ".unfinished-"  # what a process that was killed leaves behind begins with this
 
 
@@ -24,7 +26,7 @@ def all_or_none(directory: str | os.PathLike[str]) -> Iterator[Path]:
     ...     os.listdir(target)
     ['a.txt']
     """
-    directory = Path(directory)
+    directory = named_folder("saving", directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Inside the target, because moving is only a rename within one file system.
     with _aside(directory) as aside:
@@ -66,6 +68,25 @@ def whole_folder(directory: Path) -> Iterator[Path]:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         os.rename(aside, directory)
+
+
+def named_folder(what: str, name: str | os.PathLike[str]) -> Path:
+    """The folder of that name, which an empty text is not: `Path("")` would be the current folder.
+
+    Args:
+        what: needs the folder, in errors.
+        name: the folder's.
+
+    Raises:
+        InvalidRequest: the name is empty.
+
+    >>> named_folder("--out", "")
+    Traceback (most recent call last):
+    minigpt.errors.InvalidRequest: --out needs the name of a folder, got ''
+    """
+    if name == "":
+        raise InvalidRequest(f"{what} needs the name of a folder, got ''")
+    return Path(name)
 
 
 def check_writable(directory: Path) -> None:

@@ -88,7 +88,7 @@ def tokenizer_files(
 def _open(
     name: str | os.PathLike[str] | None, revision: str | None, offline: bool, marks: tuple[str, ...]
 ) -> _Directory | _Repository:
-    if not isinstance(name, str | os.PathLike | None):
+    if name == "" or not isinstance(name, str | os.PathLike | None):
         raise InvalidRequest(f"a model is a directory, a name on the hub, or {BUNDLED!r}; got {shown(name)}")
     name = os.fspath(bundled() if name in (None, BUNDLED) else name)
     path = Path(os.path.expanduser(name))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from minigpt import cli, training
+from minigpt.atomic import named_folder
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, NO_MODEL, OUT_OF_MEMORY, Failure
 from minigpt.cli.model_flags import ModelFlags, add_model_flags
 from minigpt.cli.outputs import check_new_model
@@ -48,8 +48,8 @@ def merge_files(args: argparse.Namespace) -> int:
         raise Failure(
             BAD_FLAGS, "--quantize is for after the merge: merge, then `minigpt quantize` the result"
         )
-    check_new_model("--out", Path(args.out))
-    if not Path(args.adapter).is_dir():
+    check_new_model("--out", args.out)
+    if not named_folder("--adapter", args.adapter).is_dir():
         raise Failure(NO_MODEL, f"--adapter {args.adapter}: there is no such folder")
     model, tokenizer = wanted.load()
     try:

@@ -48,7 +48,7 @@ def parser() -> Parser:
 
 def quantize_files(args: argparse.Namespace) -> int:
     """The whole command: load, quantize, save model and tokenizer."""
-    check_new_model("--out", Path(args.out))
+    check_new_model("--out", args.out)
     wanted = ModelFlags(
         named_model(args), args.revision, args.offline, device="cpu", dtype="float32", quantize=args.to
     )

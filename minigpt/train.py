@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from minigpt import cli, training
@@ -53,7 +52,7 @@ def train(args: argparse.Namespace) -> int:
     values = {f.name: _value(args, f.name) for f in fields(Settings)}
     # `is`, because 0 == False, and `--weight-decay 0` means something
     given = {name: value for name, value in values.items() if value is not None and value is not False}
-    request = RunRequest.make(Path(args.out), given, args.resume)
+    request = RunRequest.make(args.out, given, args.resume)
 
     def log(line: str) -> None:
         if not args.quiet:

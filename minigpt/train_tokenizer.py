@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt import cli
-from minigpt.atomic import whole_folder
+from minigpt.atomic import named_folder, whole_folder
 from minigpt.cli import BAD_FLAGS, DONE, FAILED, INTERRUPTED, Failure
 from minigpt.cli.outputs import check_folder
 from minigpt.cli.parser import Parser
@@ -53,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_tokenizer(args: argparse.Namespace) -> int:
     """The whole command: check the flags, learn the merges, save the tokenizer."""
     check_numbers(args)
-    check_out(args.out, args.text)
+    out = named_folder("--out", args.out)
+    check_out(out, args.text)
     try:
         tokenizer, bytes_per_token = learn(args)
     except (OSError, ValueError) as error:  # the text cannot be read
         raise Failure(BAD_FLAGS, error) from error
-    save(tokenizer, args.out)
+    save(tokenizer, out)
     if not args.quiet:
         note_result(args, tokenizer.vocab_size, bytes_per_token)
     return DONE
@@ -76,7 +77,7 @@ def parser() -> Parser:
         help=f"vocabulary size, at least {FEWEST}: {END_OF_TEXT}, the 256 bytes, and the merges",
     )  # fmt: skip
     parser.add_argument(
-        "--out", "-o", type=Path, required=True, metavar="DIR", help="folder to write the tokenizer into"
+        "--out", "-o", required=True, metavar="DIR", help="folder to write the tokenizer into"
     )
     parser.add_argument(
         "--min-frequency", type=int, default=2, metavar="N",

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from minigpt.atomic import all_or_none, check_writable
+from minigpt.atomic import all_or_none, check_writable, named_folder
 from minigpt.cli import BAD_FLAGS, FAILED, Failure
 from minigpt.cli.terminal import utf8, write_out
 
@@ -54,12 +54,14 @@ def check_folder(flag: str, directory: Path) -> None:
         raise Failure(BAD_FLAGS, f"{flag} {error}") from error
 
 
-def check_new_model(flag: str, directory: Path) -> None:
+def check_new_model(flag: str, name: str) -> None:
     """Refuses a folder for a model that cannot be written into, or that holds one already, or an adapter.
 
     Raises:
+        InvalidRequest: it has no name.
         Failure: as above.
     """
+    directory = named_folder(flag, name)
     for mark, what in (("config.json", "a model"), ("adapter_config.json", "an adapter")):
         if (directory / mark).exists():
             raise Failure(

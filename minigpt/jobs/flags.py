@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
+from minigpt.atomic import named_folder
 from minigpt.cli import BAD_FLAGS, Failure
 from minigpt.cli.model_flags import ModelFlags
 from minigpt.jobs.extras import require
@@ -44,8 +45,8 @@ class JobFlags:
             raise Failure(BAD_FLAGS, "--workers has no effect without --ray: add it, or leave --workers out")
         for flag, value in (("--shard-rows", flags.shard_rows), ("--workers", flags.workers)):
             check_count(flag, value)
-        if flags.out == "":
-            raise Failure(BAD_FLAGS, "--out needs the name of a folder, got ''")
+        if flags.out is not None:
+            named_folder("--out", flags.out)
         flags.check_extras()
         return flags
 

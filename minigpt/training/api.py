@@ -102,7 +102,7 @@ def train(
         given["data"] = _several(data)
     if "teacher" in given:
         given["teacher"] = _several(given["teacher"])
-    request = RunRequest.make(Path(out), given, resume)
+    request = RunRequest.make(out, given, resume)
     run_to_end(request, _to_stderr if log is None else log, callback)
     model, tokenizer = load(request.out)
     return Trained(model, tokenizer, read_metrics(request.out))

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from minigpt.atomic import UNFINISHED, check_writable
+from minigpt.atomic import UNFINISHED, check_writable, named_folder
 from minigpt.cli.parser import meant_flag
 from minigpt.errors import InvalidRequest
 from minigpt.options import flag_of
@@ -35,13 +35,14 @@ class RunRequest:
     saved: Mapping[str, Any]
 
     @classmethod
-    def make(cls, out: Path, given: Mapping[str, Any], resume: bool) -> RunRequest:
+    def make(cls, out: str | os.PathLike[str], given: Mapping[str, Any], resume: bool) -> RunRequest:
         """Checks the settings that were given, and reads the others from the run to resume if there is one.
 
         Raises:
             InvalidRequest: a setting is wrong or cannot change, or the folder is in use.
         """
-        out = Path(os.path.expanduser(out))  # what is no user stays as it is, as in a shell
+        # what is no user stays as it is, as in a shell
+        out = Path(os.path.expanduser(named_folder("--out", out)))
         try:
             if _holds_run(out, resume):
                 settings, saved = run_settings.load(out)

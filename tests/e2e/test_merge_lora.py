@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def test_the_precision_is_that_of_the_loaded_base(base: Path, adapter: Path, tmp
         ("--adapter {adapter}", 2, ["--out", "--help"]),
         ("--out {out}", 2, ["--adapter", "--help"]),
         ("--adapter {adapter} --out {base}", 2, ["--out {base} holds a model already", "remove it"]),
+        ("--adapter {adapter} --out ''", 2, ["--out needs the name of a folder, got ''"]),
+        ("--adapter '' --out {out}", 2, ["--adapter needs the name of a folder, got ''"]),
         ("--adapter {adapter} --out {adapter}", 2, ["--out {adapter} holds an adapter already", "another folder"]),
         ("--adapter {adapter} --out {base}/config.json/new", 2, ["{base}/config.json is no folder that can be"]),
         ("--adapter {adapter} --out {out} --threads 0", 2, ["--threads", "from 1"]),
@@ -86,7 +89,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     for file in adapter.iterdir():
         (dora / file.name).write_bytes(file.read_bytes().replace(b'"use_dora": false', b'"use_dora": true'))
     places = {"base": base, "adapter": adapter, "dora": dora, "run": tmp_path, "out": tmp_path / "out"}
-    assert merge_lora.main(["--model", str(base), *flags.format(**places).split()]) == code
+    assert merge_lora.main(["--model", str(base), *shlex.split(flags.format(**places))]) == code
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith("minigpt.merge_lora: ")

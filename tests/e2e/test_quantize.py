@@ -52,6 +52,8 @@ def test_a_flag_does_the_same_while_loading(kind: str, plain: Path) -> None:
     [
         (("{plain}", "--to", "int4", "-o", "{new}"), 2, ["--to", "int8", "float16"]),
         (("{plain}", "--to", "int8", "-o", "{plain}"), 2, ["holds a model already"]),
+        (("{plain}", "--to", "int8", "-o", ""), 2, ["--out needs the name of a folder, got ''"]),
+        (("", "--to", "int8", "-o", "{new}"), 3, ["a model is a directory", "got ''"]),
         (
             ("{plain}", "--to", "int8", "-o", "{plain}/config.json/new"),
             2,

@@ -54,6 +54,7 @@ MISTAKES = {
     # what to learn
     "no-data": ["--data is required: name a text file"],
     "no-out": ["--out", "required", "--help"],
+    "no-out --out ''": ["--out needs the name of a folder, got ''"],
     "--data": ["--data", "expected at least one argument", "--help"],
     "--data {here}/none.txt": ["{here}/none.txt does not exist", "name a text file"],
     "--data {here}/empty.txt": ["{here}/empty.txt holds no text"],

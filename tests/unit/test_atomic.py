@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt import InvalidRequest
 from minigpt.atomic import all_or_none
 
 
@@ -51,3 +52,10 @@ def test_a_disk_without_links_still_takes_files(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "link", no_links)
     write(tmp_path)
     assert contents(tmp_path) == dict.fromkeys("abc", "new")
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match="saving needs the name of a folder, got ''"), all_or_none(""):
+        pass
+    assert contents(tmp_path) == {}

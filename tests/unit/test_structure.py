@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "errors": set(),
     "options": {"errors", "json_files"},
     "right_names": {"errors"},
-    "atomic": set(),
+    "atomic": {"errors"},
     "hub": {"errors", "json_files", "lazy"},
     "kernels": {"atomic", "kernels"},
     "linear": {"kernels"},
