@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ UNCHANGED = {"train": "the text of --data", "val": "the text of --val", "base_sh
 
 MOST_TOKENS = 2**28  # in a batch: far more than any device takes in one pass
 MOST_IN_STEP = 2**32  # a thousand times what GPT-3 read in a step (Brown et al. 2020, table 2.1)
+MANY_EPOCHS = 50  # above these a run is probably longer than was meant
 
 
 def prepare(
@@ -71,6 +73,8 @@ def prepare(
     if teachers:
         log(f"weight {settings.teacher_weight:g} on the mean probabilities of {', '.join(teachers)}")
     _report_overlap(train, held_out, log)
+    if not request.was_begun:
+        _report_many_epochs(settings, windows, log)
     processes.wait()  # no rank writes before all have checked everything
     peak_tokens = processes.world_size * peak / facts["flops_per_token"]
     report = TrainingReport(request.out, log, settings.logger, peak_tokens, callback)
@@ -174,11 +178,44 @@ def _summary(model: GPT2, settings: Settings, windows: Windows, validation: Vali
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = f"{counted(c.n_layer, 'layers')}, {counted(c.n_head, 'heads')}"
     adapter = f"LoRA of rank {settings.lora} trains {n_trained:,} ({n_trained / n:.2%}) of "
+    accumulated = f"{settings.accumulate} x " if settings.accumulate > 1 else ""
+    step = f"{accumulated}{settings.batch_size} x {windows.length:,} tokens"
     return (
         f"{windows.n_tokens:,} training tokens (documents: {len(windows.tokens.spans):,}), {validation.n_tokens:,} "
-        f"validation tokens; {adapter if n_trained < n else ''}{n:,} parameters ({shape}, "
+        f"validation tokens; {counted(settings.steps, 'steps')} of {step}: the text is read "
+        f"{_times(_epochs(settings, windows))}; {adapter if n_trained < n else ''}{n:,} parameters ({shape}, "
         f"n_embd {c.n_embd}, context length {c.n_positions}, vocabulary {c.vocab_size:,})"
     )
+
+
+def _tokens_in_step(settings: Settings, windows: Windows) -> int:
+    return settings.accumulate * settings.batch_size * windows.length
+
+
+def _epochs(settings: Settings, windows: Windows) -> float:
+    """How often the text is read."""
+    return settings.steps * _tokens_in_step(settings, windows) / windows.n_tokens
+
+
+def _times(n: float) -> str:
+    """A number of times, which may be a fraction.
+
+    >>> _times(0.123), _times(1.5), _times(11_377.7)
+    ('0.12 times', '1.5 times', '11,378 times')
+    """
+    return f"{n:.2g} times" if n < 10 else f"{n:,.0f} times"
+
+
+def _report_many_epochs(settings: Settings, windows: Windows, log: Log) -> None:
+    """Warns of a run that is too long for its text, and names a length that is not."""
+    epochs = _epochs(settings, windows)
+    enough = max(1, MANY_EPOCHS * windows.n_tokens // _tokens_in_step(settings, windows))
+    if epochs > MANY_EPOCHS and settings.steps > enough:
+        shorter = _epochs(replace(settings, steps=enough), windows)
+        log(
+            f"warning: the text is read {_times(epochs)}, and will be learned by heart: give more text, or "
+            f"--steps {enough}, which reads it {_times(shorter)}"
+        )
 
 
 def _report_overlap(train: TokenFile, held_out: TokenFile, log: Log) -> None:

@@ -21,6 +21,7 @@ Callback = Callable[[Mapping[str, Any]], object]  # takes the metrics of a step
 
 METRICS = "metrics.jsonl"
 EVERY = 30.0  # seconds between two lines, at most, where no bar is shown
+FIRST = 5.0  # seconds until the first of them, which says how long it will take
 JUMP = 1.5  # times; a learning rate that rises by more when a run is resumed is reported
 
 
@@ -52,7 +53,7 @@ class TrainingReport:
         self._file = (self.out / METRICS).open("a")
         self._board = _tensorboard(self.out, step + 1) if self.logger else None
         self._bar = bar(total=steps, initial=step, unit="step")
-        self._last_line = self.clock()
+        self._last_line = self.clock() - EVERY + FIRST
         self._last_lr = kept[-1].get("lr") if kept else None
 
     def step(self, metrics: Mapping[str, Any]) -> None:
@@ -113,8 +114,11 @@ class TrainingReport:
         self._last_line = self.clock()
 
     def _speed(self, metrics: Mapping[str, Any]) -> str:
+        speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
         mfu = metrics["tokens_per_second"] / self.peak_tokens_per_second
-        return f"{metrics['tokens_per_second']:,.0f} tokens/s, {mfu:.0%} MFU"
+        return (
+            f"{speed}, {mfu:.0%} MFU" if mfu <= 1 else speed
+        )  # else other programs slowed the measured peak
 
 
 class SilentReport:

@@ -64,8 +64,29 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds(
         now += 0.4 * EVERY
         one.step(metrics(step))
     one.end()
-    assert [line.split(":")[0] for line in lines[:-1]] == [f"step {n} of 100" for n in (3, 6, 9)]
-    assert lines[0] == "step 3 of 100: loss 2.0000; 50 tokens/s, 50% MFU, 97 minutes left"
+    assert [line.split(":")[0] for line in lines[:-1]] == [f"step {n} of 100" for n in (1, 4, 7, 10)]
+    assert lines[0] == "step 1 of 100: loss 2.0000; 50 tokens/s, 50% MFU, 99 minutes left"
+
+
+def test_the_first_line_does_not_wait_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    one, lines = report(tmp_path, monkeypatch, lambda: now)
+    one.begin(0, steps=100)
+    for step in range(1, 13):
+        now += 1.0
+        one.step(metrics(step))
+    one.end()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["step 5 of 100"]
+
+
+def test_a_speed_above_the_measured_peak_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, lines = report(tmp_path, monkeypatch)
+    one.begin(0, steps=2)
+    one.validation(
+        metrics(1, val_loss=1.0, val_perplexity=2.7, val_bits_per_byte=0.5, tokens_per_second=101.0), "a"
+    )
+    one.end()
+    assert "bits per byte; 101 tokens/s, 1 minute left" in lines[0]
 
 
 def test_a_validation_is_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
