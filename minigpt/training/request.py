@@ -77,6 +77,10 @@ class RunRequest:
         return replace(self, settings=replace(self.settings, shard=False, optimizer=later))
 
     def _check(self) -> None:
+        if not self.settings.data and self.resume:
+            raise ValueError(
+                f"--resume: {self.out} holds no run; name the folder of one, or give --data to begin there"
+            )
         if not self.settings.data:
             raise ValueError("--data is required: name a text file, a .jsonl file, or a folder of them")
         if self.settings.logger is not None and find_spec("tensorboard") is None:

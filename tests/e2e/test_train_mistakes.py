@@ -53,6 +53,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MISTAKES = {
     # what to learn
     "no-data": ["--data is required: name a text file"],
+    "no-data --resume --out {here}/nosuch": [
+        "--resume: {here}/nosuch holds no run; name the folder of one, or give --data to begin there"
+    ],
     "no-out": ["--out", "required", "--help"],
     "no-out --out ''": ["--out needs the name of a folder, got ''"],
     "--data": ["--data", "expected at least one argument", "--help"],
