@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minigpt.cli import strategy_flags
 from minigpt.cli.model_flags import add_model_flags
 from minigpt.cli.parser import Parser
+from minigpt.options import flag_of
 
 HEADINGS = ("input", "length", "strategy", "sampling", "beams", "control")
 
@@ -35,6 +37,20 @@ def add_decoding_flags(groups: Mapping[str, Any]) -> None:
     groups["control"].add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
+
+
+def escapes(args: argparse.Namespace) -> Iterator[str]:
+    r"""One line for each text that holds a backslash and a letter where a newline or a tab was probably meant.
+
+    >>> list(escapes(argparse.Namespace(stop=[r"\n"])))
+    ["--stop '\\\\n' has a backslash and a letter in it; for a newline write $'\\n' in bash"]
+    """
+    for name in ("stop", "bad_words", "must_include", "dry_sequence_breakers"):
+        for text in getattr(args, name, None) or ():
+            if "\\n" in text or "\\t" in text:
+                yield (
+                    f"{flag_of(name)} {text!r:.40} has a backslash and a letter in it; for a newline write $'\\n' in bash"
+                )
 
 
 def add_file_flag(group: Any) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from minigpt import cli
 from minigpt.cli import DONE
 from minigpt.cli.outputs import attempt, real
+from minigpt.cli.text_flags import escapes
 from minigpt.explore.flags import parser
 from minigpt.explore.settings import ExploreSettings, command_line
 from minigpt.json_files import counted
@@ -36,7 +37,7 @@ def explore(args: argparse.Namespace, argv: Sequence[str]) -> int:
     page = make(settings, argv)
     attempt("--output", settings.output, page.save)
     if not settings.quiet:
-        for line in remarks(page, settings.output):
+        for line in (*remarks(page, settings.output), *escapes(args)):
             cli.note("explore", line)
     if settings.open and not webbrowser.open(real(settings.output).as_uri()):
         cli.note("explore", f"there is no browser to open: open {settings.output} yourself")

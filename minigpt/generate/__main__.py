@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from minigpt import cli
 from minigpt.cli import DONE, FAILED, INTERRUPTED
@@ -32,10 +32,10 @@ def generate(args: argparse.Namespace) -> int:
         return DONE
     settings = GenerateSettings.of(args)  # what is wrong is said before anything slow begins
     job = JobFlags.of(args)
-    if job.out is not None:
-        return write_shards(settings, job)
-    if settings.prompts_file is not None:
-        return write_many(settings)
+    if job.out is not None or settings.prompts_file is not None:
+        code = write_many(settings) if job.out is None else write_shards(settings, job)
+        note_hints(settings, hints(settings, texts=()))
+        return code
     texts = prompt_texts(settings)
     model, tokenizer = settings.model.load()
     strategy = settings.strategy.build(settings.model, tokenizer)
@@ -43,12 +43,17 @@ def generate(args: argparse.Namespace) -> int:
         Repl(args, settings, model, tokenizer, strategy).run("".join(texts))
         return DONE
     session = write_texts(settings, model, tokenizer, strategy, texts)
-    if not settings.quiet:  # at the end, for a mistake is answered with one line
-        for hint in (*hints(settings, texts), *same_texts(session.results())):
-            cli.note("generate", hint)
+    note_hints(settings, (*hints(settings, texts), *same_texts(session.results())))
     if session.interrupted:
         return INTERRUPTED
     return FAILED if session.failures else DONE
+
+
+def note_hints(settings: GenerateSettings, lines: Iterable[str]) -> None:
+    """Remarks at the end, for a mistake is answered with one line."""
+    if not settings.quiet:
+        for line in lines:
+            cli.note("generate", line)
 
 
 def prompt_texts(settings: GenerateSettings) -> list[str]:

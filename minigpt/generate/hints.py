@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 
+from minigpt.cli.inputs import STDIN
 from minigpt.cli.strategy_flags import samples
+from minigpt.cli.text_flags import escapes
 from minigpt.generate.session import Result
 from minigpt.generate.settings import GenerateSettings
 
@@ -14,16 +18,22 @@ def hints(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
 
     Args:
         settings: what is asked for.
-        texts: the prompts.
+        texts: the prompts; none where they are those of `--prompts`.
     """
-    bad_words: Sequence[str] = getattr(settings.strategy.flags, "bad_words", None) or ()
-    for flag, words in (("--stop", settings.stop), ("--bad-words", bad_words)):
-        for word in words:
-            if "\\n" in word or "\\t" in word:
-                yield f"{flag} {word!r:.40} has a backslash and a letter in it; for a newline write $'\\n' in bash"
+    yield from _prompts(settings, texts)
+    yield from escapes(settings.strategy.flags)
     yield from _idle_seed(settings)
     if not settings.heal and any(ends_in_space(text) for text in texts):
         yield f"{TRAILING_SPACE}: leave it out for better text, or add --heal"
+
+
+def _prompts(settings: GenerateSettings, texts: Sequence[str]) -> Iterator[str]:
+    """A line where there is no prompt, and one for each prompt that is the name of a file."""
+    if texts and not any(texts):
+        yield "no prompt: the text begins after <|endoftext|>; give one in quotes, -f FILE, or -i"
+    for text in settings.prompts:
+        if text != STDIN and os.path.isfile(text):
+            yield f"{text} is a file too: -f {shlex.quote(text)} continues its text"
 
 
 def _idle_seed(settings: GenerateSettings) -> Iterator[str]:

@@ -123,6 +123,12 @@ def test_dropped_tokens_are_said(model: Path, page: Path) -> None:
     assert made("x", "-o", page, "--model", model, "--quiet").err == ""
 
 
+def test_a_newline_in_plain_quotes_is_remarked_on(model: Path, page: Path) -> None:
+    flags = ("x", "-o", page, "--model", model, "--max-new-tokens", 1, "--stop", r"\n")
+    assert "--stop '\\\\n' has a backslash and a letter in it" in made(*flags).err
+    assert made(*flags, "--quiet").err == ""
+
+
 def test_markup_in_a_prompt_stays_text(model: Path, page: Path) -> None:
     nasty = "</script><!--"
     assert (

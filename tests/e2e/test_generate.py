@@ -754,6 +754,12 @@ def test_a_file_from_windows_is_the_same_prompt(records: Callable[..., Any], tmp
             r"--stop 'a\\n' has a backslash and a letter in it; for a newline write $'\n'",
         ),
         (("Once", "--bad-words", r"\t"), "--bad-words '\\\\t' has a backslash"),
+        (("Once", "--must-include", r"\n"), "--must-include '\\\\n' has a backslash"),
+        (
+            ("Once", "--dry-multiplier", 0.8, "--dry-sequence-breakers", r"\n"),
+            "--dry-sequence-breakers '\\\\n' has a backslash",
+        ),
+        (("",), ": no prompt: the text begins after <|endoftext|>; give one in quotes, -f FILE, or -i\n"),
     ],
 )
 def test_what_is_probably_not_meant_is_remarked_on(
@@ -762,6 +768,23 @@ def test_what_is_probably_not_meant_is_remarked_on(
     assert hint in tell(*flags, "--max-new-tokens", 2).err
     assert tell(*flags, "--max-new-tokens", 2, "--quiet").err == ""
     assert "minigpt.generate: prompt" in tell("Once", "--max-new-tokens", 2).err.splitlines()[0]
+
+
+def test_an_empty_file_and_the_name_of_a_file_are_no_prompts(
+    tell: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").touch()
+    Path("Once").write_text("Once a")
+    nothing, name = tell("-f", "empty.txt", "--max-new-tokens", 3), tell("Once", "--max-new-tokens", 2)
+    assert (nothing.out, name.out) == (f"{STORY[1:4]}\n", " a\n")
+    assert (
+        ": no prompt: the text begins after <|endoftext|>; give one in quotes, -f FILE, or -i\n"
+        in nothing.err
+    )
+    assert ": Once is a file too: -f Once continues its text\n" in name.err
+    assert "no prompt" not in name.err
+    assert "is a file too" not in tell("-f", "Once", "--max-new-tokens", 2).err
 
 
 def test_beams_that_find_one_text_twice_say_so() -> None:

@@ -129,6 +129,16 @@ def test_nothing_is_left_out_in_silence(how: str) -> None:
     assert "left out" not in call(*FLAGS).err
 
 
+@pytest.mark.usefixtures("folder")
+def test_what_is_probably_not_meant_is_remarked_on() -> None:
+    result = call(*FLAGS, "--stop", r"\n")
+    assert (
+        "--stop '\\\\n' has a backslash and a letter in it; for a newline write $'\\n' in bash\n"
+        in result.err
+    )
+    assert "no prompt" not in result.err
+
+
 def test_a_file_of_results_is_not_replaced(folder: Path) -> None:
     assert call(*FLAGS, *JSON).code == 1
     finished = (folder / "out.jsonl").read_bytes()
