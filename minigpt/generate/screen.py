@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from minigpt.cli.outputs import attempt
+from minigpt.cli.progress import late_bar
 from minigpt.cli.terminal import write_out
 from minigpt.generate.lattice_svg import draw
-from minigpt.sampler.events import Event, Request, TokenGenerated
+from minigpt.sampler.events import BeamsExtended, Event, Finished, Request, TokenGenerated
 from minigpt.sampler.lattice import Lattice
 from minigpt.tokenizer import Tokenizer
 from minigpt.tokenizer.streaming import TextStream
@@ -37,6 +39,35 @@ class Screen:
     def close(self) -> None:
         """Shows what was held back, and ends the line."""
         write_out(self._text.finish() + "\n")
+
+
+class TokenBar:
+    """A bar on a terminal's stderr, where texts are shown only at their end: the tokens of each prompt's longest text."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._most = [request.max_new_tokens for request in requests]
+        self._seen: Counter[tuple[int, int | None]] = Counter()  # of each prompt's texts; None: of its beams
+        self._longest: Counter[int] = Counter()  # of each prompt
+        self._bar = late_bar(total=sum(self._most), unit="tok")
+
+    def take(self, event: Event) -> None:
+        """Moves on by a token, and at the end of a prompt's texts over those that they did not need."""
+        if isinstance(event, Finished):
+            self._reach(event.prompt_index, self._most[event.prompt_index])
+        elif isinstance(event, TokenGenerated | BeamsExtended):
+            text = event.index if isinstance(event, TokenGenerated) else None
+            self._seen[event.prompt_index, text] += 1
+            self._reach(event.prompt_index, self._seen[event.prompt_index, text])
+
+    def _reach(self, prompt_index: int, n_tokens: int) -> None:
+        further = n_tokens - self._longest[prompt_index]
+        if further > 0:
+            self._longest[prompt_index] = n_tokens
+            self._bar.update(further)
+
+    def close(self) -> None:
+        """Removes it from the terminal."""
+        self._bar.close()
 
 
 class LatticeFile:

@@ -52,28 +52,32 @@ class Session:
     _generated: dict[tuple[int, int], list[TokenGenerated]] = field(default_factory=dict)
     _finished: dict[int, list[Completion]] = field(default_factory=dict)
 
-    def decode(self, observers: Sequence[EventObserver]) -> None:
+    def decode(self, observers: Sequence[EventObserver], bars: Sequence[EventObserver] = ()) -> None:
         """Runs the strategy to its end, or until Ctrl-C; what was generated until then stays.
 
         A prompt that fails does not take the others along: their texts do not depend on it, so they are
         generated without it.
 
+        Args:
+            observers: they show what is generated, or save it.
+            bars: they say how far it is, and no more; once a prompt has failed, they stand still.
+
         Raises:
             InvalidRequest: every prompt failed, or one did while observers were watching.
         """
         try:
-            self._run_together(observers)
+            self._run_together(observers, bars)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
             self.clock.stop()
-            for observer in observers:
+            for observer in (*observers, *bars):
                 observer.close()
 
-    def _run_together(self, observers: Sequence[EventObserver]) -> None:
+    def _run_together(self, observers: Sequence[EventObserver], bars: Sequence[EventObserver]) -> None:
         """Runs the strategy on all requests at once; where one of them fails, on each alone."""
         try:
-            self._run(range(len(self.requests)), observers)
+            self._run(range(len(self.requests)), (*observers, *bars))
         except InvalidRequest:
             if observers or len(self.requests) == 1:
                 raise

@@ -14,7 +14,7 @@ from minigpt.cli.terminal import write_err, write_out
 from minigpt.generate.beam_screen import BeamScreen
 from minigpt.generate.explain_table import explain_table
 from minigpt.generate.records import Written, record
-from minigpt.generate.screen import EventObserver, LatticeFile, Screen
+from minigpt.generate.screen import EventObserver, LatticeFile, Screen, TokenBar
 from minigpt.generate.session import Session
 from minigpt.generate.settings import GenerateSettings
 from minigpt.json_files import counted
@@ -57,7 +57,9 @@ def write_texts(
         note_dropped_tokens(session)
     if settings.stream and settings.echo:
         write_out(texts[0])
-    session.decode(observers(settings, tokenizer, session.requests))
+    unseen = not (settings.stream or settings.show_beams)
+    bars = [TokenBar(session.requests)] if unseen else []
+    session.decode(observers(settings, tokenizer, session.requests), bars)
     show(settings, tokenizer, session, texts)
     return session
 

@@ -17,7 +17,7 @@ from command import END, Result, call, reciter, run, save, start, tiny, wait
 
 import minigpt
 from minigpt import GPT2, Tokenizer
-from minigpt.cli import outputs
+from minigpt.cli import outputs, progress
 from minigpt.generate import session
 from minigpt.sampler import Beam, BeamSample, Greedy, PromptLookup, Sample, generate
 from minigpt.sampler.api import run as decode
@@ -796,6 +796,36 @@ def test_beams_that_find_one_text_twice_say_so() -> None:
     )
     assert result.out == " \n---\n \n"
     assert "text 1 of prompt 0 is text 0 again, in other tokens" in result.err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("-p", "x"), ("--num-beams", 2, "--no-stream"), ("--json",), ("--output", "{file}"), ("--no-stream",)],
+    ids=lambda flags: flags[0],
+)
+def test_a_bar_on_a_terminal_where_texts_are_shown_at_their_end(
+    tell: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...]
+) -> None:
+    def screen(*more: object) -> str:
+        """What stderr shows where it is a terminal."""
+        given = (str(flag).format(file=tmp_path / "text") for flag in (*flags, *more))
+        result = tell("Once", *given, terminal=True)
+        assert result.code == 0
+        return result.err
+
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setattr(progress, "QUICK", 0)
+    assert re.search(r" 0/\d+ \[", screen())
+    assert screen("--quiet") == ""
+
+
+def test_a_text_that_is_shown_as_it_grows_has_no_bar(
+    tell: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setattr(progress, "QUICK", 0)
+    for flags in ((), ("--num-beams", 2, "--show-beams")):
+        assert "tok/s]" not in tell("Once", *flags, terminal=True).err
 
 
 def test_a_prompt_that_fails_does_not_take_the_others_along(tell: Callable[..., Result]) -> None:

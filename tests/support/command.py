@@ -59,8 +59,9 @@ def call(
     terminal: bool = False,
     main: Callable[[list[str]], int] = generate.main,
 ) -> Result:
-    """Runs a command in this process: much faster, for torch is imported."""
+    """Runs a command in this process: much faster, for torch is imported; stdout and stderr are a terminal or files."""
     out, err = _Stream(terminal=terminal), io.StringIO()
+    err.isatty = lambda: terminal  # type: ignore[method-assign]
     with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", _Stream(stdin)):
         code = main([str(flag) for flag in flags])
     return Result(code, out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[attr-defined]
