@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Never
 
@@ -29,6 +30,7 @@ ADVICE = {
     "trust_remote_code": "a model's own code is never run: leave it out",
     "low_cpu_mem_usage": "weights go straight into place: leave it out",
 }  # fmt: skip
+PADDING = 127  # tokens, at most, that a model has beyond its tokenizer's, to make a multiple of 128
 
 
 def load(
@@ -74,13 +76,19 @@ def load(
     else:  # the hub's folders are named after the commit: model and tokenizer must be of the same
         reader = Tokenizer.from_pretrained(name_or_dir, revision=directory.name, offline=offline)
     model = GPT2.from_pretrained(directory, device=device, dtype=dtype, quantize=quantize)
-    if tokenizer is not None and reader.vocab_size > model.config.vocab_size:
-        raise InvalidRequest(
-            f"the tokenizer of {tokenizer} has {reader.vocab_size:,} tokens, the model {model.config.vocab_size:,}: "
-            "they are of different models"
-        )
+    if tokenizer is not None:
+        _check_size(f"the tokenizer of {tokenizer}", reader.vocab_size, model.config.vocab_size)
     reader.end_token = _end_token(model.config, reader)
     return model, reader
+
+
+def _check_size(what: str, n_tokens: int, vocab_size: int) -> None:
+    """Refuses a tokenizer that is larger than the model's vocabulary, and warns of one that is much smaller."""
+    sizes = f"{what} has {n_tokens:,} tokens, the model {vocab_size:,}"
+    if n_tokens > vocab_size:
+        raise InvalidRequest(f"{sizes}: they are of different models")
+    if vocab_size - n_tokens > PADDING:
+        warnings.warn(f"{sizes}: they may be of different models", stacklevel=3)
 
 
 def _end_token(config: GPT2Config, tokenizer: Tokenizer) -> int | None:

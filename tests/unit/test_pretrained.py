@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import call, save, tiny
+from command import call, run, save, tiny
 from trainer import TIMES, train, well
 
 import minigpt
@@ -63,6 +63,25 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path: Path) ->
     ):
         minigpt.load(own, tokenizer="bundled")
     assert call("--text", "a", "--model", own, "--tokenizer", "bundled", main=score.main).code == 3
+
+
+def test_a_tokenizer_that_is_much_smaller_than_the_model_is_warned_of(tmp_path: Path) -> None:
+    small = save(tmp_path / "small", tiny())
+    asked = ("a", "--max-new-tokens", 1, "--temperature", 0, "--tokenizer", small)
+    assert (
+        "different models"
+        not in call(*asked, "--model", save(tmp_path / "padded", tiny(vocab_size=258 + 127))).err
+    )
+    other = save(tmp_path / "other", tiny(vocab_size=4096))
+    result = run(*asked, "--model", other)
+    assert result.code == 0
+    assert result.err.startswith(
+        f"minigpt.generate: warning: the tokenizer of {small} has 258 tokens, the model 4,096: they may be of different"
+        " models\n"
+    )
+    with pytest.warns(UserWarning, match="they may be of different models") as said:
+        minigpt.load(other, tokenizer=small)
+    assert said[0].filename == __file__
 
 
 def test_training_and_scoring_use_it(tmp_path: Path) -> None:
