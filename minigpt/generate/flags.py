@@ -107,7 +107,7 @@ def _add_beam_flags(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--lattice", metavar="FILE",
-        help="save the beam-search trace (tokens, parents, scores) as JSON, or as a picture if FILE ends in .svg",
+        help="save the beam-search trace (tokens, parents, scores): FILE.json, or FILE.svg for a picture",
     )  # fmt: skip
     group.add_argument(
         "--replay", metavar="FILE",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TextIO
 
 from minigpt.cli import BAD_FLAGS, Failure
-from minigpt.cli.outputs import check_file, reason
+from minigpt.cli.outputs import reason
 from minigpt.generate.beam_screen import BeamScreen, frame
 from minigpt.generate.screen import save_lattice
+from minigpt.generate.settings import check_lattice
 from minigpt.sampler.lattice import Lattice
 
 SECONDS_A_STEP = 0.2  # on a terminal: time to read the new tokens
@@ -24,7 +25,7 @@ def replay(file: str, lattice_file: str | None) -> None:
         Failure: the file cannot be read, holds no trace, or the other cannot be written.
     """
     if lattice_file is not None:
-        check_file("--lattice", lattice_file, {"--replay": file})
+        check_lattice(lattice_file, {"--replay": file})
     try:
         lattice = Lattice.load(Path(file))
     except (OSError, ValueError) as error:

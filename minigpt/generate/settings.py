@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -158,7 +159,16 @@ def check_beams(settings: GenerateSettings) -> None:
     if settings.show_beams and settings.quiet:
         raise Failure(BAD_FLAGS, "--show-beams draws on stderr, which --quiet forbids: leave one out")
     if settings.lattice is not None:
-        check_file("--lattice", settings.lattice, {"--file": settings.file})
+        check_lattice(settings.lattice, {"--file": settings.file})
+
+
+def check_lattice(name: str, others: Mapping[str, str | None]) -> None:
+    """Refuses a file for a trace that cannot be written, is one of the others, or is named after another format."""
+    if not name.lower().endswith((".svg", ".json")):
+        raise Failure(
+            BAD_FLAGS, f"--lattice {name}: a picture is written as .svg, a trace as .json; name it so"
+        )
+    check_file("--lattice", name, others)
 
 
 def check_output(settings: GenerateSettings, given_stream: bool | None) -> None:

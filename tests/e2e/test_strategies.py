@@ -159,6 +159,8 @@ MISTAKES = {
     "--lattice out.json": "--lattice is not supported by greedy, which has no beams",
     "--num-beams 2 --show-beams --quiet": "--show-beams draws on stderr, which --quiet forbids",
     "--num-beams 2 --show-beams --stream": "not --json, --output or --show-beams",
+    "--num-beams 2 --lattice l.png": "--lattice l.png: a picture is written as .svg, a trace as .json; name it so",
+    "--replay no.json --lattice l.png": "--lattice l.png: a picture is written as .svg, a trace as .json",
     "--num-beams 2 --lattice no/where.json": "--lattice no/where.json: there is no such folder",
     "--replay no.json": "--replay no.json: No such file or directory",
     "--replay no.json --lattice no.json": "--lattice no.json is the file of --replay: name another file",
