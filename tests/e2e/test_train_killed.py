@@ -211,8 +211,9 @@ def test_ctrl_c_as_a_user_presses_it(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(*flags(text, out, "--steps", 10**6), python=("-m", "minigpt.train"))
     assert process.stderr is not None
-    begun = [process.stderr.readline(), process.stderr.readline()]
-    assert b"step 3 of 1000000" in begun[1]
+    begun = [process.stderr.readline() for _ in range(3)]
+    assert b"which reads it 50 times" in begun[1]
+    assert b"step 3 of 1000000" in begun[2]
     process.send_signal(signal.SIGINT)
     result = wait(process)
     assert result.code == 130
