@@ -119,17 +119,6 @@ def begun(file: str) -> dict[str, Any] | None:
     return job
 
 
-def check_new(file: str) -> None:
-    """Refuses a FILE that holds something: results that took hours are not replaced.
-
-    Raises:
-        Failure: it does.
-    """
-    path = real(file)
-    if path.exists() and path.stat().st_size > 0:
-        raise Failure(BAD_FLAGS, f"--output {file} is there already: name another file, or remove it")
-
-
 def _lock(rows: FileIO, file: str) -> None:
     """Keeps other processes out as long as this one lives, where the file system can do that."""
     if fcntl is None:

@@ -119,16 +119,14 @@ def write_many(settings: GenerateSettings) -> int:
     """Continues the prompts of `--prompts FILE`; the exit code.
 
     Raises:
-        Failure: the file of prompts cannot be read, or `--output` is there already, or begun by another job.
+        Failure: the file of prompts cannot be read, or `--output` holds the results of another job.
     """
     assert settings.prompts_file is not None
     prompts = PromptsFile.read(settings.prompts_file)
     job, begun = job_of(settings, prompts), None
     if settings.output is not None:
         begun = growing_file.begun(settings.output)
-        if begun is None:
-            growing_file.check_new(settings.output)
-        else:
+        if begun is not None:
             check_same(settings.output, begun, job)
             settings = with_seed(settings, begun.get("seed"))
     model, tokenizer = settings.model.load()

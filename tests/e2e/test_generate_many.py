@@ -139,23 +139,13 @@ def test_what_is_probably_not_meant_is_remarked_on() -> None:
     assert "no prompt" not in result.err
 
 
-def test_a_file_of_results_is_not_replaced(folder: Path) -> None:
-    assert call(*FLAGS, *JSON).code == 1
-    finished = (folder / "out.jsonl").read_bytes()
-    result = call(*FLAGS, *JSON, "--max-new-tokens", 2)
-    assert result.code == 2
-    assert result.mistake == "--output out.jsonl is there already: name another file, or remove it"
-    assert (folder / "out.jsonl").read_bytes() == finished
-    assert sorted(path.name for path in folder.iterdir()) == ["model", "out.jsonl", "p.jsonl"]
-
-
-def test_an_empty_file_stands_until_all_are_done(
+def test_an_older_file_stands_until_all_are_done(
     folder: Path, interrupt_after: Callable[[int], None]
 ) -> None:
-    (folder / "out.jsonl").touch()
+    (folder / "out.jsonl").write_text("old")
     interrupt_after(2)
     result = call(*FLAGS, *JSON)
-    assert (result.code, (folder / "out.jsonl").read_text()) == (130, "")
+    assert (result.code, (folder / "out.jsonl").read_text()) == (130, "old")
     assert "interrupted; the same command goes on from out.jsonl.part" in result.err
     assert len((folder / "out.jsonl.part").read_text().splitlines()) == 2
 
