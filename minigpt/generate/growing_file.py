@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,16 @@ class GrowingFile:
         self._size = 0  # of FILE.part
         self._rows = rows.open("a+b", buffering=0)
         _lock(self._rows, file)
-        if begun(file) is None:
-            self._rows.truncate(0)
-            self._rows.write(json.dumps(job).encode() + b"\n")  # before there is a FILE.part
-        else:
-            self._rows.truncate(self._take_up())
-        self._part = self.part.open("ab", buffering=0)
-        self._part.truncate(self._size)
+        with ExitStack() as opened:
+            opened.enter_context(self._rows)
+            if begun(file) is None:
+                self._rows.truncate(0)
+                _write_whole(self._rows, json.dumps(job).encode() + b"\n")  # before there is a FILE.part
+            else:
+                self._rows.truncate(self._take_up())
+            self._part = opened.enter_context(self.part.open("ab", buffering=0))
+            self._part.truncate(self._size)
+            opened.pop_all()
 
     def _take_up(self) -> int:
         """Marks the rows that are in FILE.part; how much of FILE.part.rows is about them."""
@@ -73,9 +77,7 @@ class GrowingFile:
 
     def add(self, index: int, text: bytes, failed: bool) -> None:
         """Adds the results of a row."""
-        left = memoryview(text)
-        while left:
-            left = left[self._part.write(left) :]
+        _write_whole(self._part, text)
         self._size += len(text)
         self._rows.write(b"%d %d %d\n" % (index, failed, self._size))
         self.status[index] = FAILED if failed else DONE
@@ -117,6 +119,13 @@ def begun(file: str) -> dict[str, Any] | None:
             " remove them, or name another file",
         )
     return job
+
+
+def _write_whole(file: FileIO, text: bytes) -> None:
+    """Writes all of a text; of a disk that is full, `write` takes a part, and says so only at the next call."""
+    left = memoryview(text)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _lock(rows: FileIO, file: str) -> None:

@@ -20,6 +20,8 @@ from minigpt.sampler.strategies.beam import Beam
 
 Overflow = Literal["error", "truncate", "stop", "slide"]
 
+OTHER_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf")  # than .svg
+
 
 @dataclass(frozen=True)
 class GenerateSettings:
@@ -163,8 +165,8 @@ def check_beams(settings: GenerateSettings) -> None:
 
 
 def check_lattice(name: str, others: Mapping[str, str | None]) -> None:
-    """Refuses a file for a trace that cannot be written, is one of the others, or is named after another format."""
-    if not name.lower().endswith((".svg", ".json")):
+    """Refuses a file for a trace that cannot be written, is one of the others, or is named as a picture of another format."""
+    if name.lower().endswith(OTHER_PICTURES):
         raise Failure(
             BAD_FLAGS, f"--lattice {name}: a picture is written as .svg, a trace as .json; name it so"
         )

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,27 @@ def test_a_line_that_cannot_be_is_where_it_goes_on(
     Path("out.jsonl.part.rows").write_bytes(b"".join([first, second, spoiled, *others]))
     assert call(*FLAGS, *JSON).code == 1
     assert written(folder) == records(part.decode())
+
+
+def test_a_disk_that_is_full_at_once_leaves_nothing_that_is_in_the_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What says which job it is may be written in part, and then no results may follow."""
+    opened = Path.open
+
+    class Full(FileIO):
+        def write(self, text: Any) -> int:
+            if self.tell() == 5:
+                raise OSError(28, "No space left on device")
+            return super().write(bytes(text[:5]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, mode, **how: (
+            Full(path, "a+") if path.name == "out.jsonl.part.rows" else opened(path, mode, **how)
+        ))  # fmt: skip
+        assert "No space left on device" in call(*FLAGS, *JSON).mistake
+    assert call(*FLAGS, *JSON).code == 1
+    assert [each["id"] for each in written(folder)] == IDS
 
 
 def test_two_processes_do_not_write_to_one_file(folder: Path, interrupt_after: Callable[[int], None]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minigpt.errors import InvalidRequest
 from minigpt.lazy import Tensor, torch
 from minigpt.options import option, require_in_range
 from minigpt.sampler.processors.processor import Processor, TextContext
@@ -41,13 +40,8 @@ def green_tokens(last: int, vocab_size: int, ratio: float, key: int) -> Tensor:
     >>> green_tokens(5, vocab_size=12, ratio=0.25, key=7).shape
     torch.Size([3])
     """
-    n = int(vocab_size * ratio)
-    if not n:
-        raise InvalidRequest(
-            f"watermark_ratio={ratio} (--watermark-ratio) favours none of {vocab_size:,} tokens: take at least {1 / vocab_size:.2g}"
-        )
     generator = torch.Generator("cpu").manual_seed(key * last % (2**64 - 1))
-    return torch.randperm(vocab_size, generator=generator, device="cpu")[:n]
+    return torch.randperm(vocab_size, generator=generator, device="cpu")[: int(vocab_size * ratio)]
 
 
 @dataclass(frozen=True)
