@@ -250,9 +250,7 @@ class Edit:
     def check(self) -> None:
         """Raises what has to be raised where the edit did not act as asked."""
         if self._last is None:
-            raise ValueError(
-                f"the edit of {', '.join(self._silent[:3])} did nothing: no text was read in this thread"
-            )
+            raise ValueError(f"the edit of {', '.join(self._silent[:3])} did nothing: no text was read")
         if self._silent:
             raise ValueError(f"{never_fired(self._silent, self._last)}; the edit did nothing there")
         self.where.check()

@@ -1,8 +1,7 @@
 """Where the points are: forward hooks on the model's modules, installed while a recording or an edit is open.
 
-All recordings and edits that a thread has opened on one model share one `Hooks`, so that they compose: at each point
-the edits act in the order in which they were opened, and recordings see what is left, whichever was opened first.
-Threads share models, but not these: the passes of other threads stay as they are.
+All recordings and edits of one model share one `Hooks`, so that they compose: at each point the edits
+act in the order in which they were opened, and recordings see what is left, whichever was opened first.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from threading import Lock, get_ident, local
+from functools import cached_property
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -30,7 +28,6 @@ MASK = "attn.mask"  # which keys each query may see, as the kernel gets it: bool
 KEYS = "attn.keys"  # the keys that the kernel gets, cached ones included: (B, H, S, K)
 KEYS_0 = f"blocks.0.{KEYS}"
 OUT_OF_PASS = "a layer was called by itself: only whole passes, model(tokens), can be recorded or edited"
-CHANGING = Lock()  # the hooks of a model: torch numbers them without one, and two of a number would be one
 INTERRUPTED = "a pass did not finish: an exception was raised in it, and caught inside the `with`"
 
 
@@ -105,27 +102,23 @@ class Visitor(Protocol):
 
 
 class Hooks:
-    """The hooks of one thread on one model, and the visitors that they serve."""
+    """The hooks on one model, and the visitors that they serve."""
 
     def __init__(self, model: GPT2) -> None:
         self.model = model
         self.visitors: list[Visitor] = []
         self.current: Pass | None = None
         self._tokens: Tensor | None = None
-        self._thread = get_ident()
         self._handles: list[RemovableHandle] = []
 
     def update(self, visitors: list[Visitor]) -> None:
         """Removes the hooks that there are, and installs what these visitors need."""
-        with CHANGING:
-            while self._handles:
-                self._handles.pop().remove()
-            self.visitors = sorted(
-                visitors, key=lambda visitor: not visitor.changes
-            )  # stable: else as opened
-            self.current = self._tokens = None
-            if visitors:
-                self._install()
+        while self._handles:
+            self._handles.pop().remove()
+        self.visitors = sorted(visitors, key=lambda visitor: not visitor.changes)  # stable: else as opened
+        self.current = self._tokens = None
+        if visitors:
+            self._install()
 
     def wants(self, name: str) -> bool:
         return any(name in visitor.names for visitor in self.visitors)
@@ -140,25 +133,18 @@ class Hooks:
         return value
 
     def _install(self) -> None:
-        model, add = self.model, self._add
-        add(model.token_embedding.register_forward_hook, self._read)
-        add(model.blocks[0].register_forward_pre_hook, self._begin)
+        model, keep = self.model, self._handles.append
+        keep(model.token_embedding.register_forward_hook(self._read))
+        keep(model.blocks[0].register_forward_pre_hook(self._begin))
         for layer, block in enumerate(model.blocks):
             for register, hook, points in BlockHooks(self, layer).sites(block):
                 if any(self.wants(f"blocks.{layer}.{point}") for point in points):
-                    add(register, hook)
-        add(model.blocks[-1].register_forward_hook, self._end)
+                    keep(register(hook))
+        keep(model.blocks[-1].register_forward_hook(self._end))
         if self.wants("final_norm"):
-            add(model.final_norm.register_forward_hook, self._final_norm)
+            keep(model.final_norm.register_forward_hook(self._final_norm))
         if self.wants("logits"):
-            add(model.head.register_forward_hook, self._logits)
-
-    def _add(self, register: Callable[..., RemovableHandle], hook: Callable[..., Any]) -> None:
-        self._handles.append(register(partial(self._in_own_thread, hook)))
-
-    def _in_own_thread(self, hook: Callable[..., Any], *args: Any) -> Any:
-        """What the hook says, or None, with which the module goes on as if there were none."""
-        return hook(*args) if get_ident() == self._thread else None
+            keep(model.head.register_forward_hook(self._logits))
 
     def _read(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         self._tokens = args[0]
@@ -288,32 +274,24 @@ def wide_pattern(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Ten
         return attention_pattern(q.to(wide), k.to(wide), mask, scale)
 
 
-class _Open(local):
-    """The models that this thread watches."""
-
-    def __init__(self) -> None:
-        self.hooks: WeakKeyDictionary[GPT2, Hooks] = WeakKeyDictionary()
-
-
-_OPEN = _Open()
+_OPEN: WeakKeyDictionary[GPT2, Hooks] = WeakKeyDictionary()  # of the models that are being watched
 
 
 @contextmanager
 def attached(model: GPT2, visitor: Visitor) -> Iterator[None]:
-    """Shows every pass of the model in this thread to a visitor, for as long as the block lasts.
+    """Shows every pass of the model to a visitor, for as long as the block lasts.
 
     Raises:
         ValueError: when a pass begins, the model is in training mode with dropout.
     """
-    watched = _OPEN.hooks
-    hooks = watched.setdefault(model, Hooks(model))
+    hooks = _OPEN.setdefault(model, Hooks(model))
     hooks.update([*hooks.visitors, visitor])
     try:
         yield
     finally:
         hooks.update([other for other in hooks.visitors if other is not visitor])
         if not hooks.visitors:
-            del watched[model]
+            del _OPEN[model]
 
 
 def require_watchable(model: GPT2) -> None:

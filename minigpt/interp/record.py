@@ -282,7 +282,7 @@ class _Recorder:
     def check(self) -> None:
         """Raises ValueError where a point was never reached, or the last pass broke off."""
         if self._pass is None:
-            raise ValueError("nothing was recorded: the model read no text inside the `with`, in this thread")
+            raise ValueError("nothing was recorded: the model read no text inside the `with`")
         silent = [name for name in self.seen.names if name not in self._store]
         if silent:
             raise ValueError(never_fired(silent, self._pass))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from watched import close, n_hooks
 
-import minigpt
-from minigpt import GPT2
 from minigpt.interp import (
     ablate,
     edit,
@@ -447,55 +444,6 @@ def test_adapters_are_edited_and_their_dropout_is_refused() -> None:
         close(seen[name], expected[name])
     with pytest.raises(ValueError, match="drops values at random"):
         record_text(adapted.train(), TEXT, "logits")
-
-
-def test_a_pass_that_did_not_finish_is_named() -> None:
-    with (
-        pytest.raises(
-            ValueError, match=r"a pass did not finish: .* caught inside the `with`, so blocks.1.mlp.out never"
-        ),
-        ablate(MODEL, "blocks.1.mlp.out"),
-        suppress(RuntimeError),
-        edit(MODEL, "blocks.0.mlp.out", broken),
-    ):
-        MODEL(TOKENS)
-
-
-@pytest.mark.parametrize("model", [MODEL, minigpt.load()[0]], ids=["tiny", "in C"])
-def test_other_threads_read_as_if_there_were_no_intervention(model: GPT2) -> None:
-    """Whether their passes begin before it is opened, while it is open, or in between."""
-    prompts = [TEXT, OTHER[:5]]
-
-    def written() -> list[list[int]]:
-        return [best.tokens for (best,) in generate(model, prompts, Greedy(), max_new_tokens=8)]
-
-    alone = written()
-    with ThreadPoolExecutor(1) as other:
-        with ablate(model, "blocks.*.mlp.out"), record(model, "blocks.0.attn.z") as seen:
-            assert other.submit(written).result() == alone
-            model(TOKENS)
-        assert seen.tokens.equal(TOKENS)
-        busy = other.submit(lambda: [written() for _ in range(20)])
-        while not busy.done():
-            with ablate(model, "blocks.*.mlp.out"):
-                model(TOKENS)
-        assert busy.result() == [alone] * 20
-        with ablate(model, "blocks.*.mlp.out"):
-            without = written()
-        assert without != alone
-
-        def mine() -> list[list[int]]:
-            with ablate(model, "blocks.*.mlp.out"):
-                return written()
-
-        busy = other.submit(mine)
-        assert written() == alone
-        assert busy.result() == without
-        with (
-            pytest.raises(ValueError, match="did nothing: no text was read in this thread"),
-            ablate(model, "blocks.*.mlp.out"),
-        ):
-            other.submit(written).result()
 
 
 def test_an_intervention_without_a_pass_raises() -> None:
