@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minigpt.atomic import all_or_none, check_writable, named_folder
 from minigpt.cli import BAD_FLAGS, FAILED, Failure
+from minigpt.cli.inputs import STDIN
 from minigpt.cli.terminal import utf8, write_out
 
 
@@ -25,7 +26,7 @@ def check_file(flag: str, name: str, others: Mapping[str, str | None]) -> None:
             device.
     """
     for other_flag, other in others.items():
-        if other is not None and _same_file(name, other):
+        if other not in (None, STDIN) and _same_file(name, other):
             raise Failure(BAD_FLAGS, f"{flag} {name} is the file of {other_flag}: name another file")
     try:
         path = real(name)

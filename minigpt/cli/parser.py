@@ -45,7 +45,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
             Failure: a flag is unknown, or its value is none.
         """
-        args, unknown = self.parse_known_args(hyphens(argv))
+        argv = hyphens(argv)
+        for flag in argv:  # which argparse would take for -o and a name
+            if re.match(r"-out(put)?(=|$)", flag) and "-o" in self._option_string_actions:
+                self.error(f"unrecognized arguments: {flag} (use -{flag.partition('=')[0]})")
+        args, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown[0])}")
         return args
@@ -56,6 +60,9 @@ class Parser(argparse.ArgumentParser):
 
     def _advice(self, unknown: str) -> str:
         """What was probably meant by an argument that is none, after a space; nothing where that is open."""
+        takes_prompt = any(action.metavar == "PROMPT" for action in self._actions)
+        if takes_prompt and unknown.partition("=")[0] in ("-p", "--prompt"):
+            return " (the prompt has no flag: give it by itself, in quotes)"
         if not unknown.startswith("-") and "--data" in self.actions():
             return f" (write --data {unknown})"
         if not unknown.startswith("-"):
@@ -74,7 +81,7 @@ def meant_flag(unknown: str, known: Collection[str]) -> str:
     >>> meant_flag("--learnign-rate", ["--lr"]), meant_flag("--fp16", ["--dtype"])
     ('use --lr', 'use --dtype float16')
     """
-    name = "prompt" if unknown == "-p" else unknown.lstrip("-").lower().replace("-", "_")
+    name = unknown.lstrip("-").lower().replace("-", "_")
     names = [flag.lstrip("-").replace("-", "_") for flag in known]
     if meant := meant_by(name, names):
         return _use(meant)

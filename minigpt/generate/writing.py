@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from minigpt import cli
 from minigpt.cli import FAILED, Failure
 from minigpt.cli.outputs import save
-from minigpt.cli.terminal import write_err, write_out
+from minigpt.cli.progress import in_notebook
+from minigpt.cli.terminal import is_terminal, write_err, write_out
 from minigpt.generate.beam_screen import BeamScreen
 from minigpt.generate.explain_table import explain_table
 from minigpt.generate.records import Written, record
@@ -57,7 +58,7 @@ def write_texts(
         note_dropped_tokens(session)
     if settings.stream and settings.echo:
         write_out(texts[0])
-    unseen = not (settings.stream or settings.show_beams)
+    unseen = not (settings.stream or settings.show_beams) and (is_terminal(sys.stderr) or in_notebook())
     bars = [TokenBar(session.requests)] if unseen else []
     session.decode(observers(settings, tokenizer, session.requests), bars)
     show(settings, tokenizer, session, texts)

@@ -103,10 +103,12 @@ class Places:
     heads: list[int] | None = None
     positions: list[int] | None = None
     rows: list[int] | None = None
+    names_rows: bool = False  # whether the user chose them
     met_positions: set[int] = field(default_factory=set)
     met_rows: int = 0
     longest: int = 0  # most tokens that a row had
-    n_slots: int | None = None  # filled by the passes so far; None before the first
+    batch: Tensor | None = None  # the tokens of the batch whose rows were named
+    text: Tensor | None = None  # the tokens of the texts whose positions were named
     context: int = 0  # most tokens that the model can see
     tracker: RowTracker = field(default_factory=RowTracker)
 
@@ -123,6 +125,7 @@ class Places:
             as_indices("head", heads, model.config.n_head),
             as_indices("position", positions, model.config.n_positions),
             as_indices("row", rows),
+            names_rows=rows is not None,
             context=model.config.n_positions,
         )
 
@@ -145,25 +148,29 @@ class Places:
         Raises:
             ValueError: `rows` or `positions` would name something else than in the pass before.
         """
-        if self.rows is not None and self.n_slots not in (None, current.start):
-            what = (
-                "a second batch was read"
-                if current.start == 0
-                else f"a pass read on from slot {current.start}, but {self.n_slots} had been read"
-            )
-            raise ValueError(
-                f"{what}: rows= names rows of one batch, read on token by token (a long list of prompts is read in "
-                "several): open the intervention for each batch, or leave rows= out"
-            )
-        if self.positions is not None and current.start == 0 and self.longest == self.context:
-            raise ValueError(
-                f"a text filled the context of {self.context} tokens, and then one was read from its first token on, "
-                'as a window that slides (overflow="slide") reads what is left: the positions would name other '
-                "tokens; open the intervention for each text, or write no more than fits"
-            )
-        self.n_slots = current.start + current.tokens.size(1)
+        if self.names_rows and current.start == 0 and len(current.tokens) > 1:
+            if self.batch is not None and not _begin_alike(self.batch, current.tokens):
+                raise ValueError(
+                    "a second batch was read: rows= names rows of one batch (a long list of prompts is read in several): "
+                    "open the intervention for each batch, or leave rows= out"
+                )
+            self.batch = current.tokens
+        if self.positions is not None:
+            self._follow_text(current)
         self.longest = max(self.longest, int(current.positions.max()) + 1)
         self.met_rows = max(self.met_rows, len(current.tokens))
+
+    def _follow_text(self, current: Pass) -> None:
+        before = self.text
+        goes_on = before is not None and current.start > 0 and len(before) == len(current.tokens)
+        read = [before[:, : current.start]] if before is not None and goes_on else []
+        self.text = torch.cat([*read, current.tokens], 1)
+        was_full = before is not None and before.size(1) >= self.context
+        if before is not None and was_full and current.start == 0 and _goes_on(before, current.tokens):
+            raise ValueError(
+                'the window slid (overflow="slide"): what is left of the text was read again from its first token on, '
+                "and the positions would name other tokens; write no more than fits the context"
+            )
 
     def mask(self, value: Tensor, has_heads: bool, current: Pass) -> Tensor:
         """True where the edit acts: (B, T, 1), or (B, H, T, 1) with heads. Notes the positions that it meets."""
@@ -197,6 +204,18 @@ class Places:
         beyond = [row for row in self.rows or () if row >= self.met_rows]
         if beyond:
             raise IndexError(f"row {beyond[0]} was never read: the batch had rows 0 to {self.met_rows - 1}")
+
+
+def _begin_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two batches are of the same texts, as far as the shorter one goes: (B, T) each."""
+    n = min(a.size(1), b.size(1))
+    return torch.equal(a[:, :n], b[:, :n])
+
+
+def _goes_on(text: Tensor, tokens: Tensor) -> bool:
+    """Whether tokens are the end of a text, without its beginning, and one token more: (B, S), (B, T)."""
+    n = tokens.size(1) - 1
+    return 0 < n < text.size(1) and torch.equal(text[:, text.size(1) - n :], tokens[:, :-1])
 
 
 class Edit:

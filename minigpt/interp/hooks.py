@@ -27,7 +27,10 @@ from minigpt.model import GPT2
 MASK = "attn.mask"  # which keys each query may see, as the kernel gets it: bool (T, S) or (B, H or 1, T, S)
 KEYS = "attn.keys"  # the keys that the kernel gets, cached ones included: (B, H, S, K)
 KEYS_0 = f"blocks.0.{KEYS}"
-OUT_OF_PASS = "a layer was called by itself: only whole passes, model(tokens), can be recorded or edited"
+OUT_OF_PASS = (
+    "a layer was called by itself, or by another thread that uses the model: only whole passes, model(tokens), can be "
+    "recorded or edited, and a thread needs a copy of the model"
+)
 INTERRUPTED = "a pass did not finish: an exception was raised in it, and caught inside the `with`"
 
 

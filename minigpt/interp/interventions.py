@@ -232,6 +232,11 @@ def mean_activation(
 def _fit(given: Tensor | float, value: Tensor, name: str, current: Pass, chosen: Tensor) -> Tensor:
     """What was given, as large as the value; what has several positions is put where they are."""
     given, axis = torch.as_tensor(given).to(value), point_of(name).token_axis
+    if given.dim() == 2 and len(given) > 1 and point_of(name).has_heads and not name.endswith("attn.pattern"):
+        raise ValueError(
+            f"a tensor of shape {tuple(given.shape)} does not fit {name}, which is {tuple(value.shape)}: write (H, 1, K) "
+            "for a value of each head, (1, T, K) for one of each position"
+        )
     full = given.reshape((1,) * (value.dim() - given.dim()) + given.shape)
     axes = (axis, 3) if name.endswith("attn.pattern") else (axis,)
     sizes = [full.size(i) for i in axes if full.dim() == value.dim() and full.size(i) > 1]

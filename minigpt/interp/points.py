@@ -234,8 +234,7 @@ def meant_points(name: str, names: Sequence[str]) -> str:
     >>> meant_points("blocks.1.attn.hook_z", [])
     'here it is called blocks.1.attn.z'
     """
-    known = _called_elsewhere(name)
-    if known:
+    if known := _called_elsewhere(name):
         return known
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
@@ -274,6 +273,7 @@ def _no_point(pattern: str, names: list[str], layers: Sequence[int] | None) -> s
         hint = f"layers are 0 to {last}"
     else:
         near = meant_points(pattern, known if "*" in pattern else names)
-        hint = near or f"points are {', '.join(BY_NAME)}"
+        beyond = [layer for layer in re.findall(r"blocks\.(\d+)\.", near) if int(layer) > last]
+        hint = f"layers are 0 to {last}" if beyond else near or f"points are {', '.join(BY_NAME)}"
     where = "" if layers is None else f" in layers {list(layers)}"
     return f"no point matches {pattern!r}{where}; {hint} (points of layer L begin with blocks.L.)"

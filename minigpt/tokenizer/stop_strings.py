@@ -7,8 +7,6 @@ from typing import Protocol
 
 from minigpt.json_files import shown
 
-REPLACEMENT = "\ufffd"
-
 
 class Decoder(Protocol):
     """What stop strings need of a tokenizer."""
@@ -40,10 +38,6 @@ class StopStrings:
             raise ValueError(f"a stop string must be a text, got {shown(wrong[0])}")
         if "" in texts:
             raise ValueError(f"a stop string must not be empty, got {list(texts)!r}: every text contains it")
-        if any(REPLACEMENT in text for text in texts):
-            raise ValueError(
-                f"a stop string must not contain U+FFFD, got {list(texts)!r}: a text shows it where bytes make no character"
-            )
         self.texts = tuple(texts)
         self._decoder = decoder
         self._bytes = [text.encode() for text in texts]

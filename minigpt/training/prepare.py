@@ -203,6 +203,8 @@ def _times(n: float) -> str:
     >>> _times(0.123), _times(1.5), _times(11_377.7)
     ('0.12 times', '1.5 times', '11,378 times')
     """
+    if n < 0.01:
+        return "less than 0.01 times"
     return f"{n:.2g} times" if n < 10 else f"{n:,.0f} times"
 
 

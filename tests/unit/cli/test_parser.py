@@ -65,11 +65,25 @@ def test_a_flag_after_two_hyphens_is_told_its_place() -> None:
 def test_each_command_is_told_its_own_flags() -> None:
     for flag, make, meant in (
         ("--quantize", quantize_parser, "use --to"),
-        ("-p", explore_flags.parser, "the prompt has no flag: give it by itself, in quotes"),
         ("--prompt", score_parser, "use --text"),
         ("-o", score_parser, "use --out"),
     ):
         assert meant_flag(flag, make().actions()) == meant
+
+
+@pytest.mark.parametrize("flag", ["-p", "--prompt"])
+def test_a_prompt_without_a_flag_is_told_so_where_there_is_one(flag: str) -> None:
+    with pytest.raises(Failure, match="the prompt has no flag: give it by itself, in quotes"):
+        explore_flags.parser().parse([flag, "x", "-o", "y"])
+    with pytest.raises(Failure) as raised:
+        train_parser().parse(["--data", "x", "--out", "y", flag, "z"])
+    assert "prompt has no" not in str(raised.value)
+
+
+@pytest.mark.parametrize("flag", ["-out", "-out=x", "-output=x"])
+def test_out_with_one_hyphen_is_no_folder_called_ut(flag: str) -> None:
+    with pytest.raises(Failure, match=r"unrecognized arguments: -out.* \(use --out"):
+        train_parser().parse(["--data", "x", flag, "y"])
 
 
 def test_a_text_to_train_on_is_told_its_flag() -> None:
