@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from textwrap import fill
 from typing import Any, NoReturn
 
@@ -46,9 +47,12 @@ class Parser(argparse.ArgumentParser):
             Failure: a flag is unknown, or its value is none.
         """
         argv = hyphens(argv)
-        for flag in argv:  # which argparse would take for -o and a name
-            if re.match(r"-out(put)?(=|$)", flag) and "-o" in self._option_string_actions:
-                self.error(f"unrecognized arguments: {flag} (use -{flag.partition('=')[0]})")
+        out = self._option_string_actions.get("-o")
+        for flag in takewhile(
+            lambda flag: flag != "--", argv
+        ):  # argparse takes -out=x for -o and the name ut=x
+            if out and re.match(r"-out(put)?(=|$)", flag):
+                self.error(f"unrecognized arguments: {flag} (use {max(out.option_strings, key=len)})")
         args, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown[0])}")
