@@ -22,11 +22,8 @@ __all__ = [
     "NamesElsewhere", "Tensor", "arrow", "arrow_fs", "arrow_parquet", "fsspec", "fsspec_arrow", "hub_constants", "hub_errors", "hub_tqdm",
     "huggingface_hub", "imported_when_used", "numpy", "ray", "ray_data", "torch",
 ]  # fmt: skip
-EXPORTERS = (
-    "minigpt",
-    "minigpt.sampler",
-    "minigpt.training",
-)  # packages whose public names are quickly known
+# Packages whose public names are quickly known.
+EXPORTERS = ("minigpt", "minigpt.sampler", "minigpt.training")
 
 
 class _Lazy:

@@ -47,16 +47,20 @@ class Parser(argparse.ArgumentParser):
             Failure: a flag is unknown, or its value is none.
         """
         argv = hyphens(argv)
-        out = self._option_string_actions.get("-o")
-        for flag in takewhile(
-            lambda flag: flag != "--", argv
-        ):  # argparse takes -out=x for -o and the name ut=x
-            if out and re.match(r"-out(put)?(=|$)", flag):
-                self.error(f"unrecognized arguments: {flag} (use {max(out.option_strings, key=len)})")
+        self._refuse_single_hyphen(argv)
         args, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown[0])}")
         return args
+
+    def _refuse_single_hyphen(self, argv: Sequence[str]) -> None:
+        """Refuses -out=x, which argparse would take for -o and the name ut=x."""
+        out = self._option_string_actions.get("-o")
+        if out is None:
+            return
+        for flag in takewhile(lambda flag: flag != "--", argv):
+            if re.match(r"-out(put)?(=|$)", flag):
+                self.error(f"unrecognized arguments: {flag} (use {max(out.option_strings, key=len)})")
 
     def actions(self) -> dict[str, argparse.Action]:
         """What every flag with two hyphens does, by its name with them."""

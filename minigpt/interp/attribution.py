@@ -122,14 +122,8 @@ def direct_attribution(
     values = [*(_centred(parts) @ to_logit).tolist(), float(offset @ direction)]
     names.append("final_norm.bias")
     precision = _precision(alone)
-    recorded = _recorded(alone, at, chosen)
     size = _size(stream) * weight.abs() / sigma + offset.abs()
-    if abs(recorded - total) > precision * float(size @ unembed.abs().sum(0)):
-        raise ValueError(
-            f"the recorded logit is {recorded:.4g}, and this model makes {total:.4g} of the recorded stream: it was "
-            "recorded under an edit of final_norm or logits, or from another model; give the model that was "
-            "recorded, and a recording without that edit"
-        )
+    _require_near(total, _recorded(alone, at, chosen), precision * float(size @ unembed.abs().sum(0)))
     edits = float(_centred(stream - parts.sum(0)) @ to_logit)
     if abs(edits) > precision * float(_size(parts).sum(0) @ to_logit.abs()):
         names.append("edits")
@@ -173,6 +167,16 @@ def _precision(seen: Recording) -> float:
     eps = [torch.finfo(chunk.dtype).eps for name in seen.names for chunk in seen.steps(name)]
     products = {"highest": 0.0, "high": 2**-10, "medium": 2**-7}[torch.get_float32_matmul_precision()]
     return 1e-5 + 2 * max(products, *eps)
+
+
+def _require_near(total: float, recorded: float, allowed: float) -> None:
+    """Raises ValueError where the recorded logit is another than the stream's; NaN, of one that was not recorded, passes."""
+    if abs(recorded - total) > allowed:
+        raise ValueError(
+            f"the recorded logit is {recorded:.4g}, and this model makes {total:.4g} of the recorded stream: it was "
+            "recorded under an edit of final_norm or logits, or from another model; give the model that was "
+            "recorded, and a recording without that edit"
+        )
 
 
 def _recorded(alone: Recording, at: int, chosen: list[int]) -> float:

@@ -161,12 +161,14 @@ class Places:
         self.met_rows = max(self.met_rows, len(current.tokens))
 
     def _follow_text(self, current: Pass) -> None:
-        before = self.text
-        goes_on = before is not None and current.start > 0 and len(before) == len(current.tokens)
-        read = [before[:, : current.start]] if before is not None and goes_on else []
-        self.text = torch.cat([*read, current.tokens], 1)
-        was_full = before is not None and before.size(1) >= self.context
-        if before is not None and was_full and current.start == 0 and _goes_on(before, current.tokens):
+        """Keeps the tokens of the texts, by which a window that slid is known from another text."""
+        before, self.text = self.text, current.tokens
+        if before is None:
+            return
+        if current.start > 0:
+            if len(before) == len(current.tokens):
+                self.text = torch.cat([before[:, : current.start], current.tokens], 1)
+        elif before.size(1) >= self.context and _goes_on(before, current.tokens):
             raise ValueError(
                 'the window slid (overflow="slide"): what is left of the text was read again from its first token on, '
                 "and the positions would name other tokens; write no more than fits the context"

@@ -90,8 +90,8 @@ def logit_lens(
     Raises:
         KeyError: a point was not recorded.
         IndexError: a target is no token.
-        ValueError: a point is none of the stream, `top` is below 1, the targets are not one for each token, the recording is of a
-            model of another width, or its logits are not what this model makes of its stream.
+        ValueError: a point is none of the stream, `top` is below 1, the targets are not one for each token, the
+            recording is of a model of another width, or its logits are not what this model makes of its stream.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 
@@ -125,7 +125,7 @@ def logit_lens(
     tokens, logprobs, entropy, kl, rank, target_logprobs = (
         torch.stack(column) for column in zip(*columns, strict=True)
     )
-    pad = (seen.pad - seen.start).clamp_min(0)  # what was there before the recording is not in it
+    pad = _recorded_pad(seen)
     padding = _padding(tokens[0, ..., 0], pad)
     return LensReading(
         names, seen.tokens, pad, tokens, logprobs, entropy.masked_fill(padding, torch.nan),
@@ -234,7 +234,7 @@ def _require_recorded_prediction(seen: Recording, last: Tensor) -> None:
         return
     recorded, n = logits.to(last.dtype).log_softmax(-1), logits.size(1)
     kl = (recorded.exp() * (recorded - last[:, -n:])).nan_to_num().sum(-1)  # (B, n)
-    kl = kl.masked_fill(_padding(seen.tokens, (seen.pad - seen.start).clamp_min(0))[:, -n:].to(kl.device), 0)
+    kl = kl.masked_fill(_padding(seen.tokens, _recorded_pad(seen))[:, -n:].to(kl.device), 0)
     if kl.max() > ROUNDING:
         row, token = divmod(int(kl.argmax()), n)
         raise ValueError(
@@ -243,6 +243,11 @@ def _require_recorded_prediction(seen: Recording, last: Tensor) -> None:
             "recorded under an edit of final_norm or logits, or from another model: give the model that was "
             "recorded, and a recording without that edit"
         )
+
+
+def _recorded_pad(seen: Recording) -> Tensor:
+    """How many of each row's first tokens are padding (B,); what was read before the recording is not among them."""
+    return (seen.pad - seen.start).clamp_min(0)
 
 
 def _padding(tokens: Tensor, pad: Tensor) -> Tensor:

@@ -35,10 +35,8 @@ class MatrixInC:
     def layer(self, input_scale: Tensor, bias: Tensor | None) -> CLinear:
         """The layer as the functions take it."""
         n_out, n_in = self.shape
-        scales, biases = (
-            as_float32_vector(input_scale, n_in),
-            None if bias is None else as_float32_vector(bias, n_out),
-        )
+        scales = as_float32_vector(input_scale, n_in)
+        biases = None if bias is None else as_float32_vector(bias, n_out)
         layer = CLinear(
             self._blocks.data_ptr(), None if biases is None else biases.data_ptr(), n_in, n_out, INT8,
             self._shift.data_ptr(), self.scale.data_ptr(), scales.data_ptr(),

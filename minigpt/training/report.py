@@ -116,9 +116,8 @@ class TrainingReport:
     def _speed(self, metrics: Mapping[str, Any]) -> str:
         speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
         mfu = metrics["tokens_per_second"] / self.peak_tokens_per_second
-        return (
-            f"{speed}, {mfu:.0%} MFU" if mfu <= 1 else speed
-        )  # else other programs slowed the measured peak
+        slowed = mfu > 1  # by other programs: the peak, while it was measured
+        return speed if slowed else f"{speed}, {mfu:.0%} MFU"
 
 
 class SilentReport:
